@@ -1,0 +1,184 @@
+"""Job configurations of this package, and the base class of every configuration in synthscale.
+
+A configuration is frozen, refuses unknown keys, and has two halves: the *recipe* (what is computed, hashed into
+the artefact's identity) and the *placement* (where and how wide it runs, and the study root: never hashed).
+The docstring under a field is its help text and states the unit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+"""A name of an artefact: it becomes one path component, so lower-case letters, digits, dot, dash, underscore."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, strict about keys, field docstrings become help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    not_identity: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where and how wide to run, not what to compute: left out of the artefact's identity."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result, as plain JSON-able values, `not_identity` fields left out at every level."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields if name not in self.not_identity}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.identity()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+class JobConfig(Config):
+    """What every job knows: the study root all artefacts live under, and the name of its own artefact."""
+
+    not_identity = frozenset({"root", "placement", "name"})
+
+    root: str = "study"
+    """Study root: a local directory or an s3:// or gs:// prefix; every path in the study is under it."""
+
+
+# --- build_corpus ----------------------------------------------------------------------------------------------
+
+
+class DocstringSource(Config):
+    """English prose of the docstrings of installed Python packages: always there, no download."""
+
+    kind: Literal["docstrings"] = "docstrings"
+    packages: tuple[str, ...]
+    """Import names; each becomes one domain. `stdlib` stands for the standard library."""
+
+
+class FileSource(Config):
+    """Parquet, JSON lines (.jsonl, .gz, .zst) or plain text, from any path or URL pyarrow and fsspec can open."""
+
+    kind: Literal["files"] = "files"
+    paths: tuple[str, ...]
+    """Files, directories or globs; `s3://`, `gs://`, `https://` and local paths."""
+    format: Literal["auto", "parquet", "jsonl", "text"] = "auto"
+    """`auto` goes by the file ending; `text` makes one document of each file."""
+    text_field: str = "text"
+    """Column or key that holds the document."""
+    domain_field: str | None = None
+    """Column or key that holds the domain; without it every document has the domain in `domain`."""
+    domain: str = "web"
+    """Domain of documents without a domain field."""
+
+
+class HuggingFaceSource(Config):
+    """A dataset of the Hugging Face hub by name; needs a network that reaches it."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    dataset: str
+    """Repository id, such as `allenai/c4`."""
+    subset: str | None = None
+    """Configuration name inside the repository."""
+    split: str = "train"
+    """Split to read; streamed, never downloaded whole."""
+    revision: str = "main"
+    """Branch, tag or commit; pin a commit for a study that others must repeat."""
+    text_field: str = "text"
+    """Column that holds the document."""
+    domain_field: str | None = None
+    """Column that holds the domain; without it every document has the domain in `domain`."""
+    domain: str = "web"
+    """Domain of documents without a domain field."""
+
+
+CorpusSource = Annotated[DocstringSource | FileSource | HuggingFaceSource, Field(discriminator="kind")]
+
+
+class CorpusPlacement(Config):
+    tasks: int = Field(default=0, ge=0)
+    """Parallel reading tasks; 0 takes one per CPU of the cluster."""
+
+
+class CorpusConfig(JobConfig):
+    """`build_corpus`: sources -> `corpora/<name>/{train,held_out}/part-*.parquet`."""
+
+    name: Name = "natural"
+    """Name of the corpus: `corpora/<name>`."""
+    sources: tuple[CorpusSource, ...] = Field(min_length=1)
+    """Where documents come from; duplicates across sources are dropped, the first one stays."""
+    held_out_fraction: Fraction = 0.05
+    """Fraction of documents held out for evaluation, chosen by the hash of the document, [0, 1]."""
+    min_characters: int = Field(default=200, ge=1)
+    """Documents shorter than this are dropped and counted, characters."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Keep at most this many documents (lowest document hash first, so a larger limit only adds), documents."""
+    documents_per_part: int = Field(default=256, ge=1)
+    """Documents per Parquet part: the unit of commit of everything downstream, documents."""
+    disjoint_from: tuple[Name, ...] = ()
+    """Corpora under the same root whose documents (train and held-out) must not occur here; dropped and counted."""
+    placement: CorpusPlacement = CorpusPlacement()
+
+
+# --- rephrase_corpus -------------------------------------------------------------------------------------------
+
+
+class EngineConfig(Config):
+    """Which model answers, through which engine. All of it decides the text, so all of it is identity."""
+
+    kind: Literal["vllm", "fake"] = "vllm"
+    """`vllm` runs the model in-process; `fake` is a deterministic stand-in for rehearsing a job without a model."""
+    model: str
+    """Hugging Face repository id, or a directory (local or under the study root as `root:generators/<name>`)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null means the directory's own hash or the hub's default."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the weights in the engine."""
+    max_model_len: int = Field(default=4096, ge=16)
+    """Longest prompt plus output the engine accepts, tokens."""
+    engine_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the engine as they are (vLLM's `AsyncEngineArgs`); these may change numerics, so they are identity."""
+
+
+class RephrasePlacement(Config):
+    engines: int = Field(default=1, ge=1)
+    """Engine replicas (actors) side by side."""
+    cpus_per_engine: float = Field(default=1.0, ge=0.0)
+    """Logical CPUs each replica asks of the cluster."""
+    gpus_per_engine: float = Field(default=0.0, ge=0.0)
+    """GPUs each replica asks of the cluster; 0 runs the CPU engine."""
+    parts_in_flight: int = Field(default=3, ge=1)
+    """Input parts one replica works on at once, so that the engine never waits at a part's end."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Sequences the engine decodes together."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Memory for the KV cache of a CPU engine, GiB; null lets the engine choose."""
+    threads: int = Field(default=0, ge=0)
+    """Compute threads of a CPU engine; 0 takes all cores of the node."""
+
+
+class RephraseConfig(JobConfig):
+    """`rephrase_corpus`: a corpus and recipes -> `synthetic/<name>/part-k-of-n.parquet`, ledger, manifest."""
+
+    name: Name = "rephrased"
+    """Name of the synthetic set: `synthetic/<name>`."""
+    corpus: Name
+    """Corpus to rephrase, `corpora/<corpus>`, its train split."""
+    recipes: tuple[str, ...] = Field(min_length=1)
+    """Recipes by name (shipped, see --list-recipes) or paths of TOML files; each document goes through all of them."""
+    engine: EngineConfig
+    samples_per_chunk: int = Field(default=1, ge=1)
+    """Independent samples of each (document, chunk, recipe)."""
+    seed: int = 0
+    """Run seed; the seed of a row is a hash of this, the document, the chunk, the recipe and the sample."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Rephrase only the first so many documents of the corpus (whole parts first), documents."""
+    max_engine_deaths_per_part: int = Field(default=8, ge=0)
+    """Give up on a part after its rows have killed the engine this many times; what it isolated stays recorded."""
+    max_reject_fraction: Fraction = 1.0
+    """Stop with an error if more than this fraction of rows is rejected or quarantined at the end, [0, 1]."""
+    placement: RephrasePlacement = RephrasePlacement()

@@ -1,0 +1,28 @@
+"""The errors a person can act on. A job prints their one sentence and exits with code 2."""
+
+
+class UserError(ValueError):
+    """Something the caller asked for cannot be done: names the field, the value and the remedy in one sentence."""
+
+
+class IdentityMismatch(UserError):
+    """A directory already holds an artefact of another recipe; carries the differing fields."""
+
+    def __init__(self, directory: str, differences: dict[str, tuple[object, object]]) -> None:
+        self.directory = directory
+        self.differences = differences
+        fields = "; ".join(f"{field}: there {old!r}, asked for {new!r}" for field, (old, new) in differences.items())
+        super().__init__(
+            f"{directory} already holds an artefact of another recipe ({fields}). "
+            "Give the new one another name, or move the old one away."
+        )
+
+
+class IncompleteArtefact(UserError):
+    """A step was asked to read what an earlier step has not finished."""
+
+    def __init__(self, directory: str, made_by: str) -> None:
+        super().__init__(
+            f"{directory} is missing or unfinished (no manifest.json in it): run {made_by} first, "
+            "with the same root and name."
+        )

@@ -1,0 +1,66 @@
+"""One line that says how far a step is and when it will be done, fit for a terminal and for a job's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Progress of one step: `[step] 12/40 parts, 30 %, 0:21 elapsed, ETA 0:49`; at most one line an interval.
+
+    Work found finished at the start (`already`) counts towards the total and not towards the rate.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        total: float,
+        unit: str,
+        *,
+        already: float = 0,
+        interval_seconds: float = 5.0,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.step, self.total, self.unit = step, total, unit
+        self.done = self._already = already
+        self._interval = interval_seconds
+        self._stream = stream or sys.stderr
+        self._started = time.monotonic()
+        self._last_line = float("-inf")
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Count work as done and print a line if the last one is old enough; `note` is added to it."""
+        self.set(self.done + amount, note)
+
+    def set(self, done: float, note: str = "") -> None:
+        """Set the work done so far, for callers that keep the count themselves."""
+        self.done = done
+        now = time.monotonic()
+        if now - self._last_line >= self._interval or done >= self.total:
+            self._last_line = now
+            self.say(self._state(now) + (f", {note}" if note else ""))
+
+    def say(self, text: str) -> None:
+        """Print a line under the step's name."""
+        print(f"[{self.step}] {text}", file=self._stream, flush=True)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds since this step began in this process."""
+        return time.monotonic() - self._started
+
+    def _state(self, now: float) -> str:
+        elapsed = now - self._started
+        fresh = self.done - self._already
+        share = self.done / self.total if self.total else 1.0
+        eta = clock(elapsed / fresh * (self.total - self.done)) if fresh > 0 else "unknown"
+        return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}, {share:.0%}, {clock(elapsed)} elapsed, ETA {eta}"

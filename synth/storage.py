@@ -1,0 +1,93 @@
+"""Files of a study, on a local disk or an object store, written so that a kill never leaves a half file that looks whole.
+
+Every path is a `upath.UPath`: `pathlib` on a local disk, fsspec on `s3://`, `gs://`, `memory://`. A local write
+goes to a temporary name in the same directory, is flushed, then renamed; an object-store write is one PUT, which
+is atomic by the store's own contract.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+MARKER = "manifest.json"
+"""The file written last into every artefact directory: with it the artefact is finished, without it resumable."""
+
+
+def study_path(root: str, *parts: str) -> UPath:
+    """Return the path of something under a study root; `root` may be local or any URL fsspec knows."""
+    path = UPath(root)
+    if isinstance(path, Path):
+        path = UPath(os.path.abspath(os.path.expanduser(root)))
+    return path.joinpath(*parts) if parts else path
+
+
+def is_local(path: UPath) -> bool:
+    """Return whether the path lies on a file system of this machine."""
+    return isinstance(path, Path)
+
+
+def write_bytes_atomic(path: UPath, data: bytes) -> None:
+    """Write a whole file or nothing. Raises OSError when the disk is full or the store cannot be written."""
+    if not is_local(path):
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: UPath, text: str) -> None:
+    """Write a whole UTF-8 text file or nothing."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: UPath, value: Any) -> None:
+    """Write a whole JSON file or nothing: sorted keys, two spaces, NaN refused, so equal values give equal bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text_atomic(path, text + "\n")
+
+
+def read_json(path: UPath) -> Any:
+    """Read a JSON file. Raises FileNotFoundError when it is not there."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_parquet_atomic(path: UPath, table: pa.Table) -> int:
+    """Write a whole Parquet file (zstd) or nothing; return its size in bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    data = buffer.getvalue()
+    write_bytes_atomic(path, data)
+    return len(data)
+
+
+def read_parquet(path: UPath, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file, or some of its columns. Raises pyarrow.ArrowInvalid when it is corrupt or truncated."""
+    with path.open("rb") as handle:
+        return pq.read_table(handle, columns=columns)
+
+
+def list_names(directory: UPath, suffix: str = "") -> list[str]:
+    """Return the sorted names in a directory that end in `suffix`, temporary files left out; [] if there is none."""
+    try:
+        names = [child.name for child in directory.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))

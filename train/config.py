@@ -1,0 +1,285 @@
+"""Job configurations of this package, and `RunConfig`: everything that decides one pre-training run."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from synth.config import Config, Fraction, JobConfig, Name
+from synth.identity import content_hash
+
+Mixture = dict[Name, Fraction]
+"""Share of the training tokens drawn from each source, by token; the shares sum to 1."""
+
+# --- pack_tokens -----------------------------------------------------------------------------------------------
+
+
+class TokenizerConfig(Config):
+    """The tokenizer of a study: trained on its own natural text, or loaded by name or path."""
+
+    kind: Literal["train", "load"] = "train"
+    """`train` makes a byte-level BPE of the sources in `train_on`; `load` takes one that exists."""
+    vocab_size: int = Field(default=2048, ge=257)
+    """Tokens in a trained vocabulary, special tokens included."""
+    train_on: tuple[Name, ...] = ()
+    """Sources (names in `sources`) whose text trains the tokenizer; empty takes all of them."""
+    path: str | None = None
+    """Repository id or directory of a tokenizer to load (`root:...` is relative to the study root)."""
+
+    @model_validator(mode="after")
+    def _path_when_loaded(self) -> TokenizerConfig:
+        if (self.kind == "load") != (self.path is not None):
+            raise ValueError("give path exactly when kind is 'load'")
+        return self
+
+
+class PackSource(Config):
+    """One source of training tokens: the train split of a corpus, or the kept rows of a synthetic set."""
+
+    corpus: Name | None = None
+    """`corpora/<corpus>`."""
+    synthetic: Name | None = None
+    """`synthetic/<synthetic>`; its rows with keep = true."""
+    recipe: str | None = None
+    """Only the rows this recipe made; null takes all recipes of the set."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PackSource:
+        if (self.corpus is None) == (self.synthetic is None):
+            raise ValueError("give exactly one of corpus and synthetic")
+        if self.recipe is not None and self.synthetic is None:
+            raise ValueError("recipe selects rows of a synthetic set: give synthetic, not corpus")
+        return self
+
+
+class PackPlacement(Config):
+    tasks: int = Field(default=0, ge=0)
+    """Parallel tokenising tasks; 0 takes one per CPU of the cluster."""
+
+
+class PackConfig(JobConfig):
+    """`pack_tokens`: corpora and synthetic sets -> `packed/<name>/`: token shards, index, tokenizer, manifest."""
+
+    name: Name = "packed"
+    """Name of the packed set: `packed/<name>`."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    sources: dict[Name, PackSource] = Field(min_length=1)
+    """Training sources by name; a mixture refers to these names."""
+    evaluate_on: tuple[Name, ...] = Field(min_length=1)
+    """Corpora whose held-out split becomes the evaluation sets, one per domain."""
+    sequence_length: int = Field(default=256, ge=8)
+    """Length of a training row, tokens."""
+    max_evaluation_tokens_per_domain: int = Field(default=16_384, ge=256)
+    """Cap on each evaluation set, tokens (whole rows, lowest document hash first)."""
+    placement: PackPlacement = PackPlacement()
+
+
+# --- one run ---------------------------------------------------------------------------------------------------
+
+
+class ModelConfig(Config):
+    """Shape of a Llama-3-style decoder. The named sizes are in `train.sizes`."""
+
+    num_layers: int = Field(ge=1)
+    """Transformer blocks."""
+    hidden_size: int = Field(ge=8)
+    """Width of the residual stream."""
+    num_heads: int = Field(ge=1)
+    """Query heads; the hidden size is divisible by it."""
+    num_kv_heads: int = Field(ge=1)
+    """Key and value heads (grouped-query attention); divides num_heads."""
+    intermediate_size: int = Field(ge=8)
+    """Width of the gated feed-forward layer."""
+    tie_embeddings: bool = True
+    """Share the input embedding with the output projection."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(f"num_heads = {self.num_heads} must divide hidden_size = {self.hidden_size} evenly")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads = {self.num_kv_heads} must divide num_heads = {self.num_heads}")
+        return self
+
+
+class OptimizerConfig(Config):
+    """AdamW with decoupled weight decay on matrices, gradient clipping, and a schedule in tokens."""
+
+    peak_learning_rate: float = Field(default=3e-3, gt=0)
+    """Learning rate after warm-up, at `reference_num_params`."""
+    reference_num_params: int | None = Field(default=None, ge=1)
+    """With it, the rate of a run is scaled by (N / this) ** learning_rate_exponent, N non-embedding parameters."""
+    learning_rate_exponent: float = -0.25
+    """Exponent of that rule."""
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay of matrices; norms and biases are not decayed."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """`wsd`: warm-up, constant, linear decay to zero; `cosine`: warm-up, cosine to a tenth of the peak."""
+    warmup_fraction: Fraction = 0.05
+    """Part of the run's tokens spent warming up, [0, 1]."""
+    decay_fraction: Fraction = 0.2
+    """Part of the run's tokens spent decaying (wsd only), [0, 1]."""
+
+
+class RunConfig(Config):
+    """Everything that decides one run's weights and losses: its hash is the run's id.
+
+    A run is a pure function of this and of the packed set it names; where it runs is a `TrainPlacement`.
+    """
+
+    packed: Name
+    """Packed set, `packed/<packed>` under the study root."""
+    packed_hash: str
+    """Identity of that packed set, so that a run is never resumed on other tokens."""
+    model: ModelConfig
+    mixture: Mixture
+    train_tokens: int = Field(ge=1)
+    """Training budget D, tokens; rounded down to whole optimiser steps (`num_steps`)."""
+    rows_per_step: int = Field(default=8, ge=1)
+    """Rows of the packed sequence length in one optimiser step: the global batch."""
+    sequence_length: int = Field(ge=8)
+    """Row length of the packed set, tokens."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of weights and activations in the forward and backward pass; the master copy is float32."""
+    max_epochs: float | None = Field(default=1.0, gt=0)
+    """Most passes over any source; 1 refuses to repeat, null allows any number."""
+    evaluations: int = Field(default=1, ge=1)
+    """Evaluations on every held-out domain, evenly spaced over the run, the last one at its end."""
+    seed: int = 0
+    """Seed of the initial weights and of the data order; runs that differ only in share see the same order."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> RunConfig:
+        total = math.fsum(self.mixture.values())
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"mixture shares sum to {total:.6g}; they must sum to 1")
+        if self.train_tokens < self.tokens_per_step:
+            raise ValueError(
+                f"train_tokens = {self.train_tokens} is less than one step of {self.tokens_per_step} tokens "
+                "(rows_per_step x sequence_length): raise train_tokens or lower rows_per_step"
+            )
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one optimiser step."""
+        return self.rows_per_step * self.sequence_length
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in the run."""
+        return self.train_tokens // self.tokens_per_step
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run, 16 hex digits; the name of its directory under `runs/`."""
+        return content_hash({"kind": "run", "recipe": self.identity()})
+
+
+class TrainPlacement(Config):
+    """Where and how wide runs are trained; never part of a run's identity, always part of its record."""
+
+    lanes: int = Field(default=1, ge=1)
+    """Warm worker groups side by side; each trains one run at a time from the common queue."""
+    workers_per_lane: int = Field(default=1, ge=1)
+    """Data-parallel workers in each group."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs each worker asks of the cluster."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs each worker asks of the cluster; below 1, small models share a GPU."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Compute threads of a CPU worker."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """DeepSpeed ZeRO stage."""
+    rows_per_microbatch: int = Field(default=8, ge=1)
+    """Rows one worker passes forward at once; the rest of a step is gradient accumulation."""
+    checkpoint_every_seconds: float = Field(default=60.0, gt=0)
+    """A run that lasts longer than this leaves a checkpoint about this often, seconds."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Times a lane may lose a worker and start again before its job stops."""
+
+
+# --- pretrain_models -------------------------------------------------------------------------------------------
+
+
+class Axis(Config):
+    """A block of the plan: every model with every budget. The paper's two axes are two such blocks."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+    """Model sizes by name, see `train.sizes`."""
+    train_tokens: tuple[int, ...] = Field(min_length=1)
+    """Budgets D, tokens."""
+
+
+class RunTemplate(Config):
+    """What all runs of a plan share: the one protocol that makes them comparable."""
+
+    rows_per_step: int = Field(default=8, ge=1)
+    """Rows in one optimiser step: the global batch."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of the forward and backward pass."""
+    max_epochs: float | None = Field(default=1.0, gt=0)
+    """Most passes over any source; 1 refuses to repeat, null allows any number."""
+    evaluations: int = Field(default=1, ge=1)
+    """Evaluations over the run, the last one at its end."""
+
+
+class PretrainConfig(JobConfig):
+    """`pretrain_models`: a packed set and a plan -> one `runs/<run_id>/record.json` for each (N, D, mixture, seed)."""
+
+    name: Name = "grid"
+    """Name of the plan: `plans/<name>.json` lists its runs."""
+    packed: Name = "packed"
+    """Packed set to train on."""
+    natural: Name = "natural"
+    """Source of natural tokens in the packed set."""
+    synthetic: tuple[Name, ...] = ()
+    """Sources of synthetic tokens; each is mixed with the natural source on its own."""
+    shares: tuple[Fraction, ...] = (0.0, 1 / 3, 2 / 3, 1.0)
+    """Synthetic shares of the training tokens, [0, 1]; share 0 is trained once for all synthetic sources."""
+    axes: tuple[Axis, ...] = Field(min_length=1)
+    """Blocks of (model, budget) pairs; a pair in two blocks is trained once."""
+    seeds: tuple[int, ...] = (0,)
+    """Every run is repeated with each of these seeds."""
+    run: RunTemplate = RunTemplate()
+    placement: TrainPlacement = TrainPlacement()
+
+
+# --- train_generator -------------------------------------------------------------------------------------------
+
+
+class GeneratorConfig(JobConfig):
+    """`train_generator`: a corpus -> `generators/<name>/`, a Hugging Face checkpoint any engine can serve.
+
+    A small stand-in for the instruct model that a real study names in `[rephrase.engine]`.
+    """
+
+    name: Name = "tiny"
+    """Name of the generator: `generators/<name>`."""
+    corpus: Name
+    """Corpus to learn from; keep it disjoint from the study's natural corpus."""
+    model: str = "780k"
+    """Model size by name, see `train.sizes`."""
+    vocab_size: int = Field(default=2048, ge=257)
+    """Tokens in its vocabulary."""
+    train_tokens: int = Field(default=1_000_000, ge=1)
+    """Training budget, tokens."""
+    sequence_length: int = Field(default=256, ge=8)
+    """Row length, tokens."""
+    max_position: int = Field(default=1024, ge=16)
+    """Longest prompt plus output of the exported model, tokens."""
+    run: RunTemplate = RunTemplate(max_epochs=None)
+    seed: int = 0
+    """Seed of weights and data order."""
+    placement: TrainPlacement = TrainPlacement()

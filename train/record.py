@@ -1,0 +1,123 @@
+"""RunRecord: what one pre-training run says of itself, and the only thing later steps may read of it.
+
+Written last and whole to `runs/<run_id>/record.json`. A run that diverged or failed has a record too, with the
+reason; nothing stands in for a number that was not measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from upath import UPath
+
+from synth.storage import list_names, read_json, study_path, write_json_atomic
+from train.config import RunConfig, TrainPlacement
+
+RECORD_FILE = "record.json"
+
+
+class Record(BaseModel):
+    """Base of everything a step writes for another to read: frozen, strict, JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceUse(Record):
+    """What a run drew from one source."""
+
+    tokens: int
+    """Training tokens from this source."""
+    unique_tokens: int
+    """Of these, tokens seen for the first time."""
+    repeated_tokens: int
+    """Of these, tokens seen before in this run."""
+    epochs: float
+    """Passes over the source: tokens / tokens in the source."""
+
+
+class DomainLoss(Record):
+    """Evaluation on one held-out domain."""
+
+    loss_nats_per_token: float
+    """Mean cross-entropy per predicted token, nats."""
+    bits_per_byte: float
+    """Total cross-entropy in bits / UTF-8 bytes of the text."""
+    tokens: int
+    """Predicted tokens."""
+    bytes: int
+    """UTF-8 bytes of the evaluated text."""
+
+
+class Evaluation(Record):
+    """All held-out domains at one point of a run."""
+
+    train_tokens: int
+    """Tokens trained on when this was measured."""
+    domains: dict[str, DomainLoss]
+    loss_nats_per_token: float
+    """Token-weighted mean over domains: total nats / total tokens. The loss the laws are fitted to."""
+    macro_loss_nats_per_token: float
+    """Unweighted mean of the domains' losses."""
+    bits_per_byte: float
+    """Total bits / total bytes."""
+
+
+class RunRecord(Record):
+    """One run, finished one way or another."""
+
+    run_id: str
+    config: RunConfig
+    status: Literal["complete", "diverged", "failed"]
+    reason: str | None = None
+    """Why it is not complete; null when it is."""
+    num_params_non_embedding: int
+    """Parameters without the embedding and output matrices: the N of the laws."""
+    num_params_total: int
+    """All parameters, a tied matrix counted once."""
+    train_tokens: int
+    """Tokens really trained on (whole steps): the D of the laws."""
+    train_flops_6nd: float
+    """6 N D with N = num_params_non_embedding (Kaplan et al. 2020, eq. 2.2 times D), FLOP."""
+    train_flops: float
+    """Forward and backward of every matrix product, attention and the output projection included, FLOP."""
+    sources: dict[str, SourceUse]
+    final: Evaluation | None = None
+    """The last evaluation; null unless complete."""
+    evaluations: tuple[Evaluation, ...] = ()
+    peak_learning_rate: float
+    """The learning rate really used at the peak, after any rule of scale."""
+    wall_seconds: float
+    """Wall-clock seconds of training and evaluation, start-up left out, all attempts added."""
+    device_seconds: float
+    """wall_seconds x workers."""
+    tokens_per_second: float
+    """Training throughput without evaluation."""
+    attempts: int = 1
+    """Times the run was started; above 1 it was interrupted and resumed."""
+    placement: TrainPlacement
+    provenance: dict[str, Any]
+
+
+def run_directory(root: str, run_id: str) -> UPath:
+    """Return the directory of a run under the study root."""
+    return study_path(root, "runs", run_id)
+
+
+def write_record(root: str, record: RunRecord) -> None:
+    """Write a run's record, whole or not at all."""
+    write_json_atomic(run_directory(root, record.run_id) / RECORD_FILE, record.model_dump(mode="json"))
+
+
+def read_record(root: str, run_id: str) -> RunRecord | None:
+    """Return the record of a run, or None when it has not finished."""
+    try:
+        return RunRecord.model_validate(read_json(run_directory(root, run_id) / RECORD_FILE))
+    except FileNotFoundError:
+        return None
+
+
+def read_records(root: str) -> list[RunRecord]:
+    """Return the records of all finished runs under a study root, by run id."""
+    found = (read_record(root, run_id) for run_id in list_names(study_path(root, "runs")))
+    return [record for record in found if record is not None]

@@ -1,0 +1,166 @@
+"""Job configurations of this package."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from synth.config import Config, Fraction, JobConfig, Name
+from train.config import RunTemplate, TrainPlacement
+
+LawName = Literal["data", "model", "chinchilla", "chinchilla_tied"]
+ObjectiveName = Literal["huber_log", "l1_log", "mse", "mse_log"]
+
+
+# --- search_mixture --------------------------------------------------------------------------------------------
+
+
+class Cell(Config):
+    """One (N, D) cell of the search."""
+
+    model: str
+    """Model size by name, see `train.sizes`."""
+    train_tokens: int = Field(ge=1)
+    """Budget D, tokens."""
+
+
+class SearchPlacement(TrainPlacement):
+    concurrent_trials: int = Field(default=2, ge=1)
+    """Trials in flight at once; more than the lanes hides the latency between them."""
+
+
+class SearchConfig(JobConfig):
+    """`search_mixture`: the best synthetic share for each (N, D) -> `searches/<name>/<cell>/{trials.jsonl, best.json}`."""
+
+    name: Name = "search"
+    """Name of the search: `searches/<name>`."""
+    packed: Name = "packed"
+    """Packed set to train on."""
+    natural: Name = "natural"
+    """Source of natural tokens."""
+    synthetic: Name
+    """Source of synthetic tokens whose share is searched."""
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    """Where the best share is wanted."""
+    trials_per_cell: int = Field(default=6, ge=3)
+    """Most runs spent on a cell, the two ends (share 0 and 1) included."""
+    share_range: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Lowest and highest share tried."""
+    stop_interval_width: Fraction = 0.0
+    """Stop a cell early when the interval of its best share is narrower than this; 0 spends all trials, [0, 1]."""
+    seed: int = 0
+    """Seed of the sampler and of the runs."""
+    run: RunTemplate = RunTemplate()
+    placement: SearchPlacement = SearchPlacement()
+
+    @model_validator(mode="after")
+    def _range_ordered(self) -> SearchConfig:
+        low, high = self.share_range
+        if low >= high:
+            raise ValueError(f"share_range = [{low}, {high}]: the first must be below the second")
+        return self
+
+
+# --- fit_laws --------------------------------------------------------------------------------------------------
+
+
+class ColumnMapping(Config):
+    """Names of the columns of a table of runs."""
+
+    num_params: str = "num_params"
+    """Column of N, parameters."""
+    train_tokens: str = "train_tokens"
+    """Column of D, tokens."""
+    loss: str = "loss"
+    """Column of the loss, nats per token."""
+    run_id: str | None = None
+    """Column that says which rows are checkpoints of one run (the bootstrap keeps them together); null: none are."""
+    group: str | None = None
+    """Column whose values are fitted apart, such as the mixture; null: all rows together."""
+
+
+class LawsConfig(JobConfig):
+    """`fit_laws`: run records, or any table of runs -> `laws/<name>/fit.json` and figures."""
+
+    name: Name = "laws"
+    """Name of the fit: `laws/<name>`."""
+    plan: Name = "grid"
+    """Plan of `pretrain_models` whose runs are fitted (ignored with `runs`)."""
+    runs: str | None = None
+    """A .csv or .parquet table of runs instead of a study's records."""
+    columns: ColumnMapping = ColumnMapping()
+    out: str | None = None
+    """Directory to write to instead of `laws/<name>`."""
+    law: LawName | Literal["auto"] = "auto"
+    """Which law; `auto` on a study fits data and model laws on the axes and chinchilla on all of them."""
+    objective: ObjectiveName = "huber_log"
+    """What the fit minimises; optima differ between objectives, so it is part of every result."""
+    huber_delta: float = Field(default=1e-3, gt=0)
+    """Corner of the Huber function on log residuals."""
+    drop_highest_losses: int = Field(default=0, ge=0)
+    """Outlier policy: leave out this many rows with the highest losses, and list them."""
+    bootstrap_samples: int = Field(default=1000, ge=0)
+    """Bootstrap resamples (by run) behind every interval; 0 gives no intervals."""
+    confidence: Fraction = 0.95
+    """Level of the intervals, (0, 1)."""
+    hold_out_largest: bool = True
+    """Also fit without the largest N or D and report the relative error of predicting it."""
+    seed: int = 42
+    """Seed of the bootstrap."""
+
+
+# --- recommend_mixture -----------------------------------------------------------------------------------------
+
+
+class Prices(Config):
+    generation_per_device_hour: float | None = Field(default=None, ge=0)
+    """Price of one generation device for an hour, in any one currency; null leaves money out."""
+    training_per_device_hour: float | None = Field(default=None, ge=0)
+    """Price of one training device for an hour, in the same currency."""
+    training_flops_per_device_second: float | None = Field(default=None, gt=0)
+    """Achieved training speed of one device at the target scale, FLOP/s; null takes the study's own measured speed."""
+    generation_tokens_per_device_second: float | None = Field(default=None, gt=0)
+    """Accepted output tokens per device second of the generator; null takes the study's own measured speed."""
+    generator_num_params: int | None = Field(default=None, ge=1)
+    """Parameters of the generator, for its FLOPs (2 N per token); null takes the study's own generator."""
+
+
+class RecommendConfig(JobConfig):
+    """`recommend_mixture`: laws and searches -> `recommendations/<name>.json` for a target (N, D)."""
+
+    name: Name = "recommendation"
+    """Name of the recommendation: `recommendations/<name>.json`."""
+    laws: Name = "laws"
+    """Fit to use."""
+    searches: tuple[Name, ...] = ()
+    """Searches to use beside the laws."""
+    target_num_params: int = Field(ge=1)
+    """Target N, non-embedding parameters."""
+    target_train_tokens: int = Field(ge=1)
+    """Target D, tokens."""
+    prices: Prices = Prices()
+
+
+# --- write_report ----------------------------------------------------------------------------------------------
+
+
+class ReportConfig(JobConfig):
+    """`write_report`: everything above -> `report/{index.html, report.md, *.csv}`."""
+
+    name: Name = "report"
+    """Name of the report: the directory it is written to under the root."""
+    title: str = "How much synthetic data?"
+    """Title of the page."""
+    plan: Name = "grid"
+    """Plan of `pretrain_models` to show."""
+    laws: Name = "laws"
+    """Fit to show."""
+    searches: tuple[Name, ...] = ()
+    """Searches to show."""
+    recommendations: tuple[Name, ...] = ()
+    """Recommendations to show."""
+    synthetic: tuple[Name, ...] = ()
+    """Synthetic sets to show."""
+    corpora: tuple[Name, ...] = ()
+    """Corpora to show."""

@@ -1,0 +1,1 @@
+"""Scaling laws: forms, objectives, fits, intervals. numpy and scipy only."""

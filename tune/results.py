@@ -1,0 +1,158 @@
+"""What this package writes for people and later steps to read: fits, optima, recommendations. Plain JSON records."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from train.record import Record
+
+
+class Interval(Record):
+    """A number with its uncertainty."""
+
+    value: float
+    low: float | None = None
+    """Lower end of the interval at the result's confidence level; null when it was not computed."""
+    high: float | None = None
+    """Upper end."""
+    standard_error: float | None = None
+
+
+class ExcludedRow(Record):
+    """A run that was not used, and why."""
+
+    run_id: str
+    reason: str
+
+
+class HeldOutPoint(Record):
+    """A run left out of a fit and predicted by it."""
+
+    run_id: str
+    num_params: float
+    train_tokens: float
+    loss: float
+    predicted_loss: float
+    relative_error: float
+    """(predicted - measured) / measured."""
+
+
+class HoldOut(Record):
+    """Extrapolation check: the largest scale predicted from the smaller ones."""
+
+    points: tuple[HeldOutPoint, ...]
+    mean_absolute_relative_error: float
+    """Mean of |relative_error|: our reading of the paper's RMABE."""
+
+
+class LawFit(Record):
+    """One law fitted to one set of runs."""
+
+    law: str
+    formula: str
+    """The law written out, with its units."""
+    group: str
+    """What was fitted apart from the rest: the mixture, or `all`."""
+    axis: Literal["tokens", "params", "both"]
+    """Which of D and N varied."""
+    fixed: dict[str, float] = {}
+    """What was held fixed on a one-axis law: num_params or train_tokens."""
+    objective: str
+    huber_delta: float | None
+    objective_value: float
+    """Sum over rows at the optimum, in the objective's own terms."""
+    gradient_norm: float
+    """Euclidean norm of the objective's gradient at the optimum, in the fit's internal coordinates."""
+    converged: bool
+    parameters: dict[str, Interval]
+    confidence: float
+    num_starts: int
+    starts_at_optimum_fraction: float
+    """Starts whose polished objective is within 1e-9 of the best / starts polished."""
+    rows_used: tuple[str, ...]
+    rows_excluded: tuple[ExcludedRow, ...] = ()
+    hold_out: HoldOut | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class FitFile(Record):
+    """`laws/<name>/fit.json`: all fits of one job."""
+
+    hash: str
+    recipe: dict[str, Any]
+    fits: tuple[LawFit, ...]
+    rows: tuple[dict[str, Any], ...]
+    """Every row considered: run_id, group, num_params, train_tokens, loss, share, used."""
+    provenance: dict[str, Any]
+
+
+class TrialResult(Record):
+    """One trial of a search: it points to a run, the score is read from the run's record."""
+
+    share: float
+    run_id: str
+    status: Literal["complete", "diverged", "failed"]
+    loss_nats_per_token: float | None
+    reason: str | None = None
+
+
+class CellOptimum(Record):
+    """`searches/<name>/<cell>/best.json`: the best share of one (N, D) cell."""
+
+    search: str
+    natural: str
+    synthetic: str
+    model: str
+    num_params: int
+    train_tokens: int
+    trials: tuple[TrialResult, ...]
+    best_share: Interval
+    """Minimum of the smooth fit through the losses, not the best single run."""
+    best_loss: Interval
+    """Loss of the smooth fit at the best share, nats per token."""
+    natural_only_loss: float | None
+    """Loss of the share 0 run, nats per token."""
+    curve: tuple[tuple[float, float, float, float], ...]
+    """Points (share, loss, low, high) of the smooth fit, for drawing."""
+    noise_nats: float | None
+    """Residual standard deviation of the smooth fit, nats per token."""
+    method: str
+    """How the fit and the interval were made."""
+    warnings: tuple[str, ...] = ()
+
+
+class EqualLoss(Record):
+    """Tokens a mixture needs to reach the loss natural data alone reaches with the target's tokens."""
+
+    group: str
+    tokens: Interval
+    speed_up: Interval
+    """Target tokens / tokens: above 1, the mixture needs fewer."""
+
+
+class Recommendation(Record):
+    """`recommendations/<name>.json`."""
+
+    hash: str
+    target_num_params: int
+    target_train_tokens: int
+    best_share: Interval
+    best_group: str
+    predicted_loss: Interval
+    natural_only_loss: Interval
+    equal_loss: tuple[EqualLoss, ...]
+    synthetic_tokens: float
+    """Synthetic tokens the recommended mixture needs (unique), tokens."""
+    training_flops: float
+    generation_flops: float | None
+    training_device_hours: float | None
+    generation_device_hours: float | None
+    cost: float | None
+    """Generation and training at the given prices; null without prices."""
+    pays: Literal["yes", "no", "unclear"]
+    """Whether the mixture still wins when the generation compute is charged to it."""
+    pays_reason: str
+    evidence: tuple[str, ...]
+    """Fits, searches and runs behind the numbers."""
+    warnings: tuple[str, ...]
+    provenance: dict[str, Any]
