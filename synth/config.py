@@ -100,6 +100,8 @@ CorpusSource = Annotated[DocstringSource | FileSource | HuggingFaceSource, Field
 
 
 class CorpusPlacement(Config):
+    """How wide `build_corpus` runs."""
+
     tasks: int = Field(default=0, ge=0)
     """Parallel reading tasks; 0 takes one per CPU of the cluster."""
 
@@ -145,6 +147,8 @@ class EngineConfig(Config):
 
 
 class RephrasePlacement(Config):
+    """Where the engines run and how much of the machine they take."""
+
     engines: int = Field(default=1, ge=1)
     """Engine replicas (actors) side by side."""
     cpus_per_engine: float = Field(default=1.0, ge=0.0)

@@ -6,7 +6,7 @@ provenance (commit, versions, argv, time) is kept beside the identity and never 
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import functools
 import hashlib
 import importlib.metadata
@@ -87,7 +87,7 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": _commit(),
         "argv": sys.argv,
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": {name: version for name in RECORDED_PACKAGES if (version := _version(name))},

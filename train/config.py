@@ -55,6 +55,8 @@ class PackSource(Config):
 
 
 class PackPlacement(Config):
+    """How wide `pack_tokens` runs."""
+
     tasks: int = Field(default=0, ge=0)
     """Parallel tokenising tasks; 0 takes one per CPU of the cluster."""
 

@@ -1,7 +1,8 @@
-"""Named model sizes: one table of Llama-3-style shapes, named by their non-embedding parameters.
+"""Named model sizes: one table of Llama-3-style shapes, each named by its non-embedding parameters (within 3 %).
 
-The large shapes keep a head size of 64 to 128 and a feed-forward width of about 8/3 of the hidden size, rounded to
-the hardware's liking, as Llama 3 does; the small ones exist so that a whole study runs on two CPU cores.
+The large shapes keep a head size of 64 to 128, grouped-query attention and a feed-forward width of about 3.5 times
+the hidden size, in multiples of 64, as Llama 3 does (`1b` is the shape of Llama 3.2 1B); the small ones exist so that
+a whole study runs on two CPU cores.
 """
 
 from __future__ import annotations
@@ -9,16 +10,51 @@ from __future__ import annotations
 from synth.errors import UserError
 from train.config import ModelConfig
 
+_SMALL = {
+    "12k": (1, 32, 2, 1, 92),
+    "25k": (2, 32, 2, 2, 88),
+    "49k": (1, 64, 4, 4, 168),
+    "98k": (2, 64, 4, 4, 168),
+    "197k": (4, 64, 4, 4, 168),
+    "330k": (3, 96, 4, 4, 248),
+    "780k": (4, 128, 4, 4, 340),
+    "4.7m": (6, 256, 8, 8, 688),
+    "12m": (10, 320, 5, 5, 832),
+    "25m": (12, 384, 6, 2, 1472),
+    "60m": (16, 512, 8, 4, 1920),
+    "125m": (16, 768, 12, 4, 2688),
+    "350m": (24, 1024, 16, 8, 3712),
+}
+"""Name -> (layers, hidden size, heads, key-value heads, feed-forward width); tied embeddings, rotary base 10,000."""
+
+_LARGE = {
+    "1b": (16, 2048, 32, 8, 8192, True),
+    "3b": (30, 3072, 24, 8, 8192, True),
+    "8b": (36, 4096, 32, 8, 14336, False),
+}
+"""The same and whether the embeddings are tied; rotary base 500,000, for rows of several thousand tokens."""
+
 SIZES: dict[str, ModelConfig] = {
     name: ModelConfig(num_layers=layers, hidden_size=hidden, num_heads=heads, num_kv_heads=kv, intermediate_size=ff)
-    for name, (layers, hidden, heads, kv, ff) in {
-        "12k": (1, 32, 2, 1, 96),
-        "25k": (2, 32, 2, 2, 88),
-        "49k": (1, 64, 4, 4, 168),
-        "98k": (2, 64, 4, 4, 168),
-        "197k": (4, 64, 4, 4, 168),
-        "330k": (3, 96, 4, 4, 248),
-        "780k": (4, 128, 4, 4, 340),
-        "4.7m": (6, 256, 8, 8, 688),
-    }.items()
+    for name, (layers, hidden, heads, kv, ff) in _SMALL.items()
+} | {
+    name: ModelConfig(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv,
+        intermediate_size=ff,
+        tie_embeddings=tied,
+        rope_theta=500_000.0,
+    )
+    for name, (layers, hidden, heads, kv, ff, tied) in _LARGE.items()
 }
+"""Every named size, smallest first."""
+
+
+def model_of(name: str) -> ModelConfig:
+    """Return the shape of a named size. Raises UserError, listing the names, when there is none of this name."""
+    try:
+        return SIZES[name]
+    except KeyError:
+        raise UserError(f"model = {name!r} is not a known size; choose one of {', '.join(SIZES)}.") from None

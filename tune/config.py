@@ -26,6 +26,8 @@ class Cell(Config):
 
 
 class SearchPlacement(TrainPlacement):
+    """Where the runs of a search are trained."""
+
     concurrent_trials: int = Field(default=2, ge=1)
     """Trials in flight at once; more than the lanes hides the latency between them."""
 
@@ -114,6 +116,8 @@ class LawsConfig(JobConfig):
 
 
 class Prices(Config):
+    """What generation and training cost; what is left out is taken from the study's own measurements."""
+
     generation_per_device_hour: float | None = Field(default=None, ge=0)
     """Price of one generation device for an hour, in any one currency; null leaves money out."""
     training_per_device_hour: float | None = Field(default=None, ge=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from train.record import Record
 
 
@@ -55,7 +57,7 @@ class LawFit(Record):
     """What was fitted apart from the rest: the mixture, or `all`."""
     axis: Literal["tokens", "params", "both"]
     """Which of D and N varied."""
-    fixed: dict[str, float] = {}
+    fixed: dict[str, float] = Field(default_factory=dict)
     """What was held fixed on a one-axis law: num_params or train_tokens."""
     objective: str
     huber_delta: float | None
@@ -66,9 +68,19 @@ class LawFit(Record):
     converged: bool
     parameters: dict[str, Interval]
     confidence: float
+    interval_method: Literal["pairs", "parametric", "none"]
+    """`pairs`: whole runs resampled; `parametric`: losses redrawn around the curve (few runs); `none`: no interval."""
+    bootstrap_samples: int
+    """Resamples behind the intervals, in the order of the fit's entry in `bootstrap.npz`; 0 without intervals."""
+    noise_log: float | None = None
+    """Run-to-run standard deviation of the log loss taken from residuals; null when no degree of freedom is left."""
+    noise_degrees_of_freedom: int = 0
+    """How well noise_log is known: rows (runs) minus parameters, added over the fits it was pooled from."""
+    ranges: dict[str, tuple[float, float]]
+    """Lowest and highest value of each input of the law among the rows used; outside it, the law extrapolates."""
     num_starts: int
     starts_at_optimum_fraction: float
-    """Starts whose polished objective is within 1e-9 of the best / starts polished."""
+    """Starts whose polished objective is within 1e-6 (relative) of the best / starts polished."""
     rows_used: tuple[str, ...]
     rows_excluded: tuple[ExcludedRow, ...] = ()
     hold_out: HoldOut | None = None
@@ -82,7 +94,9 @@ class FitFile(Record):
     recipe: dict[str, Any]
     fits: tuple[LawFit, ...]
     rows: tuple[dict[str, Any], ...]
-    """Every row considered: run_id, group, num_params, train_tokens, loss, share, used."""
+    """Every row considered: run_id, group, num_params, train_tokens, loss, share, synthetic, used."""
+    warnings: tuple[str, ...] = ()
+    """What holds for the job as a whole: laws that could not be fitted to a group, and why."""
     provenance: dict[str, Any]
 
 

@@ -1,0 +1,233 @@
+"""The command line all jobs share: a TOML file, dotted flags over it, a plan, exit codes.
+
+`--config FILE` gives values, every field of the job's configuration is also a flag (`--placement.engines 2`), flags
+win. `--dry-run` prints the resolved configuration and the plan without starting Ray. What a person can mend is one
+sentence on stderr and exit code 2; anything else is a traceback and exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import json
+import pkgutil
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
+
+import pydantic
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from rayjobs.cluster import connect
+from synth.config import JobConfig
+from synth.errors import UserError
+from synth.plan import Plan
+
+C = TypeVar("C", bound=JobConfig)
+
+
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """One job: how it is configured, what it would do, and the function that does it."""
+
+    name: str
+    config: type[C]
+    plan: Callable[[C], Plan | Sequence[Plan]]
+    """Checks the configuration against the world and says what is to do; never starts Ray."""
+    run: Callable[..., Any]
+    needs_ray: bool = True
+    """Connect to Ray before `run`, unless the plan is finished."""
+    connects_itself: bool = False
+    """`run` takes a `connect` function and calls it when it first needs Ray."""
+
+
+def lazily(name: str) -> Callable[..., Any]:
+    """Return the function `package.module:function`, imported when it is called.
+
+    So that `--help` and `--dry-run` load neither Ray nor torch; a test resolves every name used.
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return pkgutil.resolve_name(name)(*arguments, **options)
+
+    call.__qualname__ = call.__name__ = name
+    return call
+
+
+class Main(Protocol):
+    """`main(argv)` of a job; without arguments it reads the process's own."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def main_of(job: Job[Any]) -> Main:
+    """Return the `main(argv) -> exit code` of a job."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return guarded(job.name, lambda: _run(job, list(sys.argv[1:] if argv is None else argv)))
+
+    return main
+
+
+def guarded(name: str, action: Callable[[], int]) -> int:
+    """Run an action; turn what a person can mend into one sentence on stderr and exit code 2."""
+    try:
+        return action()
+    except pydantic.ValidationError as error:
+        for sentence in sentences(error):
+            print(f"{name}: {sentence}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"{name}: {_own_words(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(job: Job[Any], argv: list[str]) -> int:
+    config, options = parse(job, argv)
+    plan = job.plan(config)
+    plans = [plan] if isinstance(plan, Plan) else list(plan)
+    if options.dry_run:
+        print(json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        for each in plans:
+            print(describe(each))
+        return 0
+    finished = all(each.finished for each in plans)
+    for each in plans:
+        for warning in each.warnings:
+            print(f"[{job.name}] warning: {warning}", file=sys.stderr)
+    join = functools.partial(connect, job.name, dashboard=options.dashboard)
+    if job.needs_ray and not finished:
+        join()
+    job.run(config, **({"connect": join} if job.connects_itself else {}))
+    if finished:
+        print(f"[{job.name}] nothing to do: {plans[-1].output} is finished", file=sys.stderr)
+    return 0
+
+
+# --- reading the command line ----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence, with the nearest flag that exists."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            flag = message.split(": ", 1)[1].split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"{flag} is not a flag of this job{_did_you_mean(flag.split('=')[0], known)}"
+        raise UserError(f"{message}; --help lists all flags.")
+
+
+def parse(job: Job[C], argv: list[str]) -> tuple[C, argparse.Namespace]:
+    """Return the validated configuration and the common options (`config`, `dry_run`, `dashboard`).
+
+    Raises UserError for a file or flag that cannot be read, pydantic.ValidationError for values that make no sense.
+    """
+    parser = _Parser(prog=f"python -m rayjobs.{job.name}", description=job.config.__doc__, allow_abbrev=False)
+    add_common_options(parser)
+    settings = type(job.config.__name__, (job.config, BaseSettings), {"model_config": _SETTINGS, "__doc__": None})
+    source: CliSettingsSource[Any] = CliSettingsSource(settings, cli_parse_args=False, root_parser=parser, cli_prog_name=parser.prog)
+    options, _ = common_parser().parse_known_args(argv)
+    flags = source(args=_joined_negatives(argv))()
+    values = read_toml(options.config) if options.config else {}
+    return job.config.model_validate(merge(values, flags)), options
+
+
+_SETTINGS = SettingsConfigDict(
+    frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True,
+    cli_use_class_docs_for_groups=True, cli_implicit_flags=True,
+)  # fmt: skip
+
+
+def common_parser() -> argparse.ArgumentParser:
+    """Return a parser of the common options alone."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add_common_options(parser)
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options every job has besides its configuration's fields."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the fields below; flags win over it")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, start nothing")  # fmt: skip
+    parser.add_argument("--dashboard", action="store_true", help="with a local Ray of its own: serve its dashboard on loopback")  # fmt: skip
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Return the contents of a TOML file. Raises UserError when it is missing or malformed."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: there is no such file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"--config {path} is not valid TOML: {error}.") from None
+
+
+def merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with `over` laid over it, tables merged key by key."""
+    merged = dict(values)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _joined_negatives(argv: list[str]) -> list[str]:
+    """Write `--field -0.25` as `--field=-0.25`: argparse would take the number for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and word[:1] == "-" and word[1:2].isdigit():
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+# --- saying things ---------------------------------------------------------------------------------------------
+
+
+def sentences(error: pydantic.ValidationError) -> list[str]:
+    """Return one sentence per mistake: the dotted field, what is wrong, the value found."""
+    return [_sentence(detail) for detail in error.errors(include_url=False)]
+
+
+def _sentence(detail: Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"]) or "the configuration"
+    if detail["type"] == "extra_forbidden":
+        return f"{path} is not a field that exists: remove it or mend its spelling (--help lists all fields)."
+    if detail["type"] == "missing":
+        return f"{path} is missing: give it in the file or as --{path}."
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail["input"]
+    shown = "" if isinstance(value, (dict, pydantic.BaseModel)) else f" (it is {value!r})"
+    return f"{path}: {message}{shown}."
+
+
+def _own_words(error: UserError) -> str:
+    """Return the sentence of an error raised here or, wrapped in a stack trace, in a remote task."""
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, UserError) else error)
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def describe(plan: Plan) -> str:
+    """Return a plan as text for a person."""
+    lines = [f"\n{plan.step} -> {plan.output}" + (" (finished)" if plan.finished else "")]
+    width = max((len(name) for name in plan.facts), default=0)
+    lines += [f"  {name:<{width}}  {_shown(value)}" for name, value in plan.facts.items()]
+    lines += [f"  warning: {warning}" for warning in plan.warnings]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,0 +1,15 @@
+"""`pretrain_models`: pre-train every (N, D, share) of a plan, one record each."""
+
+from rayjobs.cli import Job, lazily, main_of
+from train.config import PretrainConfig
+
+JOB = Job(
+    name="pretrain_models",
+    config=PretrainConfig,
+    plan=lazily("train.grid:plan_pretrain"),
+    run=lazily("train.job:pretrain_models"),
+)
+main = main_of(JOB)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

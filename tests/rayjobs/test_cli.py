@@ -1,0 +1,102 @@
+"""What a person sees on the command line: help with units, one sentence for a mistake, exit code 2, flags that win."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rayjobs
+from rayjobs import cli, study
+from synth.config import RephraseConfig
+
+ROOT = Path(__file__).parent.parent.parent
+JOBS = [name for _, name, _ in pkgutil.iter_modules(rayjobs.__path__) if "_" in name]
+MINIMAL = ["--corpus", "natural", "--recipes", "hq", "--engine.model", "m"]
+
+
+def job(name):
+    return importlib.import_module(f"rayjobs.{name}").JOB
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_explains_every_field(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        importlib.import_module(f"rayjobs.{name}").main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for field in job(name).config.model_fields:
+        assert f"--{field}" in text
+    assert "--dry-run" in text
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_function_a_job_names_exists(name):
+    for function in (job(name).plan, job(name).run):
+        if ":" in function.__name__:
+            assert callable(pkgutil.resolve_name(function.__name__))
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--corpous", "x"], "--corpous is not a flag of this job; did you mean --corpus?"),
+        (["--config", "nowhere.toml"], "--config nowhere.toml: there is no such file."),
+        ([*MINIMAL, "--max_reject_fraction", "1.5"], "max_reject_fraction: Input should be less than or equal to 1 (it is '1.5')."),
+        ([*MINIMAL, "--placement.engines", "0"], "placement.engines: Input should be greater than or equal to 1 (it is '0')."),
+        (["--recipes", "hq", "--engine.model", "m"], "corpus is missing: give it in the file or as --corpus."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(argv, sentence, capsys):
+    assert importlib.import_module("rayjobs.rephrase_corpus").main(argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"rephrase_corpus: {sentence}")
+
+
+def test_an_unknown_key_in_a_file_is_named_with_its_path(tmp_path, capsys):
+    file = tmp_path / "job.toml"
+    file.write_text('corpus = "natural"\nrecipes = ["hq"]\nengine = {model = "m", modle = "x"}\nsede = 3\n')
+    assert importlib.import_module("rayjobs.rephrase_corpus").main(["--config", str(file)]) == 2
+    complaint = capsys.readouterr().err
+    assert "engine.modle is not a field that exists" in complaint
+    assert "sede is not a field that exists" in complaint
+
+
+def test_flags_win_over_the_file_and_leave_its_neighbours(tmp_path):
+    file = tmp_path / "job.toml"
+    file.write_text('corpus = "a"\nrecipes = ["hq"]\n[engine]\nmodel = "m"\nmax_model_len = 64\n[placement]\nengines = 3\nthreads = 2\n')
+    config, options = cli.parse(job("rephrase_corpus"), ["--config", str(file), "--placement.engines", "5", "--corpus=b"])
+    assert isinstance(config, RephraseConfig)
+    assert (config.corpus, config.placement.engines, config.placement.threads) == ("b", 5, 2)
+    assert config.engine.max_model_len == 64
+    assert not options.dry_run
+
+
+def test_a_negative_number_is_a_value_not_a_flag():
+    config, _ = cli.parse(job("pretrain_models"), [
+        "--axes", '[{"models": ["98k"], "train_tokens": [1000]}]', "--run.optimizer.learning_rate_exponent", "-0.5",
+    ])  # fmt: skip
+    assert config.run.optimizer.learning_rate_exponent == -0.5
+
+
+def test_the_environment_is_not_a_configuration(monkeypatch):
+    monkeypatch.setenv("CORPUS", "from-the-environment")
+    monkeypatch.setenv("SEED", "99")
+    config, _ = cli.parse(job("rephrase_corpus"), MINIMAL)
+    assert (config.corpus, config.seed) == ("natural", 0)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rayjobs/configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_study_dry_runs_without_ray(path, tmp_path):
+    block = "import sys, runpy; sys.modules['ray'] = None; sys.argv = sys.argv[1:]; runpy.run_module('rayjobs.run_study', run_name='__main__')"
+    argv = ["run_study", "--config", str(path), "--root", str(tmp_path / "study"), "--dry-run"]
+    done = subprocess.run([sys.executable, "-c", block, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for section in study.SECTIONS.values():
+        assert f"\n{section.name} -> " in done.stdout
+    assert not (tmp_path / "study").exists(), "a dry run leaves nothing behind"
+
+

@@ -1,0 +1,111 @@
+"""The decoder that is pre-trained: a transformers Llama, documents kept apart, and the loss of a row of tokens.
+
+Shapes: B rows, T predicted tokens a row, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from train.config import ModelConfig
+from train.cross_entropy import summed_cross_entropy
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model must know of the tokenizer."""
+
+    size: int
+    """Tokens in the vocabulary."""
+    end_of_text: int
+    """Id of the token that separates documents; it opens the document that follows it."""
+
+
+def llama_config(model: ModelConfig, vocabulary: Vocabulary, max_position: int) -> LlamaConfig:
+    """Return the transformers configuration of a model that reads up to `max_position` tokens.
+
+    Weights start from a normal distribution of standard deviation sqrt(2 / (5 H)) (Nguyen and Salazar 2019), which
+    follows the width, so one rule serves a hidden size of 32 and of 4096.
+    """
+    return LlamaConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads,
+        max_position_embeddings=max_position,
+        tie_word_embeddings=model.tie_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        initializer_range=math.sqrt(2 / (5 * model.hidden_size)),
+        bos_token_id=vocabulary.end_of_text,
+        eos_token_id=vocabulary.end_of_text,
+        use_cache=False,
+    )
+
+
+def build_llama(model: ModelConfig, vocabulary: Vocabulary, max_position: int, seed: int) -> LlamaForCausalLM:
+    """Return a freshly initialised float32 model on the CPU: the same weights for the same arguments, in any process.
+
+    The global random state is left as it was found.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(llama_config(model, vocabulary, max_position))
+
+
+class Pretrainer(nn.Module):
+    """A Llama and its training loss; what the engine wraps.
+
+    `forward` takes rows of T + 1 tokens, int64 [B, T+1], predicts the last T of each, and never lets a position see
+    another document than its own.
+    """
+
+    def __init__(self, llama: LlamaForCausalLM, end_of_text: int) -> None:
+        super().__init__()
+        self.llama = llama
+        self.end_of_text = end_of_text
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy, nats per predicted token, float32 scalar."""
+        hidden = self.hidden_states(rows[:, :-1])
+        targets = rows[:, 1:].flatten()
+        return summed_cross_entropy(hidden.flatten(0, 1), self.llama.lm_head.weight, targets) / targets.numel()
+
+    @torch.no_grad()
+    def row_nats(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the summed cross-entropy of each row, nats, float64 [B]; no gradient."""
+        hidden = self.hidden_states(rows[:, :-1])
+        weight = self.llama.lm_head.weight
+        pairs = zip(hidden, rows[:, 1:], strict=True)
+        return torch.stack([summed_cross_entropy(states, weight, targets).double() for states, targets in pairs])
+
+    def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden states of rows of tokens, int64 [B, T] -> [B, T, H]."""
+        mask = document_mask(tokens, self.end_of_text, self.llama.dtype)
+        states: torch.Tensor = self.llama.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        return states
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the logits of rows of tokens, int64 [B, T] -> [B, T, V]."""
+        logits: torch.Tensor = self.llama.lm_head(self.hidden_states(tokens))
+        return logits
+
+
+def document_mask(tokens: torch.Tensor, end_of_text: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive attention mask [B, 1, T, T]: 0 where a position may look, minus infinity elsewhere.
+
+    A position sees itself and earlier positions of its own document. The end-of-text token belongs to the document
+    after it, so a model meets every document as it will be prompted: end-of-text first. Positions are not counted
+    anew in each document: the rotary embedding depends on distances alone.
+    """
+    document = (tokens == end_of_text).cumsum(dim=1)
+    same = document[:, :, None] == document[:, None, :]
+    length = tokens.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+    mask = torch.zeros(same.shape, dtype=dtype, device=tokens.device).masked_fill_(~(same & causal), -torch.inf)
+    return mask[:, None]

@@ -1,0 +1,159 @@
+"""The queue warm lanes train from: who gets which run, and what a dead worker means. No Ray, no clock, no disk.
+
+A lane asks for work only when it has finished the last; a lane that asks while a run is still in its name has
+died under that run. The run is handed out again, and training resumes from its checkpoint. A run that keeps killing
+its workers without getting any further is given up, so that one bad run cannot wear out every lane.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from synth.identity import provenance
+from train.config import RunConfig, TrainPlacement
+from train.flops import count_parameters, train_flops, train_flops_6nd
+from train.record import RunRecord
+from train.schedule import peak_learning_rate
+
+MAX_DEATHS_AT_ONE_POINT = 2
+"""Times workers may die under a run that starts from the same point each time, before the run is given up."""
+
+
+class LanesLost(RuntimeError):
+    """No lane is left to train what was submitted; says why the last one ended."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a lane is told to do with a run."""
+
+    run: RunConfig
+    give_up: str | None = None
+    """Record the run as failed with this reason instead of training it; null: train it."""
+
+
+@dataclass
+class Ticket:
+    """Where one submitted run stands."""
+
+    run: RunConfig
+    order: int
+    """Place in the queue: the lower the earlier."""
+    lane: int | None = None
+    """Lane that has it in hand; null while it waits."""
+    tokens: int = 0
+    """Training tokens done, as last heard of."""
+    started_at: int | None = None
+    """Tokens at the first sign of life of this attempt; null before it."""
+    last_start: int | None = None
+    """The same, of the attempt before."""
+    deaths: int = 0
+    """Times workers died under it since it last started further on than the time before."""
+    last_error: str | None = None
+    """What a worker said before it died, if it could."""
+
+
+class RunQueue:
+    """Tickets in the order they were given; pure bookkeeping, driven by the actor in `train.job`."""
+
+    def __init__(self) -> None:
+        self._tickets: dict[str, Ticket] = {}
+        self._waiting: list[tuple[int, str]] = []
+
+    def add(self, run: RunConfig, order: int) -> None:
+        """Put a run into the queue; one that is already waiting or in hand stays where it is."""
+        if run.run_id not in self._tickets:
+            self._tickets[run.run_id] = Ticket(run, order)
+            heapq.heappush(self._waiting, (order, run.run_id))
+
+    def assign(self, lane: int) -> Assignment | None:
+        """Return what the lane does next, None when nothing waits."""
+        self.release(lane)
+        while self._waiting:
+            _, run_id = heapq.heappop(self._waiting)
+            ticket = self._tickets.get(run_id)
+            if ticket is None:  # completed by a group that was thought dead
+                continue
+            ticket.lane = lane
+            hopeless = ticket.deaths >= MAX_DEATHS_AT_ONE_POINT
+            return Assignment(ticket.run, give_up=_why_given_up(ticket) if hopeless else None)
+        return None
+
+    def release(self, lane: int) -> None:
+        """Take back the run a lane died under, if there is one, and put it at its old place in the queue."""
+        for run_id, ticket in self._tickets.items():
+            if ticket.lane == lane:
+                ticket.lane = None
+                ticket.deaths += 1
+                if ticket.started_at is not None:
+                    ticket.last_start, ticket.started_at = ticket.started_at, None
+                heapq.heappush(self._waiting, (ticket.order, run_id))
+
+    def beat(self, run_id: str, tokens: int) -> None:
+        """Note how far a run is, tokens. The first beat of an attempt tells whether the last one left a checkpoint."""
+        ticket = self._tickets.get(run_id)
+        if ticket is None:
+            return
+        if ticket.started_at is None:
+            ticket.started_at = tokens
+            if ticket.last_start is not None and tokens > ticket.last_start:
+                ticket.deaths = 0
+        ticket.tokens = tokens
+
+    def complain(self, run_id: str, error: str) -> None:
+        """Note what one worker says ended a run it could not finish together with the others."""
+        if run_id in self._tickets:
+            self._tickets[run_id].last_error = error
+
+    def complete(self, run_id: str) -> None:
+        """Forget a run that has its record."""
+        self._tickets.pop(run_id, None)
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._tickets
+
+    @property
+    def num_waiting(self) -> int:
+        """Runs nobody has in hand."""
+        return sum(ticket.lane is None for ticket in self._tickets.values())
+
+    @property
+    def tokens_in_hand(self) -> int:
+        """Training tokens done in runs that are not complete."""
+        return sum(ticket.tokens for ticket in self._tickets.values())
+
+
+def _why_given_up(ticket: Ticket) -> str:
+    said = f"; the last thing a worker said was: {ticket.last_error}" if ticket.last_error else ""
+    where = f"after {ticket.tokens} tokens" if ticket.tokens else "before its first step"
+    return f"workers died under this run {ticket.deaths} times {where}, and starting again got it no further{said}"
+
+
+def failed_record(
+    run: RunConfig, vocab_size: int, placement: TrainPlacement, reason: str, *, tokens: int, seconds: float, rate: float
+) -> RunRecord:
+    """Return the record of a run that ended before it could write its own.
+
+    `tokens` were trained in `seconds` at `rate` tokens/s, as far as anyone heard; what it drew from each source is
+    not known and left out.
+    """
+    parameters = count_parameters(run.model, vocab_size)
+    return RunRecord(
+        run_id=run.run_id,
+        config=run,
+        status="failed",
+        reason=reason,
+        num_params_non_embedding=parameters.non_embedding,
+        num_params_total=parameters.total,
+        train_tokens=tokens,
+        train_flops_6nd=train_flops_6nd(parameters.non_embedding, tokens),
+        train_flops=train_flops(run.model, vocab_size, run.sequence_length, tokens),
+        sources={},
+        peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
+        wall_seconds=seconds,
+        device_seconds=seconds * placement.workers_per_lane,
+        tokens_per_second=rate,
+        placement=placement,
+        provenance=provenance(),
+    )

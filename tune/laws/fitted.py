@@ -1,0 +1,194 @@
+"""A fitted law: parameters with intervals, predictions, tokens to reach a loss; prints as a small table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from synth.errors import UserError
+from tune.laws.law import Floats, Law
+from tune.results import Interval, LawFit
+
+LOG_TOKENS_LIMIT = float(np.log(1e18))
+"""A loss that would take more tokens than this counts as never reached."""
+FIXED_TOLERANCE = 0.01
+"""A one-axis law answers for the size or budget it was fitted at, up to this relative difference."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLaw:
+    """One law with its record and the parameters of its bootstrap resamples."""
+
+    law: Law
+    record: LawFit
+    samples: Floats = field(repr=False)
+    """Parameters of the resamples, [bootstrap_samples, p], in the order of `law.names`; empty without intervals."""
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Values of the parameters by name."""
+        return {name: interval.value for name, interval in self.record.parameters.items()}
+
+    def __str__(self) -> str:
+        return describe(self.record)
+
+    # --- predictions -------------------------------------------------------------------------------------------
+
+    def predict(
+        self, num_params: float | None = None, train_tokens: float | None = None, **inputs: float
+    ) -> Interval:
+        """Return the loss at one point, nats per token, with the interval of the curve (not of a single run).
+
+        A one-axis law needs only its own axis; the other value, if given, must be the one it was fitted at.
+        Raises UserError when an input is missing or differs from what the law holds fixed.
+        """
+        rows = self._point({"num_params": num_params, "train_tokens": train_tokens, **inputs})
+        value, samples = self._losses(rows)
+        return self._interval(float(value[0]), samples[:, 0])
+
+    def curve(self, rows: Mapping[str, ArrayLike]) -> tuple[Floats, Floats | None, Floats | None]:
+        """Return predicted losses [n] for columns of the law's inputs [n], and their low and high ends or None."""
+        value, samples = self._losses(rows)
+        if not len(samples):
+            return value, None, None
+        low, high = np.quantile(samples, self._tails(), axis=0)
+        return value, low, high
+
+    def tokens_to_reach(self, loss: float, num_params: float | None = None, **inputs: float) -> Interval | None:
+        """Return the training tokens at which the curve reaches a loss; None if it never does.
+
+        `high` is null when the curve of too many resamples never gets there: the tokens have no upper limit then.
+        """
+        if "train_tokens" not in self.law.inputs:
+            raise UserError(f"the {self.law.name} law has no train_tokens, so it cannot say how many reach a loss")
+        point = {"num_params": num_params, "train_tokens": 1.0, **inputs}
+        best = self._tokens(self._values(), point, loss)[0]
+        if not np.isfinite(best):
+            return None
+        return self._interval(float(best), self._tokens(self.samples, point, loss))
+
+    def interval_of(self, function: Callable[[dict[str, Floats]], Floats]) -> Interval:
+        """Return any function of the parameters with its interval.
+
+        `function` gets the parameters by name as arrays and returns an array of the same length, for example
+        `lambda p: p["beta"] / (p["alpha"] + p["beta"])`.
+        """
+        value = function({name: np.array([v]) for name, v in self.parameters.items()})
+        samples = function({name: self.samples[:, i] for i, name in enumerate(self.law.names)})
+        return self._interval(float(value[0]), np.asarray(samples))
+
+    def extrapolation(self, num_params: float | None = None, train_tokens: float | None = None) -> float:
+        """Return how far outside its data the law is asked: the largest ratio to the nearest end, 1 inside."""
+        asked = {"num_params": num_params, "train_tokens": train_tokens}
+        ratios = [1.0]
+        for name, (low, high) in self.record.ranges.items():
+            value = asked.get(name)
+            if value is not None:
+                ratios.append(max(value / high, low / value))
+        return max(ratios)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _values(self) -> Floats:
+        return np.array([[self.record.parameters[name].value for name in self.law.names]])
+
+    def _tails(self) -> tuple[float, float]:
+        tail = (1.0 - self.record.confidence) / 2.0
+        return tail, 1.0 - tail
+
+    def _interval(self, value: float, samples: Floats) -> Interval:
+        return interval_from(value, samples, self.record.confidence)
+
+    def _losses(self, rows: Mapping[str, ArrayLike]) -> tuple[Floats, Floats]:
+        bound = self.law.bind(self.law.columns(rows))
+        value = np.exp(bound.log_prediction(self.law.to_theta(self._values())))[0]
+        if not len(self.samples):
+            return value, np.empty((0, len(value)))
+        return value, np.exp(bound.log_prediction(self.law.to_theta(self.samples)))
+
+    def _point(self, asked: Mapping[str, float | None]) -> dict[str, Floats]:
+        for name, held in self.record.fixed.items():
+            value = asked.get(name)
+            if value is not None and abs(value / held - 1.0) > FIXED_TOLERANCE:
+                raise UserError(
+                    f"the {self.law.name} law of {self.record.group!r} was fitted at {name} = {held:g} and says nothing "
+                    f"about {value:g}: use the chinchilla law"
+                )
+        needed = (*self.law.inputs, *self.law.shares)
+        missing = [name for name in needed if asked.get(name) is None]
+        if missing:
+            raise UserError(f"the {self.law.name} law needs {missing[0]} to predict a loss")
+        return {name: np.array([asked[name]], dtype=np.float64) for name in needed}
+
+    def _tokens(self, parameters: Floats, asked: Mapping[str, float | None], loss: float) -> Floats:
+        """Return where each parameter vector [S, p] reaches the loss, by bisection in log tokens; inf where never."""
+        if not len(parameters):
+            return np.empty(0)
+        point = {name: np.log(value) if name in self.law.inputs else value for name, value in self._point(asked).items()}
+        theta = self.law.to_theta(parameters)
+
+        def above(log_tokens: Floats) -> Floats:
+            columns = {name: np.repeat(value, len(log_tokens)) for name, value in point.items()}
+            columns["train_tokens"] = log_tokens
+            prediction = self.law.bind(columns).log_prediction
+            own = np.concatenate([prediction(theta[i : i + 1])[:, i] for i in range(len(theta))])
+            return np.asarray(own > np.log(loss))
+
+        low, high = np.zeros(len(theta)), np.full(len(theta), LOG_TOKENS_LIMIT)
+        never = above(high)
+        for _ in range(60):
+            middle = (low + high) / 2.0
+            up = above(middle)
+            low, high = np.where(up, middle, low), np.where(up, high, middle)
+        return np.where(never, np.inf, np.exp(high))
+
+
+def interval_from(value: float, samples: Floats, confidence: float) -> Interval:
+    """Return a value with the percentile interval of its resamples [B]; an infinite end is null."""
+    if not len(samples):
+        return Interval(value=value)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(samples, (tail, 1.0 - tail), method="inverted_cdf" if np.isinf(samples).any() else "linear")
+    error = float(np.std(samples, ddof=1)) if np.isfinite(samples).all() and len(samples) > 1 else None
+    return Interval(
+        value=value,
+        low=float(low) if np.isfinite(low) else None,
+        high=float(high) if np.isfinite(high) else None,
+        standard_error=error,
+    )
+
+
+def describe(record: LawFit) -> str:
+    """Return a fit as a compact text table."""
+    fixed = "".join(f", {name} = {value:g}" for name, value in record.fixed.items())
+    delta = f" (delta {record.huber_delta:g})" if record.huber_delta is not None else ""
+    lines = [
+        f"{record.law} law, {record.group}: {record.formula}{fixed}",
+        f"  {len(record.rows_used)} rows, {record.objective}{delta} = {record.objective_value:.10g}, "
+        f"gradient {record.gradient_norm:.1e}, {'converged' if record.converged else 'NOT CONVERGED'}, "
+        f"{record.starts_at_optimum_fraction:.0%} of the polished starts at the optimum",
+    ]
+    level = f"{record.confidence:.0%} interval"
+    lines += [f"  {name:<6} {_number(i.value):>12}   {_ends(i, level)}" for name, i in record.parameters.items()]
+    if record.hold_out is not None:
+        predicted = len(record.hold_out.points)
+        lines.append(
+            f"  held-out largest scale ({predicted} run{'s' * (predicted != 1)}): mean absolute relative error "
+            f"{record.hold_out.mean_absolute_relative_error:.2%}"
+        )
+    lines += [f"  ! {warning}" for warning in record.warnings]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _ends(interval: Interval, level: str) -> str:
+    if interval.low is None and interval.high is None:
+        return "no interval"
+    ends = ["unbounded" if end is None else _number(end) for end in (interval.low, interval.high)]
+    return f"{level} {ends[0]} to {ends[1]}"

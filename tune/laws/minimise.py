@@ -1,0 +1,175 @@
+"""Thousands of small minimisations in lockstep: projected BFGS with full matrices, in numpy alone.
+
+Each row of a batch has its own point, inverse Hessian and line search; one evaluation of the objective serves all
+rows still at work, whether they begin a step or shorten one, and rows that are done leave the batch.
+A multi-start runs the whole grid for a few evaluations, keeps the best part of it, and carries those to the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tune.laws.law import Floats
+from tune.laws.problem import Problem
+
+ARMIJO = 1e-4
+SHORTEST_STEP = 1e-12
+PRUNE_EVALUATIONS = 12
+"""Evaluations every start gets before the weak ones are dropped."""
+KEPT_FRACTION = 0.05
+KEPT_AT_LEAST = 32
+SMOOTHINGS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+"""Corners of the rounded absolute value, in log residuals, by which l1_log is approached."""
+
+
+@dataclass(frozen=True)
+class Minima:
+    """Where each row of a batch ended."""
+
+    theta: Floats
+    """[S, p]"""
+    value: Floats
+    """[S]"""
+    evaluations: int
+    """Evaluations of the objective, all rows added."""
+
+    @property
+    def best(self) -> int:
+        """Row with the lowest value."""
+        return int(np.argmin(self.value))
+
+
+class _Descent:
+    """State of a batch on its way down."""
+
+    def __init__(self, problem: Problem, theta: Floats, batched: bool) -> None:
+        self.problem = problem
+        self.low, self.high = problem.bounds()
+        size, p = theta.shape
+        self.member = np.arange(size) if batched else None
+        self.theta = np.clip(theta, self.low, self.high)
+        self.value, self.gradient = problem.value_and_gradient(self.theta, self.member)
+        self.inverse = np.tile(np.eye(p), (size, 1, 1))
+        self.fresh = np.ones(size, dtype=bool)
+        self.length = np.ones(size)
+        self.direction = np.zeros_like(self.theta)
+        self.evaluations = size
+        self.active = np.arange(size)
+        self._aim(self.active)
+
+    def advance(self) -> None:
+        """Try one point for every active row; accept it or shorten the step."""
+        rows = self.active
+        trial = np.clip(self.theta[rows] + self.length[rows, None] * self.direction[rows], self.low, self.high)
+        value, gradient = self.problem.value_and_gradient(trial, rows if self.member is not None else None)
+        self.evaluations += len(rows)
+        step = trial - self.theta[rows]
+        promised = np.einsum("sp,sp->s", self.gradient[rows], step)
+        good = value <= self.value[rows] + ARMIJO * promised
+        good &= np.isfinite(value) & (value < self.value[rows])
+        self._accept(rows[good], trial[good], value[good], gradient[good], step[good])
+        bad = ~good
+        self._shorten(rows[bad], value[bad], promised[bad])
+
+    def _accept(self, rows: NDArray[np.intp], theta: Floats, value: Floats, gradient: Floats, step: Floats) -> None:
+        change = gradient - self.gradient[rows]
+        self.theta[rows], self.value[rows], self.gradient[rows] = theta, value, gradient
+        curvature = np.einsum("sp,sp->s", step, change)
+        size = np.linalg.norm(step, axis=1) * np.linalg.norm(change, axis=1)
+        useful = curvature > 1e-10 * size
+        self._update(rows[useful], step[useful], change[useful], curvature[useful])
+        self._aim(rows)
+
+    def _update(self, rows: NDArray[np.intp], step: Floats, change: Floats, curvature: Floats) -> None:
+        """Apply the BFGS formula to the inverse Hessians of these rows."""
+        inverse = self.inverse[rows]
+        first = self.fresh[rows]
+        scale = curvature[first] / np.einsum("sp,sp->s", change[first], change[first])
+        inverse[first] *= scale[:, None, None]
+        self.fresh[rows] = False
+        rho = 1.0 / curvature
+        moved = np.einsum("spq,sq->sp", inverse, change)
+        quadratic = np.einsum("sp,sp->s", change, moved)
+        outer = step[:, :, None] * moved[:, None, :]
+        inverse -= rho[:, None, None] * (outer + outer.transpose(0, 2, 1))
+        inverse += (rho * (1.0 + rho * quadratic))[:, None, None] * (step[:, :, None] * step[:, None, :])
+        self.inverse[rows] = inverse
+
+    def _aim(self, rows: NDArray[np.intp]) -> None:
+        """Set the next direction of these rows; those with nowhere left to go leave the batch."""
+        gradient, theta = self.gradient[rows], self.theta[rows]
+        held = ((theta <= self.low) & (gradient > 0)) | ((theta >= self.high) & (gradient < 0))
+        open_gradient = np.where(held, 0.0, gradient)
+        direction = -np.einsum("spq,sq->sp", self.inverse[rows], open_gradient)
+        direction[held] = 0.0
+        slope = np.einsum("sp,sp->s", direction, open_gradient)
+        norm = np.linalg.norm(open_gradient, axis=1)
+        uphill = slope > -1e-10 * norm * np.linalg.norm(direction, axis=1)
+        if uphill.any():
+            direction[uphill] = -open_gradient[uphill]
+            slope[uphill] = -(norm[uphill] ** 2)
+            self.inverse[rows[uphill]] = np.eye(theta.shape[1])
+            self.fresh[rows[uphill]] = True
+        fresh = self.fresh[rows]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.length[rows] = np.where(fresh, np.minimum(1.0, 0.25) / np.where(fresh, norm, 1.0), 1.0)
+        self.direction[rows] = direction
+        done = ~(-slope > 1e-16 * np.abs(self.value[rows]) * np.where(fresh, 0.0, 1.0)) | (norm == 0.0)
+        self._leave(rows[done])
+
+    def _shorten(self, rows: NDArray[np.intp], value: Floats, promised: Floats) -> None:
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            best = -promised / (2.0 * (value - self.value[rows] - promised))
+        self.length[rows] *= np.where(np.isfinite(best), np.clip(best, 0.1, 0.5), 0.1)
+        stuck = self.length[rows] * np.linalg.norm(self.direction[rows], axis=1) < SHORTEST_STEP
+        retry = rows[stuck & ~self.fresh[rows]]
+        self.inverse[retry] = np.eye(self.theta.shape[1])
+        self.fresh[retry] = True
+        self._leave(rows[stuck & ~np.isin(rows, retry)])
+        if len(retry):
+            self._aim(retry)
+
+    def _leave(self, rows: NDArray[np.intp]) -> None:
+        if len(rows):
+            self.active = self.active[~np.isin(self.active, rows)]
+
+
+def descend(problem: Problem, theta: Floats, *, evaluations: int = 600, batched: bool = False) -> Minima:
+    """Minimise from each of theta [S, p] within the law's bounds, at most so many evaluations each.
+
+    `batched` says that the problem's losses or weights have one row for each start.
+    """
+    state = _Descent(problem, theta, batched)
+    for _ in range(evaluations):
+        if not len(state.active):
+            break
+        state.advance()
+    return Minima(state.theta, state.value, state.evaluations)
+
+
+def minimise_from(problem: Problem, theta: Floats, *, batched: bool = False) -> Minima:
+    """Minimise from each start to the end; an absolute-value objective through ever sharper smoothings."""
+    if problem.objective.name != "l1_log":
+        return descend(problem, theta, batched=batched)
+    evaluations = 0
+    for delta in SMOOTHINGS:
+        smooth = Problem(**{**vars(problem), "objective": problem.objective.smoothed(delta)})
+        found = descend(smooth, theta, batched=batched)
+        theta, evaluations = found.theta, evaluations + found.evaluations
+    value, _ = problem.value_and_gradient(theta, np.arange(len(theta)) if batched else None)
+    return Minima(theta, value, evaluations)
+
+
+def multi_start(problem: Problem, starts: Floats) -> Minima:
+    """Minimise from a grid of starts [S, p]: a few evaluations for all, then the best of them to the end."""
+    smooth = problem
+    if problem.objective.name == "l1_log":
+        smooth = Problem(**{**vars(problem), "objective": problem.objective.smoothed(SMOOTHINGS[0])})
+    first = descend(smooth, starts, evaluations=PRUNE_EVALUATIONS)
+    keep = max(KEPT_AT_LEAST, round(KEPT_FRACTION * len(starts)))
+    chosen = np.argsort(first.value, kind="stable")[:keep]
+    found = minimise_from(problem, first.theta[chosen])
+    return Minima(found.theta, found.value, first.evaluations + found.evaluations)

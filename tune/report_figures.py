@@ -1,0 +1,413 @@
+"""The figures of the report: one small panel each, drawn with matplotlib from typed values, no reading and no fitting.
+
+Panels are narrow on purpose: the page puts them side by side on a desk and below each other on a phone, and their
+text stays readable in both. Colour says the same thing everywhere: grey is natural text, cool colours are shares of
+synthetic text, warm colours are synthetic sources; markers repeat it for readers who do not see the colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from tune.report_format import amount, percent, show_interval
+from tune.report_svg import PALETTE, Drawing, finish_drawing, house_style, light
+from tune.results import CellOptimum, HeldOutPoint
+
+PANEL_INCHES = (4.5, 3.25)
+_SHARE_ROLES = [role for role in PALETTE if role.startswith("share-")]
+_SOURCE_ROLES = [role for role in PALETTE if role.startswith("source-")]
+_SHARE_MARKERS = ("s", "D", "^", "v", "P", "X", "p", "h")
+_SOURCE_MARKERS = ("o", "s", "D", "^")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn wherever it appears."""
+
+    role: str
+    """Palette role."""
+    marker: str
+
+    @property
+    def colour(self) -> str:
+        """The light colour of the role."""
+        return light(self.role)
+
+
+def share_looks(shares: Sequence[float]) -> dict[float, Look]:
+    """Give every synthetic share of a study its colour and marker: share 0 is grey, the others by rank."""
+    mixed = sorted({share for share in shares if share > 0})
+    looks = {0.0: Look("natural", "o")}
+    for rank, share in enumerate(mixed):
+        place = round(rank * (len(_SHARE_ROLES) - 1) / max(1, len(mixed) - 1))
+        looks[share] = Look(_SHARE_ROLES[place], _SHARE_MARKERS[rank % len(_SHARE_MARKERS)])
+    return looks
+
+
+def source_looks(sources: Sequence[str]) -> dict[str, Look]:
+    """Give every synthetic source of a study its colour and marker, by name."""
+    return {
+        source: Look(_SOURCE_ROLES[i % len(_SOURCE_ROLES)], _SOURCE_MARKERS[i % len(_SOURCE_MARKERS)])
+        for i, source in enumerate(sorted(set(sources)))
+    }
+
+
+# --- loss against share ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SharePoint:
+    """One finished run in a cell."""
+
+    source: str
+    """Synthetic source of the run's mixture; a natural-only run appears once for each."""
+    share: float
+    loss: float
+    run_id: str
+    origin: str
+    """`grid` or `search`."""
+
+
+@dataclass(frozen=True)
+class CellPanel:
+    """Everything measured in one (N, D) cell."""
+
+    name: str
+    model: str
+    num_params: int
+    train_tokens: int
+    points: tuple[SharePoint, ...]
+    optima: tuple[CellOptimum, ...]
+
+
+def draw_loss_by_share(panel: CellPanel, looks: dict[str, Look]) -> Drawing:
+    """Draw loss against synthetic share in a cell: runs of the grid filled, of a search open, optima with intervals."""
+    tips: dict[str, list[str]] = {}
+    with house_style():
+        figure, axes = _panel(f"{panel.model} parameters, {amount(panel.train_tokens)} tokens")
+        for optimum in panel.optima:
+            _draw_optimum(axes, optimum, looks[optimum.synthetic], tips)
+        for (source, origin), points in _grouped(panel.points).items():
+            _draw_share_points(axes, source, origin, points, looks[source], tips)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.set_xlim(-0.04, 1.04)
+        axes.set_xlabel("synthetic share of training tokens")
+        axes.set_ylabel("loss, nats per token")
+        _legend(axes)
+        alt = f"Loss against synthetic share, {panel.model} parameters and {amount(panel.train_tokens)} tokens: "
+        alt += _share_summary(panel)
+        return finish_drawing(figure, panel.name, axes.get_title(loc="left"), alt, tips)
+
+
+def _grouped(points: Sequence[SharePoint]) -> dict[tuple[str, str], list[SharePoint]]:
+    groups: dict[tuple[str, str], list[SharePoint]] = {}
+    for point in sorted(points, key=lambda p: (p.source, p.origin, p.share, p.run_id)):
+        groups.setdefault((point.source, point.origin), []).append(point)
+    return groups
+
+
+def _draw_share_points(
+    axes: Axes, source: str, origin: str, points: Sequence[SharePoint], look: Look, tips: dict[str, list[str]]
+) -> None:
+    gid = f"{origin}-{source}"
+    searched = origin == "search"
+    axes.plot(
+        [p.share for p in points],
+        [p.loss for p in points],
+        linestyle="none" if searched else (0, (1, 1.6)),
+        linewidth=1.0,
+        marker=look.marker,
+        markersize=5.5,
+        color=look.colour,
+        markerfacecolor=light("paper") if searched else look.colour,
+        markeredgewidth=1.3,
+        label=f"{source} {origin}",
+        gid=gid,
+        zorder=4 if searched else 3,
+    )
+    tips[gid] = [f"{source} {percent(p.share)}: {p.loss:.4f} nats/token, run {p.run_id}" for p in points]
+
+
+def _draw_optimum(axes: Axes, optimum: CellOptimum, look: Look, tips: dict[str, list[str]]) -> None:
+    share, loss, low, high = np.array(optimum.curve or [(math.nan,) * 4], dtype=np.float64).T
+    axes.fill_between(share, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
+    axes.plot(share, loss, color=look.colour, zorder=2, label=f"{optimum.synthetic} fit")
+    best = optimum.best_share
+    gid = f"optimum-{optimum.search}-{optimum.synthetic}"
+    if best.low is not None and best.high is not None:
+        axes.plot([best.low, best.high], [optimum.best_loss.value] * 2, color=look.colour, linewidth=4.5, alpha=0.45,
+                  solid_capstyle="butt", zorder=5)  # fmt: skip
+    axes.plot([best.value], [optimum.best_loss.value], marker="*", markersize=12, color=look.colour,
+              markeredgecolor=light("paper"), markeredgewidth=0.8, linestyle="none", gid=gid, zorder=6)  # fmt: skip
+    tips[gid] = [f"best share of {optimum.synthetic}: {show_interval(best, 'percent')}, search {optimum.search}"]
+
+
+def _share_summary(panel: CellPanel) -> str:
+    if panel.optima:
+        parts = [f"{o.synthetic} is best at {show_interval(o.best_share, 'percent')}" for o in panel.optima]
+        return "; ".join(parts) + "."
+    if not panel.points:
+        return "no finished run."
+    best = min(panel.points, key=lambda p: (p.loss, p.run_id))
+    return f"the lowest single run is {best.source} at {percent(best.share)} with {best.loss:.4f} nats per token."
+
+
+def draw_best_shares(optima: Sequence[CellOptimum], looks: dict[str, Look]) -> Drawing:
+    """Draw the best share of every searched cell with its interval, one row each."""
+    rows = list(reversed(optima))
+    tips: dict[str, list[str]] = {}
+    with house_style():
+        figure, axes = _panel("Best share by cell", height=0.95 + 0.42 * len(rows))
+        for y, optimum in enumerate(rows):
+            look, best = looks[optimum.synthetic], optimum.best_share
+            if best.low is not None and best.high is not None:
+                axes.plot([best.low, best.high], [y, y], color=look.colour, linewidth=3, alpha=0.55)
+            gid = f"best-{y}"
+            axes.plot([best.value], [y], marker=look.marker, color=look.colour, markersize=7, linestyle="none", gid=gid)
+            tips[gid] = [f"{optimum.synthetic}, {optimum.model}: {show_interval(best, 'percent')}"]
+        labels = [f"{o.synthetic} · {o.model} · {amount(o.train_tokens)}" for o in rows]
+        axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
+        axes.yaxis.set_major_formatter(FixedFormatter(labels))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(rows) - 0.4))
+        axes.set_xlabel("best synthetic share")
+        alt = "Best share by cell: " + "; ".join(
+            f"{label}: {show_interval(o.best_share, 'percent')}" for label, o in zip(labels, rows, strict=True)
+        )
+        return finish_drawing(figure, "best-share-by-cell", "Best share by cell", alt, tips)
+
+
+# --- laws along one axis ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LawCurve:
+    """A fitted law along its axis."""
+
+    x: Sequence[float]
+    loss: Sequence[float]
+    low: Sequence[float] | None = None
+    """Lower edge of the prediction's interval, as long as `x`; None when no interval was computed."""
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class LawSeries:
+    """One mixture in a panel of laws."""
+
+    label: str
+    share: float
+    points: tuple[tuple[float, float, str], ...]
+    """(N or D, loss, run id) of the rows fitted."""
+    held_out: tuple[HeldOutPoint, ...] = ()
+    curve: LawCurve | None = None
+
+
+@dataclass(frozen=True)
+class LawPanel:
+    """L(D) or L(N) of the natural text and of the mixtures with one synthetic source."""
+
+    name: str
+    title: str
+    x_label: str
+    on_tokens: bool
+    series: tuple[LawSeries, ...]
+
+
+def draw_laws(panel: LawPanel, looks: dict[float, Look]) -> Drawing:
+    """Draw losses, fitted curves with bands, and rings around points that the check fit predicted without seeing."""
+    tips: dict[str, list[str]] = {}
+    with house_style():
+        figure, axes = _panel(panel.title)
+        axes.set_xscale("log")
+        for series in panel.series:
+            _draw_law_series(axes, panel, series, looks[series.share], tips)
+        _amount_ticks(axes, sorted({x for series in panel.series for x, _, _ in series.points}))
+        axes.set_xlabel(panel.x_label)
+        axes.set_ylabel("loss, nats per token")
+        _legend(axes)
+        alt = f"{panel.title}: " + "; ".join(_law_summary(series) for series in panel.series) + "."
+        return finish_drawing(figure, panel.name, panel.title, alt, tips)
+
+
+def _draw_law_series(
+    axes: Axes, panel: LawPanel, series: LawSeries, look: Look, tips: dict[str, list[str]]
+) -> None:
+    gid = f"points-{series.share!r}"
+    if series.curve is not None:
+        if series.curve.low is not None and series.curve.high is not None:
+            axes.fill_between(series.curve.x, series.curve.low, series.curve.high, color=look.colour, alpha=0.14,
+                              linewidth=0, zorder=1)  # fmt: skip
+        axes.plot(series.curve.x, series.curve.loss, color=look.colour, zorder=2)
+    points = sorted(series.points)
+    axes.plot([x for x, _, _ in points], [loss for _, loss, _ in points], linestyle="none", marker=look.marker,
+              markersize=5, color=look.colour, label=percent(series.share), gid=gid, zorder=4)  # fmt: skip
+    tips[gid] = [f"{series.label}, {amount(x)}: {loss:.4f} nats/token, run {run}" for x, loss, run in points]
+    if series.held_out:
+        xs = [p.train_tokens if panel.on_tokens else p.num_params for p in series.held_out]
+        ring = f"held-out-{series.share!r}"
+        axes.plot(xs, [p.predicted_loss for p in series.held_out], linestyle="none", marker="o", markersize=10.5,
+                  markerfacecolor="none", markeredgecolor=look.colour, markeredgewidth=1.2, gid=ring, zorder=5)  # fmt: skip
+        tips[ring] = [
+            f"{series.label}: predicted {p.predicted_loss:.4f} without seeing run {p.run_id} ({p.loss:.4f}), "
+            f"{p.relative_error:+.2%}"
+            for p in series.held_out
+        ]
+
+
+def _law_summary(series: LawSeries) -> str:
+    if not series.points:
+        return f"{series.label} has no point"
+    first, last = min(series.points), max(series.points)
+    return f"{series.label} goes from {first[1]:.3f} at {amount(first[0])} to {last[1]:.3f} at {amount(last[0])}"
+
+
+# --- domains and training --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Bits per byte by held-out domain (rows) and mixture (columns) at one (N, D)."""
+
+    title: str
+    domains: tuple[str, ...]
+    mixtures: tuple[str, ...]
+    bits_per_byte: tuple[tuple[float | None, ...], ...]
+    run_ids: tuple[str, ...]
+    """The run behind each column."""
+    reference: int
+    """Column the colours compare with."""
+
+
+def draw_domain_heat_map(heat: HeatMap) -> Drawing:
+    """Draw bits/byte as numbers; colour is the difference from the reference column of the same row."""
+    values = np.array([[math.nan if v is None else v for v in row] for row in heat.bits_per_byte], dtype=np.float64)
+    difference = values - values[:, [heat.reference]]
+    top = float(np.nanmax(np.abs(difference))) or 1.0
+    width = max(PANEL_INCHES[0], 1.7 + 0.62 * len(heat.mixtures))
+    with house_style():
+        figure, axes = _panel(heat.title, width=width, height=1.25 + 0.3 * len(heat.domains))
+        axes.grid(visible=False)
+        for row, column in np.ndindex(*values.shape):
+            _draw_heat_cell(axes, heat, row, column, values[row, column], difference[row, column] / top)
+        axes.set(xlim=(-0.5, len(heat.mixtures) - 0.5), ylim=(len(heat.domains) - 0.5, -0.5))
+        axes.xaxis.set_major_locator(FixedLocator(range(len(heat.mixtures))))
+        axes.xaxis.set_major_formatter(FixedFormatter([name.replace(" ", "\n", 1) for name in heat.mixtures]))
+        axes.yaxis.set_major_locator(FixedLocator(range(len(heat.domains))))
+        axes.yaxis.set_major_formatter(FixedFormatter(heat.domains))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        tips = {
+            f"cell-{row}-{column}": [
+                f"{heat.domains[row]}, {heat.mixtures[column]}: {values[row, column]:.4f} bits/byte, "
+                f"{difference[row, column]:+.4f} against {heat.mixtures[heat.reference]}, run {heat.run_ids[column]}"
+            ]
+            for row, column in np.ndindex(*values.shape)
+            if math.isfinite(values[row, column])
+        }
+        alt = f"{heat.title}. Bits per byte for {len(heat.domains)} domains and {len(heat.mixtures)} mixtures; "
+        alt += f"{int((difference < 0).sum())} cells are better than {heat.mixtures[heat.reference]}, "
+        alt += f"{int((difference > 0).sum())} worse. The numbers are in evaluations.csv."
+        return finish_drawing(figure, "domain-heat-map", heat.title, alt, tips)
+
+
+def _draw_heat_cell(axes: Axes, heat: HeatMap, row: int, column: int, value: float, strength: float) -> None:
+    if not math.isfinite(value):
+        return
+    role = "better" if strength < 0 else "worse" if strength > 0 else "line"
+    axes.fill_between([column - 0.47, column + 0.47], row - 0.45, row + 0.45, color=light(role), linewidth=0,
+                      alpha=0.1 + 0.5 * min(1.0, abs(strength)), gid=f"cell-{row}-{column}")  # fmt: skip
+    axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8,
+              weight="semibold" if column == heat.reference else "normal")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """Loss over one run."""
+
+    run_id: str
+    label: str
+    share: float
+    tokens: Sequence[float]
+    loss: Sequence[float]
+    """Training loss, nats/token, as logged."""
+    evaluated_tokens: Sequence[float]
+    evaluated_loss: Sequence[float]
+    """Held-out loss, nats/token."""
+
+
+@dataclass(frozen=True)
+class CurvesPanel:
+    """Runs of one model size, natural and mixed with one source."""
+
+    name: str
+    title: str
+    curves: tuple[TrainingCurve, ...]
+
+
+def draw_training(panel: CurvesPanel, looks: dict[float, Look]) -> Drawing:
+    """Draw training loss as lines and held-out loss as markers, against tokens trained on."""
+    tips: dict[str, list[str]] = {}
+    with house_style():
+        figure, axes = _panel(panel.title)
+        named: set[float] = set()
+        for curve in panel.curves:
+            look = looks[curve.share]
+            line = f"line-{curve.run_id}"
+            if len(curve.tokens) > 1:
+                axes.plot(curve.tokens, curve.loss, color=look.colour, linewidth=1.0, alpha=0.75, gid=line, zorder=2)
+                tips[line] = [f"{curve.label}, run {curve.run_id}"]
+            gid = f"held-out-{curve.run_id}"
+            axes.plot(curve.evaluated_tokens, curve.evaluated_loss, linestyle="none", marker=look.marker, markersize=4.5,
+                      color=look.colour, label="" if curve.share in named else percent(curve.share), gid=gid,
+                      zorder=3)  # fmt: skip
+            tips[gid] = [
+                f"{curve.label} after {amount(tokens)} tokens: {loss:.4f} nats/token held out, run {curve.run_id}"
+                for tokens, loss in zip(curve.evaluated_tokens, curve.evaluated_loss, strict=True)
+            ]
+            named.add(curve.share)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("tokens trained on")
+        axes.set_ylabel("loss, nats per token")
+        _legend(axes)
+        alt = f"{panel.title}: training loss (lines) and held-out loss (markers) of {len(panel.curves)} runs."
+        return finish_drawing(figure, panel.name, panel.title, alt, tips)
+
+
+# --- shared ----------------------------------------------------------------------------------------------------
+
+
+def _panel(title: str, width: float = PANEL_INCHES[0], height: float = PANEL_INCHES[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, pad=8)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        axes.legend(loc="upper right", handlelength=1.4, labelspacing=0.3, borderaxespad=0.1)
+
+
+def _amount_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Label a log axis at measured values, leaving out those that would run into a neighbour."""
+    if not values:
+        return
+    low, high = math.log(values[0]), math.log(values[-1])
+    spacing = max(high - low, 1e-9) / 6
+    kept: list[float] = []
+    for value in values:
+        if not kept or math.log(value / kept[-1]) >= spacing:
+            kept.append(value)
+    axes.xaxis.set_major_locator(FixedLocator(kept))
+    axes.xaxis.set_major_formatter(FixedFormatter([amount(value) for value in kept]))
+    axes.xaxis.set_minor_locator(NullLocator())
