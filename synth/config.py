@@ -168,6 +168,9 @@ class RephrasePlacement(Config):
 class RephraseConfig(JobConfig):
     """`rephrase_corpus`: a corpus and recipes -> `synthetic/<name>/part-k-of-n.parquet`, ledger, manifest."""
 
+    # Bounds decide when to stop, not what a row says; the recipes' contents stand in the identity in place of overrides.
+    not_identity = JobConfig.not_identity | {"max_engine_deaths_per_part", "max_reject_fraction", "recipe_overrides"}
+
     name: Name = "rephrased"
     """Name of the synthetic set: `synthetic/<name>`."""
     corpus: Name
@@ -175,14 +178,17 @@ class RephraseConfig(JobConfig):
     recipes: tuple[str, ...] = Field(min_length=1)
     """Recipes by name (shipped, see --list-recipes) or paths of TOML files; each document goes through all of them."""
     engine: EngineConfig
+    recipe_overrides: dict[str, Any] = Field(default_factory=dict)
+    """Values that replace those of every recipe, shaped like a recipe file: `{ thresholds = { max_repetition = 1.0 } }`."""
     samples_per_chunk: int = Field(default=1, ge=1)
     """Independent samples of each (document, chunk, recipe)."""
     seed: int = 0
     """Run seed; the seed of a row is a hash of this, the document, the chunk, the recipe and the sample."""
     max_documents: int | None = Field(default=None, ge=1)
     """Rephrase only the first so many documents of the corpus (whole parts first), documents."""
-    max_engine_deaths_per_part: int = Field(default=8, ge=0)
-    """Give up on a part after its rows have killed the engine this many times; what it isolated stays recorded."""
+    max_engine_deaths_per_part: int = Field(default=32, ge=0)
+    """Give up on a part after its rows have killed the engine this many times; what it isolated stays recorded.
+    Isolating one row among n in flight takes at most log2(n) + 2 deaths."""
     max_reject_fraction: Fraction = 1.0
     """Stop with an error if more than this fraction of rows is rejected or quarantined at the end, [0, 1]."""
     placement: RephrasePlacement = RephrasePlacement()

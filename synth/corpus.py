@@ -7,25 +7,28 @@ A corpus is `corpora/<name>/{train,held_out}/part-k-of-n.parquet`, sorted by `do
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from upath import UPath
 
-from synth.config import CorpusConfig
+from synth.config import CorpusConfig, CorpusSource
 from synth.documents import SPLITS
 from synth.errors import UserError
-from synth.identity import claim_directory, finish, is_finished, read_manifest
-from synth.inputs import CorpusUnit, SourceInputs, list_source
+from synth.identity import RECIPE_FILE, artefact_hash, claim_directory, finish, is_finished, read_manifest
+from synth.inputs import CorpusUnit, Unit, list_source
 from synth.plan import Plan
 from synth.shuffle import (
+    COUNTS,
     RUN_BYTES,
+    SCRATCH,
     MergeTask,
     PartsTask,
     ReadTask,
     Workspace,
     add_counts,
+    lowest_documents,
     merge_bucket,
     part_name,
     plan_parts,
@@ -33,7 +36,7 @@ from synth.shuffle import (
     read_unit,
     write_parts,
 )
-from synth.storage import list_names, read_parquet, study_path, write_json_atomic
+from synth.storage import list_names, study_path, write_json_atomic
 
 KIND = "corpus"
 MADE_BY = "build_corpus"
@@ -42,6 +45,8 @@ PARTS_PER_CORPUS_UNIT = 256
 """Parts of a corpus to stay disjoint from that one task reads the ids of."""
 
 MAX_BUCKETS = 4096
+SMALL_BUCKET_BYTES = 4 * 2**20
+"""A small corpus is cut into up to 16 buckets of at least this much text, so that its merge runs in parallel."""
 
 
 def corpus_directory(root: str, name: str) -> UPath:
@@ -85,41 +90,192 @@ class Stage:
 
 
 class CorpusBuild:
-    """One corpus on its way: listed and checked at once, then built stage by stage.
+    """One corpus on its way: inputs listed and checked at once, then built stage by stage.
 
-    Raises UserError when an input cannot be listed or a corpus to stay disjoint from is not finished, and
-    IdentityMismatch when the directory holds another corpus. Nothing is written before `stages`.
+    Raises UserError when an input cannot be listed or a corpus to stay disjoint from is not finished. Nothing is
+    written before `stages`.
     """
 
     def __init__(self, config: CorpusConfig) -> None:
         self.config = config
         self.directory = corpus_directory(config.root, config.name)
-        self.finished = is_finished(self.directory)
+        self.corpora = {name: _other_corpus(config, name) for name in config.disjoint_from}
         self.sources = [list_source(index, config) for index in range(len(config.sources))]
-        self._corpora = {name: self._other_corpus(name) for name in config.disjoint_from}
-        self._space = Workspace(config.root, config.name, _num_buckets(self.sources))
+        self._space = Workspace(config.root, config.name, self._num_buckets())
 
     @property
     def parents(self) -> dict[str, str]:
         """What the corpus is made from, role -> fingerprint."""
         fingerprints = {role: value for source in self.sources for role, value in source.parents.items()}
-        return fingerprints | {f"disjoint_from.{name}": other["hash"] for name, other in self._corpora.items()}
-
-    def claim(self) -> str:
-        """Make the directory this corpus's own and return the corpus's hash. Raises IdentityMismatch."""
-        return claim_directory(self.directory, KIND, self.config.identity(), self.parents)
+        return fingerprints | {f"disjoint_from.{name}": manifest["hash"] for name, manifest in self.corpora.items()}
 
     def stages(self) -> Iterator[Stage]:
-        """Yield the stages in order; the tasks of one must be done before the next one is asked for."""
-        self.claim()
-        yield self._stage("read", "inputs", read_unit, self._read_tasks())
+        """Claim the directory, then yield the stages in order; one must be done before the next is asked for.
+
+        Raises IdentityMismatch when the directory holds another corpus.
+        """
+        claim_directory(self.directory, KIND, self.config.identity(), self.parents)
+        yield self.read_stage()
         fraction = self.config.held_out_fraction
         buckets = range(self._space.num_buckets)
         yield self._stage("merge", "buckets", merge_bucket, [MergeTask(self._space, b, fraction) for b in buckets])
         yield self._stage("write", "buckets", write_parts, self._parts_tasks()[1])
 
+    def read_stage(self) -> Stage:
+        """Return the first stage, by far the longest, as it stands now."""
+        return self._stage("read", "inputs", read_unit, self._read_tasks())
+
     def finish(self) -> dict[str, Any]:
-        """Check that every row is accounted for, write the manifest, remove the intermediates, return the manifest."""
+        """Account for every row, write the manifest, remove the intermediates, return the manifest.
+
+        Raises UserError when no document is left, RuntimeError when a row is unaccounted for.
+        """
         read, merged = read_entries(self._space, "read"), read_entries(self._space, "merge")
-        dropped = collections.Counter(_summed(entry["dropped"] for entry in (*read, *merged)))
-        ...
+        num_parts, _ = self._parts_tasks()
+        splits = self._split_counts(num_parts)
+        num_kept = sum(split["documents"] for split in splits.values())
+        num_merged = sum(sum(entry["kept"].values()) for entry in merged)
+        dropped = collections.Counter(over_max_documents=num_merged - num_kept)
+        for entry in (*read, *merged):
+            dropped.update(entry["dropped"])
+        dropped = +dropped
+        num_rows = sum(entry["rows"] for entry in read)
+        if num_rows != num_kept + dropped.total():
+            raise RuntimeError(f"{num_rows} rows read, but {num_kept} kept and {dropped.total()} dropped: {dropped}")
+        if not num_kept:
+            raise UserError(f"No document is left of {num_rows} rows ({_spoken(dropped)}): change sources or min_characters.")
+        write_json_atomic(self.directory / "inputs.json", [file for source in self.sources for file in source.listing])
+        manifest = finish(
+            self.directory,
+            artefact_hash(KIND, self.config.identity(), self.parents),
+            rows_read=num_rows,
+            documents_kept=num_kept,
+            dropped=dict(dropped),
+            splits=splits,
+            sources=self._source_counts(read),
+        )
+        remove_intermediates(self.directory)
+        return manifest
+
+    def _num_buckets(self) -> int:
+        text_bytes = sum(source.text_bytes for source in self.sources)
+        id_bytes = 100 * sum(manifest["documents_kept"] for manifest in self.corpora.values())
+        by_memory = -(-(text_bytes + id_bytes) // RUN_BYTES)
+        for_parallelism = min(16, -(-text_bytes // SMALL_BUCKET_BYTES))
+        return min(MAX_BUCKETS, max(1, by_memory, for_parallelism))
+
+    def _stage(self, name: str, unit: str, work: Callable[[Any], None], tasks: Sequence[Any]) -> Stage:
+        done = set(list_names(self._space.scratch / name, ".json"))
+        todo = [task for task in tasks if self._space.ledger(name, task.number).name not in done]
+        return Stage(name, unit, work, todo, len(tasks))
+
+    def _read_tasks(self) -> list[ReadTask]:
+        units: list[tuple[str, CorpusSource | None, Unit]] = []
+        for name, manifest in self.corpora.items():
+            parts = tuple(
+                f"{split}/{part_name(part, counts['parts'])}"
+                for split, counts in manifest["splits"].items()
+                for part in range(counts["parts"])
+            )
+            for start in range(0, len(parts), PARTS_PER_CORPUS_UNIT):
+                units.append((f"disjoint_from.{name}", None, CorpusUnit(name, parts[start : start + PARTS_PER_CORPUS_UNIT])))
+        for index, source in enumerate(self.sources):
+            units += [(f"sources.{index}", self.config.sources[index], unit) for unit in source.units]
+        return [
+            ReadTask(self._space, number, where, source, unit, self.config.min_characters)
+            for number, (where, source, unit) in enumerate(units)
+        ]
+
+    def _parts_tasks(self) -> tuple[dict[str, int], list[PartsTask]]:
+        kept = [entry["kept"] for entry in read_entries(self._space, "merge")]
+        if self.config.max_documents is not None:
+            kept = lowest_documents(self._space, kept, self.config.max_documents)
+        return plan_parts(self._space, kept, self.config.documents_per_part)
+
+    def _split_counts(self, num_parts: dict[str, int]) -> dict[str, dict[str, Any]]:
+        domains: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
+        for entry in read_entries(self._space, "write"):
+            for split in SPLITS:
+                add_counts(domains[split], entry[split])
+        return {
+            split: {
+                "parts": num_parts[split],
+                **{name: sum(counts[name] for counts in by_domain.values()) for name in COUNTS},
+                "domains": by_domain,
+            }
+            for split, by_domain in domains.items()
+        }
+
+    def _source_counts(self, read: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows: collections.Counter[str] = collections.Counter()
+        for entry in read:
+            rows[entry["where"]] += entry["rows"]
+        return [
+            {
+                "kind": self.config.sources[index].kind,
+                "rows_read": rows[f"sources.{index}"],
+                "files": source.num_files,
+                "bytes": source.num_bytes,
+            }
+            for index, source in enumerate(self.sources)
+        ]
+
+
+def plan_corpus(config: CorpusConfig) -> Plan:
+    """Return what `build_corpus` would do, every input listed and checked; nothing is written.
+
+    Raises UserError naming the field when an input is not there, IncompleteArtefact when a corpus to stay disjoint
+    from is not finished, IdentityMismatch when the directory holds another corpus.
+    """
+    directory = corpus_directory(config.root, config.name)
+    if (manifest := finished_manifest(config)) is not None:
+        facts = {"documents": manifest["documents_kept"], "rows read": manifest["rows_read"]}
+        return Plan(MADE_BY, str(directory), finished=True, facts=facts)
+    build = CorpusBuild(config)
+    if (directory / RECIPE_FILE).exists():
+        claim_directory(directory, KIND, config.identity(), build.parents)
+    read = build.read_stage()
+    facts = {
+        "input files": sum(source.num_files for source in build.sources),
+        "input bytes": sum(source.num_bytes for source in build.sources),
+        "inputs to read": read.num_tasks,
+        "inputs read already": read.num_tasks - len(read.todo),
+    }
+    warnings = tuple(warning for source in build.sources for warning in source.warnings)
+    return Plan(MADE_BY, str(directory), finished=False, facts=facts, warnings=warnings)
+
+
+def finished_manifest(config: CorpusConfig) -> dict[str, Any] | None:
+    """Return the manifest of the corpus if it is finished, None if there is work to do.
+
+    A finished corpus stays usable when its inputs have gone; when they are there and differ from those it was made
+    from, or the recipe differs, IdentityMismatch is raised.
+    """
+    directory = corpus_directory(config.root, config.name)
+    if not is_finished(directory):
+        return None
+    manifest = read_manifest(directory, MADE_BY)
+    try:
+        parents = CorpusBuild(config).parents
+    except UserError:
+        parents = manifest["parents"]
+    claim_directory(directory, KIND, config.identity(), parents)
+    remove_intermediates(directory)
+    return manifest
+
+
+def remove_intermediates(directory: UPath) -> None:
+    """Remove what only an unfinished corpus needs, if it is there."""
+    scratch = directory / SCRATCH
+    if scratch.exists():
+        scratch.fs.rm(scratch.path, recursive=True)
+
+
+def _other_corpus(config: CorpusConfig, name: str) -> dict[str, Any]:
+    if name == config.name:
+        raise UserError(f"disjoint_from names the corpus {name!r} itself: leave it out.")
+    return read_manifest(corpus_directory(config.root, name), MADE_BY)
+
+
+def _spoken(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items())) or "none read"

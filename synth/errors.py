@@ -17,12 +17,20 @@ class IdentityMismatch(UserError):
             "Give the new one another name, or move the old one away."
         )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.directory, self.differences)  # it crosses from a Ray worker to the driver
+
 
 class IncompleteArtefact(UserError):
     """A step was asked to read what an earlier step has not finished."""
 
     def __init__(self, directory: str, made_by: str) -> None:
+        self.directory = directory
+        self.made_by = made_by
         super().__init__(
             f"{directory} is missing or unfinished (no manifest.json in it): run {made_by} first, "
             "with the same root and name."
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.directory, self.made_by)

@@ -260,7 +260,7 @@ def _text_bytes(source: FileSource, file: InputFile) -> int:
 
 def open_dataset(source: HuggingFaceSource, revision: str) -> Any:
     """Return the dataset as a `datasets.IterableDataset`, nothing downloaded. Code of a dataset is never run."""
-    import datasets  # noqa: PLC0415  (a second of imports that only this source needs)
+    import datasets
 
     local = os.path.isdir(source.dataset)
     return datasets.load_dataset(
@@ -301,7 +301,7 @@ def _list_dataset(where: str, source: HuggingFaceSource) -> SourceInputs:
 
 
 def _hub_commit(source: HuggingFaceSource) -> str:
-    import huggingface_hub  # noqa: PLC0415  (as above)
+    import huggingface_hub
 
     return str(huggingface_hub.HfApi().dataset_info(source.dataset, revision=source.revision).sha)
 

@@ -21,7 +21,16 @@ from synth.config import CorpusSource, DocstringSource, FileSource, HuggingFaceS
 from synth.docstrings import is_english_prose, read_docstrings
 from synth.documents import Row
 from synth.errors import UserError
-from synth.inputs import FileUnit, InputFile, PackageUnit, ShardUnit, Unit, compression_of, file_format, open_dataset
+from synth.inputs import (
+    FileUnit,
+    InputFile,
+    PackageUnit,
+    ShardUnit,
+    Unit,
+    compression_of,
+    file_format,
+    open_dataset,
+)
 
 ROWS_PER_BATCH = 512
 """Parquet rows decoded at a time: a batch of long documents still fits in memory."""
@@ -71,6 +80,8 @@ def _one_sentence(label: str) -> Iterator[None]:
 def _opened(file: InputFile) -> Iterator[Any]:
     """Open a file, decompressed by its ending. pyarrow notices a stream that is cut off; zstandard's reader does not."""
     compression = compression_of(file.url)
+    if compression is not None and file.num_bytes == 0:
+        raise EOFError("it is empty, which no compressed file is")
     with fsspec.open(file.url, "rb") as raw:
         if compression is None:
             yield raw
@@ -110,7 +121,7 @@ def _read_jsonl(where: str, source: FileSource, file: InputFile) -> Iterator[Row
 
 
 def _read_parquet(where: str, source: FileSource, file: InputFile) -> Iterator[Row]:
-    with _opened(file) as stream, pq.ParquetFile(stream) as parquet:
+    with _opened(file) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
         columns = _parquet_columns(where, source, file, parquet.schema_arrow)
         number = 0
         for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=columns):

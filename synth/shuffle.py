@@ -31,7 +31,14 @@ from synth.config import CorpusSource
 from synth.documents import DOCUMENT_SCHEMA, SPLITS, Document, admit, is_held_out
 from synth.inputs import CorpusUnit, Unit
 from synth.readers import read_rows
-from synth.storage import list_names, read_json, read_parquet, study_path, write_bytes_atomic, write_json_atomic
+from synth.storage import (
+    list_names,
+    read_json,
+    read_parquet,
+    study_path,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 from synth.storage import write_parquet_atomic as write_parquet
 
 RUN_BYTES = 128 * 2**20
@@ -43,6 +50,11 @@ ROWS_PER_GROUP = 1024
 """Rows of a row group in a merged file: a part that ends in the next bucket reads no more of it than that."""
 
 BUCKETS_KEY = b"buckets"
+SCRATCH = ".work"
+"""Directory inside the corpus that holds the intermediates."""
+
+COUNTS = ("documents", "characters", "bytes")
+"""What is counted of every split and domain; bytes are of UTF-8."""
 
 
 class Slice(NamedTuple):
@@ -69,7 +81,7 @@ class Workspace:
     @property
     def scratch(self) -> UPath:
         """Everything that is removed when the corpus is finished."""
-        return self.directory / ".work"
+        return self.directory / SCRATCH
 
     def ledger(self, stage: str, number: int) -> UPath:
         """The entry that says a task is done."""
@@ -233,6 +245,21 @@ def _first_copies(table: pa.Table) -> tuple[pa.Array, dict[str, int]]:
     return pa.array(winners[~parent_wins]), {reason: count for reason, count in dropped.items() if count}
 
 
+def lowest_documents(space: Workspace, kept: list[dict[str, int]], limit: int) -> list[dict[str, int]]:
+    """Return how many documents of each bucket and split are among the `limit` lowest ids of all."""
+    left = limit
+    lowest = []
+    for bucket, counts in enumerate(kept):
+        if sum(counts.values()) > left:
+            # Only the bucket the limit falls into is looked at: the splits take turns inside it.
+            ids = {split: read_parquet(space.merged(split, bucket), ["doc_id"])["doc_id"].to_pylist() for split in SPLITS}
+            taken = sorted((doc_id, split) for split, in_split in ids.items() for doc_id in in_split)[:left]
+            counts = {split: sum(side == split for _, side in taken) for split in SPLITS}
+        lowest.append(counts)
+        left -= sum(counts.values())
+    return lowest
+
+
 # --- write ------------------------------------------------------------------------------------------------------
 
 
@@ -327,9 +354,8 @@ def _count(part: pa.Table) -> dict[str, dict[str, int]]:
             "bytes": pc.binary_length(part["text"]),
         }
     )
-    names = ("documents", "characters", "bytes")
-    sums = sizes.group_by("domain").aggregate([(name, "sum") for name in names]).to_pylist()
-    return {row["domain"]: {name: row[f"{name}_sum"] for name in names} for row in sums}
+    sums = sizes.group_by("domain").aggregate([(name, "sum") for name in COUNTS]).to_pylist()
+    return {row["domain"]: {name: row[f"{name}_sum"] for name in COUNTS} for row in sums}
 
 
 def add_counts(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:

@@ -25,8 +25,11 @@ MARKER = "manifest.json"
 def study_path(root: str, *parts: str) -> UPath:
     """Return the path of something under a study root; `root` may be local or any URL fsspec knows."""
     path = UPath(root)
-    if isinstance(path, Path):
-        path = UPath(os.path.abspath(os.path.expanduser(root)))
+    if path.protocol in ("", "file", "local"):
+        path = UPath(os.path.abspath(os.path.expanduser(path.path)))
+    else:
+        # fsspec keeps listings by default, and would not see what another process wrote after the first one.
+        path = UPath(root, use_listings_cache=False)
     return path.joinpath(*parts) if parts else path
 
 
@@ -70,18 +73,21 @@ def read_json(path: UPath) -> Any:
 
 
 def write_parquet_atomic(path: UPath, table: pa.Table) -> int:
-    """Write a whole Parquet file (zstd) or nothing; return its size in bytes."""
+    """Write a whole Parquet file (zstd, a checksum on every page) or nothing; return its size in bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
     write_bytes_atomic(path, data)
     return len(data)
 
 
 def read_parquet(path: UPath, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, or some of its columns. Raises pyarrow.ArrowInvalid when it is corrupt or truncated."""
+    """Read one Parquet file, or some of its columns.
+
+    Raises pyarrow.ArrowInvalid when it is truncated, OSError when a page is not what was written.
+    """
     with path.open("rb") as handle:
-        return pq.read_table(handle, columns=columns)
+        return pq.read_table(handle, columns=columns, page_checksum_verification=True)
 
 
 def list_names(directory: UPath, suffix: str = "") -> list[str]:

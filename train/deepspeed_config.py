@@ -42,19 +42,22 @@ def deepspeed_config(run: RunConfig, placement: TrainPlacement, world_size: int,
             f"zero_stage = 0 would add up the gradients of {accumulation} microbatches in bfloat16, which loses them: "
             "set zero_stage = 1, precision = 'fp32', or rows_per_microbatch to the rows a worker has in a step."
         )
+    # Without ZeRO and without bfloat16 the engine steps the plain optimizer, and would clip without telling the norm.
+    engine_clips = stage > 0 or run.precision == "bf16"
     config: dict[str, Any] = {
         "train_batch_size": run.rows_per_step,
         "train_micro_batch_size_per_gpu": microbatch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": run.optimizer.max_gradient_norm,
+        "gradient_clipping": run.optimizer.max_gradient_norm if engine_clips else 0.0,
         "steps_per_print": None,
         "bf16": {"enabled": run.precision == "bf16", "check_grad_overflow": False},
         "communication_data_type": "fp32",
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
     }
-    if stage > 0:
+    if accumulation > 1:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if stage > 0:
         # The default bucket of 5e8 elements is a 2 GB buffer; a bucket need not be larger than the model.
         bucket = min(num_params, 200_000_000)
         config["zero_optimization"] |= {

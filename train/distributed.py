@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from train.config import OptimizerConfig, RunConfig, TrainPlacement
+from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config
 from train.model import Pretrainer
 
@@ -47,32 +47,43 @@ def world_size() -> int:
     return torch.distributed.get_world_size()
 
 
-def average(values: torch.Tensor) -> torch.Tensor:
-    """Average a tensor over the workers, in place; return it."""
+def leads() -> bool:
+    """Return whether this worker is the one that writes files and speaks for the others."""
+    return torch.distributed.get_rank() == 0
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Add a tensor up over the workers, in place; return it."""
     torch.distributed.all_reduce(values)
-    return values.div_(world_size())
+    return values
+
+
+def agreed(value: Any) -> Any:
+    """Return what the leading worker has, on every worker; the others' values do not count."""
+    holder = [value]
+    torch.distributed.broadcast_object_list(holder, src=0)
+    return holder[0]
 
 
 @contextlib.contextmanager
 def open_engine(module: Pretrainer, run: RunConfig, placement: TrainPlacement, peak_rate: float) -> Iterator[Any]:
     """Yield a DeepSpeed engine that trains the module; leave nothing of it behind, so that runs can follow each other.
 
-    Losses of a later run are bit-identical to those in a fresh process. ZeRO stage 3 leaks inside DeepSpeed (about
-    14 MiB a run for a small model): use it for models that need it, and start workers anew from time to time.
+    Losses of a later run are bit-identical to those in a fresh process. ZeRO stage 3 leaks inside DeepSpeed: use it
+    for models that need it, and a fresh process for each.
     """
     import deepspeed
 
     num_params = sum(parameter.numel() for parameter in module.parameters())
-    optimizer = torch.optim.AdamW(_parameter_groups(module, run.optimizer), lr=peak_rate, **_adam_arguments(run.optimizer))
     config = deepspeed_config(run, placement, world_size(), num_params)
+    optimizer = _adam(module, run, clips=config["gradient_clipping"] == 0, peak_rate=peak_rate)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    if placement.zero_stage == 3:  # the loss reads this weight itself, so stage 3 must gather it for the whole module
+        deepspeed.zero.register_external_parameter(module, module.llama.lm_head.weight)
     try:
         yield engine
     finally:
         engine.destroy()
-        if placement.zero_stage == 3:
-            vars(engine.optimizer).clear()
-            vars(engine).clear()
         del engine, optimizer, module
         gc.collect()
 
@@ -83,13 +94,27 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def _parameter_groups(module: torch.nn.Module, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+class _ClippingAdamW(torch.optim.AdamW):
+    """AdamW that clips the gradient itself and keeps its norm, under the name by which DeepSpeed asks for it."""
+
+    max_gradient_norm: float
+    _global_grad_norm: torch.Tensor
+
+    def step(self, closure: Any = None) -> Any:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._global_grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
+        return super().step(closure)
+
+
+def _adam(module: torch.nn.Module, run: RunConfig, *, clips: bool, peak_rate: float) -> torch.optim.AdamW:
+    settings = run.optimizer
     parameters = list(module.parameters())
-    return [
-        {"params": [item for item in parameters if item.ndim >= 2], "weight_decay": optimizer.weight_decay},
+    groups = [
+        {"params": [item for item in parameters if item.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [item for item in parameters if item.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def _adam_arguments(optimizer: OptimizerConfig) -> dict[str, Any]:
-    return {"betas": (optimizer.beta1, optimizer.beta2), "eps": optimizer.epsilon}
+    kind = _ClippingAdamW if clips else torch.optim.AdamW
+    optimizer = kind(groups, lr=peak_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+    if isinstance(optimizer, _ClippingAdamW):
+        optimizer.max_gradient_norm = settings.max_gradient_norm
+    return optimizer

@@ -154,7 +154,7 @@ def check_epochs(run: RunConfig, num_rows: Mapping[str, int]) -> dict[str, RowUs
     use = sampler.use(run.num_steps * run.rows_per_step)
     if run.max_epochs is None:
         return use
-    limit = Fraction(run.max_epochs)
+    limit = Fraction(repr(run.max_epochs))  # 2.3 as written, not the binary number just below it
     over = {name: each for name, each in use.items() if each.rows > limit * each.num_rows}
     if not over:
         return use

@@ -70,19 +70,17 @@ class Pretrainer(nn.Module):
         self.llama = llama
         self.end_of_text = end_of_text
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy, nats per predicted token, float32 scalar."""
-        hidden = self.hidden_states(rows[:, :-1])
-        targets = rows[:, 1:].flatten()
-        return summed_cross_entropy(hidden.flatten(0, 1), self.llama.lm_head.weight, targets) / targets.numel()
+    def forward(self, rows: torch.Tensor, *, by_row: bool = False) -> torch.Tensor:
+        """Return the mean cross-entropy, nats per predicted token, float32 scalar.
 
-    @torch.no_grad()
-    def row_nats(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the summed cross-entropy of each row, nats, float64 [B]; no gradient."""
-        hidden = self.hidden_states(rows[:, :-1])
+        With `by_row`, return instead the summed cross-entropy of each row, nats, float64 [B].
+        """
+        hidden, targets = self.hidden_states(rows[:, :-1]), rows[:, 1:]
         weight = self.llama.lm_head.weight
-        pairs = zip(hidden, rows[:, 1:], strict=True)
-        return torch.stack([summed_cross_entropy(states, weight, targets).double() for states, targets in pairs])
+        if by_row:
+            pairs = zip(hidden, targets, strict=True)
+            return torch.stack([summed_cross_entropy(states, weight, wanted).double() for states, wanted in pairs])
+        return summed_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()) / targets.numel()
 
     def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows of tokens, int64 [B, T] -> [B, T, H]."""

@@ -31,6 +31,8 @@ class Assignment:
     run: RunConfig
     give_up: str | None = None
     """Record the run as failed with this reason instead of training it; null: train it."""
+    tokens: int = 0
+    """Training tokens done before, as last heard of."""
 
 
 @dataclass
@@ -50,8 +52,8 @@ class Ticket:
     """The same, of the attempt before."""
     deaths: int = 0
     """Times workers died under it since it last started further on than the time before."""
-    last_error: str | None = None
-    """What a worker said before it died, if it could."""
+    error: str | None = None
+    """The first thing a worker said before it died, if it could; what the others say after it is its echo."""
 
 
 class RunQueue:
@@ -77,7 +79,7 @@ class RunQueue:
                 continue
             ticket.lane = lane
             hopeless = ticket.deaths >= MAX_DEATHS_AT_ONE_POINT
-            return Assignment(ticket.run, give_up=_why_given_up(ticket) if hopeless else None)
+            return Assignment(ticket.run, _why_given_up(ticket) if hopeless else None, ticket.tokens)
         return None
 
     def release(self, lane: int) -> None:
@@ -103,8 +105,9 @@ class RunQueue:
 
     def complain(self, run_id: str, error: str) -> None:
         """Note what one worker says ended a run it could not finish together with the others."""
-        if run_id in self._tickets:
-            self._tickets[run_id].last_error = error
+        ticket = self._tickets.get(run_id)
+        if ticket is not None and ticket.error is None:
+            ticket.error = error
 
     def complete(self, run_id: str) -> None:
         """Forget a run that has its record."""
@@ -125,18 +128,19 @@ class RunQueue:
 
 
 def _why_given_up(ticket: Ticket) -> str:
-    said = f"; the last thing a worker said was: {ticket.last_error}" if ticket.last_error else ""
+    said = f"; the first thing a worker said was: {ticket.error}" if ticket.error else ""
     where = f"after {ticket.tokens} tokens" if ticket.tokens else "before its first step"
     return f"workers died under this run {ticket.deaths} times {where}, and starting again got it no further{said}"
 
 
 def failed_record(
-    run: RunConfig, vocab_size: int, placement: TrainPlacement, reason: str, *, tokens: int, seconds: float, rate: float
+    run: RunConfig, vocab_size: int, placement: TrainPlacement, reason: str,
+    *, tokens: int, seconds: float, tokens_per_second: float, attempts: int
 ) -> RunRecord:
     """Return the record of a run that ended before it could write its own.
 
-    `tokens` were trained in `seconds` at `rate` tokens/s, as far as anyone heard; what it drew from each source is
-    not known and left out.
+    `tokens` were trained, as far as anyone heard, the last attempt took `seconds`, at `tokens_per_second` (0 when that
+    is not known); what the run drew from each source is left out.
     """
     parameters = count_parameters(run.model, vocab_size)
     return RunRecord(
@@ -153,7 +157,8 @@ def failed_record(
         peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
         wall_seconds=seconds,
         device_seconds=seconds * placement.workers_per_lane,
-        tokens_per_second=rate,
+        tokens_per_second=tokens_per_second,
+        attempts=attempts,
         placement=placement,
         provenance=provenance(),
     )

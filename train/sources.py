@@ -1,4 +1,4 @@
-"""Where training and evaluation documents come from: the parts of a corpus or of a synthetic set, part by part.
+"""Where training and evaluation documents come from: the parts of a corpus or of a synthetic set, one at a time.
 
 A synthetic set gives one training document per (doc_id, recipe, sample): its kept chunks in order, a blank line
 between them.
@@ -7,17 +7,17 @@ between them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
+from synth.corpus import open_corpus
 from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.storage import list_names, read_parquet, study_path
-from train.config import PackConfig
+from train.config import PackConfig, PackSource
 
 CHUNK_SEPARATOR = "\n\n"
 
@@ -32,22 +32,93 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One training source: finished parts and how to read them."""
+class Parts:
+    """The parts of one finished corpus split or synthetic set."""
 
-    directory: UPath
-    made_by: str
-    """Job to run again if a part is damaged."""
+    paths: tuple[UPath, ...]
+    """The Parquet files, in order."""
     hash: str
     """Identity of the corpus or synthetic set."""
-    parts: tuple[str, ...]
-    """Names of the Parquet files, in order."""
-    recipe: str | None
-    """Only rows of this recipe."""
     num_documents: int | None
     num_bytes: int | None
-    """What the manifest says, for the plan; null where it does not say."""
+    """Documents and UTF-8 bytes of text in them, as far as their manifest says."""
+    made_by: str
+    """Job that makes them."""
+
+    def table(self, part: int, columns: list[str]) -> pa.Table:
+        """Read some columns of one part. Raises UserError when the file is missing or damaged."""
+        path = self.paths[part]
+        try:
+            return read_parquet(path, columns)
+        except (pa.ArrowException, OSError) as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{path} cannot be read ({type(error).__name__}: {first_line}): if the file is damaged, delete "
+                f"{path.parent} and run {self.made_by} again."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """One training source of a packed set: parts, and how a part becomes documents."""
+
+    parts: Parts
+    is_synthetic: bool
+    recipe: str | None
+    """Only rows of this recipe; null takes all."""
 
     def read(self, part: int) -> Documents:
-        """Read the training documents of one part, sorted. Raises UserError when the file is missing or damaged."""
-        raise NotImplementedError
+        """Return the training documents of one part, by doc_id. Raises UserError when its file cannot be read."""
+        if self.is_synthetic:
+            return self._read_synthetic(part)
+        table = self.parts.table(part, ["doc_id", "text"]).sort_by("doc_id")
+        return Documents(table["doc_id"].to_pylist(), table["text"].to_pylist())
+
+    def _read_synthetic(self, part: int) -> Documents:
+        order = ["doc_id", "recipe", "sample", "chunk"]
+        table = self.parts.table(part, [*order, "text", "keep"])
+        wanted = pc.field("keep")
+        if self.recipe is not None:
+            wanted &= pc.field("recipe") == self.recipe
+        table = table.filter(wanted).sort_by([(column, "ascending") for column in order])
+        keys = zip(*(table[column].to_pylist() for column in order[:3]), strict=True)
+        rows = zip(keys, table["text"].to_pylist(), strict=True)
+        names, texts = [], []
+        for (doc_id, recipe, sample), chunks in itertools.groupby(rows, key=lambda row: row[0]):
+            names.append(f"{doc_id}/{recipe}/{sample}")
+            texts.append(CHUNK_SEPARATOR.join(text for _, text in chunks))
+        return Documents(names, texts)
+
+
+def open_sources(config: PackConfig) -> dict[str, Source]:
+    """Return the training sources of a packed set by name. Raises UserError when one is not finished or has no part."""
+    return {name: _open_source(config.root, name, source) for name, source in config.sources.items()}
+
+
+def _open_source(root: str, name: str, source: PackSource) -> Source:
+    if source.corpus is not None:
+        parts = corpus_parts(root, source.corpus, "train")
+    else:
+        parts = _synthetic_parts(root, str(source.synthetic))
+    if not parts.paths:
+        raise UserError(f"source {name!r} has no part to pack: take it out of sources, or make a larger one.")
+    return Source(parts, source.synthetic is not None, source.recipe)
+
+
+def held_out_parts(config: PackConfig) -> dict[str, Parts]:
+    """Return the held-out split of every corpus to evaluate on. Raises IncompleteArtefact when one is not finished."""
+    return {name: corpus_parts(config.root, name, "held_out") for name in config.evaluate_on}
+
+
+def corpus_parts(root: str, name: str, split: str) -> Parts:
+    """Return the parts of a corpus, `train` or `held_out`. Raises IncompleteArtefact when it is not finished."""
+    paths, manifest = open_corpus(root, name, split)
+    counts = manifest["splits"][split]
+    return Parts(tuple(paths), manifest["hash"], counts["documents"], counts["bytes"], "build_corpus")
+
+
+def _synthetic_parts(root: str, name: str) -> Parts:
+    directory = study_path(root, "synthetic", name)
+    manifest = read_manifest(directory, "rephrase_corpus")
+    paths = tuple(directory / part for part in list_names(directory, ".parquet"))
+    return Parts(paths, manifest["hash"], None, None, "rephrase_corpus")

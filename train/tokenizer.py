@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,9 @@ class Encoder:
     def read(cls, directory: UPath) -> Encoder:
         """Open the tokenizer of a packed set from its `tokenizer` directory."""
         info = TokenizerInfo.model_validate(read_json(directory / MARKER))
-        return cls(tokenizers.Tokenizer.from_str((directory / "tokenizer.json").read_text(encoding="utf-8")), info)
+        return cls(
+            tokenizers.Tokenizer.from_str((directory / "tokenizer.json").read_text(encoding="utf-8")), info
+        )
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """Return `[EOT, t1 .. tn]` of each document, uint16 or uint32."""
@@ -98,11 +99,12 @@ class Encoder:
         if self._normalizes:
             return sum(self.decode(ids) != text for text, ids in zip(texts, documents, strict=True))
         return sum(
-            int(self.token_bytes[ids].sum()) != len(text.encode()) for text, ids in zip(texts, documents, strict=True)
+            int(self.token_bytes[ids].sum()) != len(text.encode())
+            for text, ids in zip(texts, documents, strict=True)
         )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: UPath) -> TokenizerInfo:
+def train_tokenizer(texts: Sequence[str], vocab_size: int, directory: UPath) -> TokenizerInfo:
     """Train a byte-level BPE on some text and save it; the same text gives the same file, byte for byte."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,20 +115,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: UPath) -> 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    num_bytes = 0
-
-    def counted() -> Iterable[str]:
-        nonlocal num_bytes
-        for text in texts:
-            num_bytes += len(text.encode())
-            yield text
-
-    # Not counted while training: the trainer may run ahead of its iterator, and ends with it all the same.
-    tokenizer.train_from_iterator(counted(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     import transformers
 
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    return _save(wrapped, END_OF_TEXT, num_bytes, directory)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT)
+    return _save(wrapped, END_OF_TEXT, sum(len(text.encode()) for text in texts), directory)
 
 
 def load_tokenizer(root: str, path: str, directory: UPath) -> TokenizerInfo:
@@ -137,7 +130,11 @@ def load_tokenizer(root: str, path: str, directory: UPath) -> TokenizerInfo:
     import transformers
 
     with tempfile.TemporaryDirectory() as scratch:
-        source = _fetched(study_path(root, path.removeprefix(ROOT_PREFIX)), scratch) if path.startswith(ROOT_PREFIX) else path
+        source = (
+            _fetched(study_path(root, path.removeprefix(ROOT_PREFIX)), scratch)
+            if path.startswith(ROOT_PREFIX)
+            else path
+        )
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -150,13 +147,14 @@ def load_tokenizer(root: str, path: str, directory: UPath) -> TokenizerInfo:
         )
     eot = END_OF_TEXT if END_OF_TEXT in loaded.get_vocab() else loaded.eos_token
     if eot is None:
-        raise UserError(f"tokenizer.path = {path!r} has neither {END_OF_TEXT} nor an eos_token: take one that has.")
+        raise UserError(
+            f"tokenizer.path = {path!r} has neither {END_OF_TEXT} nor an eos_token: take one that has."
+        )
     return _save(loaded, eot, None, directory)
 
 
 def _save(tokenizer: Any, eot: str, training_bytes: int | None, directory: UPath) -> TokenizerInfo:
-    # Special in any case, so that text is never read as it; bos too, for a document begins with it.
-    tokenizer.add_special_tokens({"eos_token": eot, "bos_token": eot})
+    tokenizer.add_special_tokens({"eos_token": eot})  # special in any case, so that text is never read as it
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         files = sorted(file for file in Path(scratch).rglob("*") if file.is_file())

@@ -186,7 +186,9 @@ class SourceTokens:
     def rows_into(self, indices: NDArray[np.int64], out: Tokens) -> None:
         """Write the rows with these numbers into `out` [n, T+1]. Raises IndexError for one that does not exist."""
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num_rows:
-            raise IndexError(f"rows {indices.min()} .. {indices.max()} are not within 0 .. {self.num_rows - 1}")
+            raise IndexError(
+                f"rows {indices.min()} .. {indices.max()} are not within 0 .. {self.num_rows - 1}"
+            )
         begins = indices * (self._row_length - 1)
         shards = np.searchsorted(self._ends, begins, side="right")
         within = begins - self._starts[shards]
@@ -235,7 +237,9 @@ class PackedSet:
         self._directory = study_path(root, PACKED, name)
         self._store = _LocalStore(self._directory, info, cache_directory)
         self.sources: dict[str, SourceTokens] = {
-            source: SourceTokens(self._directory / "sources" / source, each, info.sequence_length, self._store)
+            source: SourceTokens(
+                self._directory / "sources" / source, each, info.sequence_length, self._store
+            )
             for source, each in info.sources.items()
         }
 
@@ -289,7 +293,9 @@ class PackedSet:
         found: dict[str, EvaluationTokens] = {}
         begin = 0
         for domain, each in self.info.evaluation.items():
-            found[domain] = EvaluationTokens(each.num_bytes, each.num_tokens, rows[begin : begin + each.num_rows])
+            found[domain] = EvaluationTokens(
+                each.num_bytes, each.num_tokens, rows[begin : begin + each.num_rows]
+            )
             begin += each.num_rows
         return found
 
@@ -318,7 +324,9 @@ class _LocalStore:
         try:
             num_bytes = local.stat().st_size
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: delete {self._directory} and run pack_tokens again.") from None
+            raise UserError(
+                f"{path} is missing: delete {self._directory} and run pack_tokens again."
+            ) from None
         if num_bytes != shard.num_tokens * self.dtype.itemsize:
             raise UserError(
                 f"{path} has {num_bytes} bytes where its manifest says {shard.num_tokens * self.dtype.itemsize}: "
@@ -357,7 +365,9 @@ class _LocalStore:
             base = Path(tempfile.gettempdir()) / f"synthscale-{os.getuid()}"
             base.mkdir(mode=0o700, exist_ok=True)
             if base.stat().st_uid != os.getuid():
-                raise UserError(f"{base} belongs to another user: remove it or give PackedSet.open a cache_directory.")
+                raise UserError(
+                    f"{base} belongs to another user: remove it or give PackedSet.open a cache_directory."
+                )
         return base / PACKED / self._hash
 
 
@@ -381,6 +391,8 @@ def _copy(remote: UPath, local: Path, sha256: str | None) -> None:
                 raise UserError(f"{remote} is damaged: its SHA-256 is {found}, its manifest says {sha256}.")
         temporary.replace(local)
     except FileNotFoundError:
-        raise UserError(f"{remote} is missing although its manifest is there: run pack_tokens again.") from None
+        raise UserError(
+            f"{remote} is missing although its manifest is there: run pack_tokens again."
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)

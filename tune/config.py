@@ -47,6 +47,10 @@ class SearchConfig(JobConfig):
     """Where the best share is wanted."""
     trials_per_cell: int = Field(default=6, ge=3)
     """Most runs spent on a cell, the two ends (share 0 and 1) included."""
+    trials_per_round: int = Field(default=2, ge=1)
+    """Trials chosen together after the first round: more keeps more lanes busy, fewer uses each loss sooner."""
+    method: Literal["adaptive", "grid"] = "adaptive"
+    """`adaptive` chooses shares from the losses so far; `grid` spreads all trials evenly, as a reference."""
     share_range: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Lowest and highest share tried."""
     stop_interval_width: Fraction = 0.0
@@ -84,6 +88,8 @@ class ColumnMapping(Config):
 
 class LawsConfig(JobConfig):
     """`fit_laws`: run records, or any table of runs -> `laws/<name>/fit.json` and figures."""
+
+    not_identity = JobConfig.not_identity | {"runs", "out"}
 
     name: Name = "laws"
     """Name of the fit: `laws/<name>`."""

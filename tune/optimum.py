@@ -90,6 +90,14 @@ class Curve:
         rows = np.column_stack([self.shares, self.mean, low, high])
         return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in rows)
 
+    def describe(self) -> str:
+        """Return how the curve and its intervals were made, for a record."""
+        return (
+            "Gaussian process over a constant, averaged over coordinate, length scale, amplitude and noise; "
+            f"{len(self.draws)} posterior curves with one valley; best share = minimum of their mean, "
+            f"{self.confidence:.0%} interval = their minima"
+        )
+
     def indistinguishable(self) -> tuple[float, float]:
         """Return the lowest and highest share whose loss differs from the best by less than one run's noise."""
         mean = self.mean
@@ -120,32 +128,53 @@ def fit_curve(
     )  # [kernel, amplitude, noise]
     counts = _allocate(np.exp(weights - logsumexp(weights)), NUM_DRAWS)
     random = np.random.default_rng(seed)
-    drawn = [
-        _draw(kernels[k], at, residual, spread * AMPLITUDES[a], noises[s], CONSTANT_SPREADS * spread, counts[k, a, s], random)
-        for k, a, s in np.argwhere(counts > 0)
-    ]
+    posterior = _Posterior(at, residual, CONSTANT_SPREADS * spread)
+    drawn, noise = [], []
+    for k in np.flatnonzero(counts.any(axis=(1, 2))):
+        factor = _factor(kernels[k])
+        for a, s in np.argwhere(counts[k] > 0):
+            count = int(counts[k, a, s])
+            drawn.append(posterior.draw(kernels[k], factor, spread * AMPLITUDES[a], noises[s], count, random))
+            noise.append(np.full(count, noises[s]))
     curves = level + np.concatenate(drawn)
-    noise = np.concatenate([np.full(counts[k, a, s], noises[s]) for k, a, s in np.argwhere(counts > 0)])
     single = _single_valley(curves)
     kept = single if single.mean() >= 0.05 else np.ones_like(single)
-    return Curve(grid, curves[kept], noise[kept], float(single.mean()), confidence)
+    return Curve(grid, curves[kept], np.concatenate(noise)[kept], float(single.mean()), confidence)
 
 
-def next_shares(curve: Curve, candidates: Sequence[float], count: int, seed: int = 0) -> tuple[float, ...]:
-    """Return the shares whose losses are expected to shrink the variance of the best share most, all run together.
+def next_share(curve: Curve, candidates: Sequence[float], pending: Sequence[float] = ()) -> float:
+    """Return the candidate whose loss is expected to shrink the variance of the best share most.
 
-    Each is chosen by the part of the best share's variance over the posterior curves that the losses at the shares
-    chosen before it and at itself would explain (linear regression; noise of a run included). Candidates are shares
-    of the curve's grid; a share that was tried may come again.
+    Over the posterior curves, the best share and the loss at any share are correlated; a loss measured there, with a
+    run's noise, explains cov(best, loss)^2 / var(loss) of the best share's variance. What the losses of the `pending`
+    shares will explain is taken away first, so that runs of one batch do not ask the same thing. Candidates and
+    pending shares are shares of the curve's grid.
     """
-    raise NotImplementedError
+    minima = curve.minima - curve.minima.mean()
+    centred = curve.draws - curve.mean
+    noise_variance = float(np.mean(curve.noise**2))
+    shared = minima @ centred / len(minima)  # covariance of the best share with the loss at each share, [G]
+    covariance = centred.T @ centred / len(minima)
+    for index in np.searchsorted(curve.shares, np.asarray(pending, dtype=np.float64)):
+        column = covariance[:, index] / (covariance[index, index] + noise_variance)
+        shared = shared - column * shared[index]
+        covariance = covariance - np.outer(column, covariance[index])
+    at = np.searchsorted(curve.shares, np.asarray(candidates, dtype=np.float64))
+    explained = shared[at] ** 2 / (covariance.diagonal()[at] + noise_variance)
+    if not explained.max() > 0.0:  # nothing left to learn: stay near the best
+        explained = -np.abs(curve.shares[at] - curve.shares[curve.best_index])
+    return float(candidates[int(explained.argmax())])
+
+
+def share_grid(share_range: tuple[float, float]) -> tuple[float, ...]:
+    """Return the shares runs are made at: whole steps of 1 / GRID_STEPS inside the range, and its two ends."""
+    low, high = share_range
+    inside = (step / GRID_STEPS for step in range(GRID_STEPS + 1))
+    return (low, *(share for share in inside if low < share < high), high)
 
 
 def _grid(share_range: tuple[float, float], shares: Floats) -> Floats:
-    low, high = share_range
-    steps = np.arange(GRID_STEPS + 1) / GRID_STEPS
-    inside = steps[(steps > low) & (steps < high)]
-    return np.unique(np.concatenate([[low, high], inside, shares]))
+    return np.unique(np.concatenate([share_grid(share_range), shares]))
 
 
 def _coordinate(grid: Floats, arcsine: bool) -> Floats:
@@ -178,30 +207,38 @@ def _allocate(weights: Floats, total: int) -> NDArray[np.int64]:
     return np.diff(np.concatenate([[0], edges])).reshape(weights.shape)
 
 
-def _draw(
-    kernel: Floats,
-    at: NDArray[np.intp],
-    residual: Floats,
-    amplitude: float,
-    noise: float,
-    constant: float,
-    count: int,
-    random: np.random.Generator,
-) -> Floats:
-    """Draw `count` posterior curves, [count, G]: prior draws corrected by the data (Matheron's rule).
-
-    The factor of the prior does not depend on the losses, so a rounding difference in them moves a curve by as
-    little; an eigenvector basis of the posterior could turn over and change every draw.
-    """
+def _factor(kernel: Floats) -> Floats:
     values, vectors = np.linalg.eigh(kernel)
-    factor = vectors * np.sqrt(values.clip(min=0.0))
-    prior = amplitude * (random.standard_normal((count, len(kernel))) @ factor.T)
-    prior += constant * random.standard_normal((count, 1))
-    errors = noise * random.standard_normal((count, len(at)))
-    cross = amplitude**2 * kernel[:, at] + constant**2
-    gain = np.linalg.solve(cross[at] + noise**2 * np.eye(len(at)), cross.T)  # [n, G]
-    curves: Floats = prior + (residual - prior[:, at] - errors) @ gain
-    return curves
+    factor: Floats = vectors * np.sqrt(values.clip(min=0.0))
+    return factor
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """The losses, and how curves are drawn that fit them."""
+
+    at: NDArray[np.intp]
+    """[n] indices of the observed shares on the grid."""
+    residual: Floats
+    """[n] losses less their mean."""
+    constant: float
+    """Prior standard deviation of the constant."""
+
+    def draw(
+        self, kernel: Floats, factor: Floats, amplitude: float, noise: float, count: int, random: np.random.Generator
+    ) -> Floats:
+        """Draw curves, [count, G]: draws from the prior, corrected by the losses (Matheron's rule).
+
+        The factor of the prior knows nothing of the losses, so a rounding difference in them moves a curve by as
+        little; an eigenvector basis of the posterior could turn over and change every draw.
+        """
+        prior = amplitude * (random.standard_normal((count, len(kernel))) @ factor.T)
+        prior += self.constant * random.standard_normal((count, 1))
+        errors = noise * random.standard_normal((count, len(self.at)))
+        cross = amplitude**2 * kernel[:, self.at] + self.constant**2
+        gain = np.linalg.solve(cross[self.at] + noise**2 * np.eye(len(self.at)), cross.T)  # [n, G]
+        curves: Floats = prior + (self.residual - prior[:, self.at] - errors) @ gain
+        return curves
 
 
 def _single_valley(curves: Floats) -> NDArray[np.bool_]:

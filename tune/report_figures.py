@@ -66,8 +66,8 @@ def source_looks(sources: Sequence[str]) -> dict[str, Look]:
 class SharePoint:
     """One finished run in a cell."""
 
-    source: str
-    """Synthetic source of the run's mixture; a natural-only run appears once for each."""
+    source: str | None
+    """Synthetic source of the run's mixture; None for natural text alone."""
     share: float
     loss: float
     run_id: str
@@ -88,57 +88,68 @@ class CellPanel:
 
 
 def draw_loss_by_share(panel: CellPanel, looks: dict[str, Look]) -> Drawing:
-    """Draw loss against synthetic share in a cell: runs of the grid filled, of a search open, optima with intervals."""
+    """Draw loss against synthetic share in a cell: runs of the plan filled, of a search open, optima with intervals."""
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel(f"{panel.model} parameters, {amount(panel.train_tokens)} tokens")
+        figure, axes = _panel()
+        searched = {optimum.synthetic for optimum in panel.optima}
         for optimum in panel.optima:
             _draw_optimum(axes, optimum, looks[optimum.synthetic], tips)
+        for source in sorted({p.source for p in panel.points if p.source is not None} - searched):
+            _connect_means(axes, [p for p in panel.points if p.source in (None, source)], looks[source])
         for (source, origin), points in _grouped(panel.points).items():
-            _draw_share_points(axes, source, origin, points, looks[source], tips)
+            look = Look("natural", "o") if source is None else looks[source]
+            _draw_share_points(axes, source or "natural", origin, points, look, tips)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel("synthetic share of training tokens")
         axes.set_ylabel("loss, nats per token")
-        _legend(axes)
-        alt = f"Loss against synthetic share, {panel.model} parameters and {amount(panel.train_tokens)} tokens: "
-        alt += _share_summary(panel)
-        return finish_drawing(figure, panel.name, axes.get_title(loc="left"), alt, tips)
+        title = f"{panel.model} parameters, {amount(panel.train_tokens)} tokens"
+        _heading(figure, axes, title, columns=3)
+        alt = f"Loss against synthetic share, {title}: {_share_summary(panel)}"
+        runs = [point.run_id for point in panel.points]
+        return finish_drawing(figure, panel.name, title, alt, runs, tips)
 
 
-def _grouped(points: Sequence[SharePoint]) -> dict[tuple[str, str], list[SharePoint]]:
-    groups: dict[tuple[str, str], list[SharePoint]] = {}
-    for point in sorted(points, key=lambda p: (p.source, p.origin, p.share, p.run_id)):
+def _grouped(points: Sequence[SharePoint]) -> dict[tuple[str | None, str], list[SharePoint]]:
+    groups: dict[tuple[str | None, str], list[SharePoint]] = {}
+    for point in sorted(points, key=lambda p: (p.source or "", p.origin, p.share, p.run_id)):
         groups.setdefault((point.source, point.origin), []).append(point)
     return groups
 
 
+def _connect_means(axes: Axes, points: Sequence[SharePoint], look: Look) -> None:
+    """Join the mean losses of a source nobody searched: straight dotted lines, because no curve was fitted."""
+    shares = sorted({point.share for point in points})
+    means = [float(np.mean([p.loss for p in points if p.share == share])) for share in shares]
+    axes.plot(shares, means, linestyle=(0, (1, 1.6)), linewidth=1.1, color=look.colour, zorder=2)
+
+
 def _draw_share_points(
-    axes: Axes, source: str, origin: str, points: Sequence[SharePoint], look: Look, tips: dict[str, list[str]]
+    axes: Axes, label: str, origin: str, points: Sequence[SharePoint], look: Look, tips: dict[str, list[str]]
 ) -> None:
-    gid = f"{origin}-{source}"
+    gid = f"{origin}-{label}"
     searched = origin == "search"
     axes.plot(
         [p.share for p in points],
         [p.loss for p in points],
-        linestyle="none" if searched else (0, (1, 1.6)),
-        linewidth=1.0,
+        linestyle="none",
         marker=look.marker,
         markersize=5.5,
         color=look.colour,
         markerfacecolor=light("paper") if searched else look.colour,
         markeredgewidth=1.3,
-        label=f"{source} {origin}",
+        label=f"{label}, search" if searched else label,
         gid=gid,
         zorder=4 if searched else 3,
     )
-    tips[gid] = [f"{source} {percent(p.share)}: {p.loss:.4f} nats/token, run {p.run_id}" for p in points]
+    tips[gid] = [f"{label} {percent(p.share)}: {p.loss:.4f} nats/token, run {p.run_id}" for p in points]
 
 
 def _draw_optimum(axes: Axes, optimum: CellOptimum, look: Look, tips: dict[str, list[str]]) -> None:
     share, loss, low, high = np.array(optimum.curve or [(math.nan,) * 4], dtype=np.float64).T
     axes.fill_between(share, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
-    axes.plot(share, loss, color=look.colour, zorder=2, label=f"{optimum.synthetic} fit")
+    axes.plot(share, loss, color=look.colour, zorder=2)
     best = optimum.best_share
     gid = f"optimum-{optimum.search}-{optimum.synthetic}"
     if best.low is not None and best.high is not None:
@@ -156,7 +167,8 @@ def _share_summary(panel: CellPanel) -> str:
     if not panel.points:
         return "no finished run."
     best = min(panel.points, key=lambda p: (p.loss, p.run_id))
-    return f"the lowest single run is {best.source} at {percent(best.share)} with {best.loss:.4f} nats per token."
+    name = f"{best.source} at {percent(best.share)}" if best.source else "natural text alone"
+    return f"the lowest single run is {name} with {best.loss:.4f} nats per token."
 
 
 def draw_best_shares(optima: Sequence[CellOptimum], looks: dict[str, Look]) -> Drawing:
@@ -164,7 +176,7 @@ def draw_best_shares(optima: Sequence[CellOptimum], looks: dict[str, Look]) -> D
     rows = list(reversed(optima))
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel("Best share by cell", height=0.95 + 0.42 * len(rows))
+        figure, axes = _panel(height=0.95 + 0.42 * len(rows))
         for y, optimum in enumerate(rows):
             look, best = looks[optimum.synthetic], optimum.best_share
             if best.low is not None and best.high is not None:
@@ -178,10 +190,12 @@ def draw_best_shares(optima: Sequence[CellOptimum], looks: dict[str, Look]) -> D
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(rows) - 0.4))
         axes.set_xlabel("best synthetic share")
+        _heading(figure, axes, "Best share by cell")
         alt = "Best share by cell: " + "; ".join(
             f"{label}: {show_interval(o.best_share, 'percent')}" for label, o in zip(labels, rows, strict=True)
         )
-        return finish_drawing(figure, "best-share-by-cell", "Best share by cell", alt, tips)
+        runs = [trial.run_id for optimum in optima for trial in optimum.trials]
+        return finish_drawing(figure, "best-share-by-cell", "Best share by cell", alt, runs, tips)
 
 
 # --- laws along one axis ---------------------------------------------------------------------------------------
@@ -225,16 +239,17 @@ def draw_laws(panel: LawPanel, looks: dict[float, Look]) -> Drawing:
     """Draw losses, fitted curves with bands, and rings around points that the check fit predicted without seeing."""
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel(panel.title)
+        figure, axes = _panel()
         axes.set_xscale("log")
         for series in panel.series:
             _draw_law_series(axes, panel, series, looks[series.share], tips)
         _amount_ticks(axes, sorted({x for series in panel.series for x, _, _ in series.points}))
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel("loss, nats per token")
-        _legend(axes)
+        _heading(figure, axes, panel.title)
         alt = f"{panel.title}: " + "; ".join(_law_summary(series) for series in panel.series) + "."
-        return finish_drawing(figure, panel.name, panel.title, alt, tips)
+        runs = [run_id for series in panel.series for _, _, run_id in series.points]
+        return finish_drawing(figure, panel.name, panel.title, alt, runs, tips)
 
 
 def _draw_law_series(
@@ -293,7 +308,7 @@ def draw_domain_heat_map(heat: HeatMap) -> Drawing:
     top = float(np.nanmax(np.abs(difference))) or 1.0
     width = max(PANEL_INCHES[0], 1.7 + 0.62 * len(heat.mixtures))
     with house_style():
-        figure, axes = _panel(heat.title, width=width, height=1.25 + 0.3 * len(heat.domains))
+        figure, axes = _panel(width=width, height=1.25 + 0.3 * len(heat.domains))
         axes.grid(visible=False)
         for row, column in np.ndindex(*values.shape):
             _draw_heat_cell(axes, heat, row, column, values[row, column], difference[row, column] / top)
@@ -312,10 +327,11 @@ def draw_domain_heat_map(heat: HeatMap) -> Drawing:
             for row, column in np.ndindex(*values.shape)
             if math.isfinite(values[row, column])
         }
+        _heading(figure, axes, heat.title)
         alt = f"{heat.title}. Bits per byte for {len(heat.domains)} domains and {len(heat.mixtures)} mixtures; "
         alt += f"{int((difference < 0).sum())} cells are better than {heat.mixtures[heat.reference]}, "
         alt += f"{int((difference > 0).sum())} worse. The numbers are in evaluations.csv."
-        return finish_drawing(figure, "domain-heat-map", heat.title, alt, tips)
+        return finish_drawing(figure, "domain-heat-map", heat.title, alt, heat.run_ids, tips)
 
 
 def _draw_heat_cell(axes: Axes, heat: HeatMap, row: int, column: int, value: float, strength: float) -> None:
@@ -325,7 +341,7 @@ def _draw_heat_cell(axes: Axes, heat: HeatMap, row: int, column: int, value: flo
     axes.fill_between([column - 0.47, column + 0.47], row - 0.45, row + 0.45, color=light(role), linewidth=0,
                       alpha=0.1 + 0.5 * min(1.0, abs(strength)), gid=f"cell-{row}-{column}")  # fmt: skip
     axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8,
-              weight="semibold" if column == heat.reference else "normal")  # fmt: skip
+              weight="bold" if column == heat.reference else "normal")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -356,7 +372,7 @@ def draw_training(panel: CurvesPanel, looks: dict[float, Look]) -> Drawing:
     """Draw training loss as lines and held-out loss as markers, against tokens trained on."""
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel(panel.title)
+        figure, axes = _panel()
         named: set[float] = set()
         for curve in panel.curves:
             look = looks[curve.share]
@@ -377,25 +393,29 @@ def draw_training(panel: CurvesPanel, looks: dict[float, Look]) -> Drawing:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("tokens trained on")
         axes.set_ylabel("loss, nats per token")
-        _legend(axes)
+        _heading(figure, axes, panel.title)
         alt = f"{panel.title}: training loss (lines) and held-out loss (markers) of {len(panel.curves)} runs."
-        return finish_drawing(figure, panel.name, panel.title, alt, tips)
+        runs = [curve.run_id for curve in panel.curves]
+        return finish_drawing(figure, panel.name, panel.title, alt, runs, tips)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------
 
 
-def _panel(title: str, width: float = PANEL_INCHES[0], height: float = PANEL_INCHES[1]) -> tuple[Figure, Axes]:
+def _panel(width: float = PANEL_INCHES[0], height: float = PANEL_INCHES[1]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, pad=8)
-    return figure, axes
+    return figure, figure.add_subplot()
 
 
-def _legend(axes: Axes) -> None:
+def _heading(figure: Figure, axes: Axes, title: str, columns: int = 6) -> None:
+    """Put the title and, below it, the key above the axes, where no data can be."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        axes.legend(loc="upper right", handlelength=1.4, labelspacing=0.3, borderaxespad=0.1)
+        figure.legend(handles, labels, title=title, alignment="left", title_fontproperties={"size": 9.5, "weight": "bold"},
+                      loc="outside upper left", ncols=min(columns, len(labels)), handlelength=1.0, columnspacing=1.1,
+                      handletextpad=0.5, labelspacing=0.3, borderpad=0.2)  # fmt: skip
+    else:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=9.5, weight="bold")
 
 
 def _amount_ticks(axes: Axes, values: Sequence[float]) -> None:

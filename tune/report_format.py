@@ -115,8 +115,13 @@ def show(value: Any, kind: str) -> str:
 
 
 def show_interval(interval: Interval, kind: str) -> str:
-    """Return `value [low, high]`, or the value alone when no interval was computed."""
+    """Return `value [low, high]`, or the value alone when no interval was computed; an open end says so."""
     text = FORMATS[kind](interval.value)
-    if interval.low is None or interval.high is None:
+    if interval.low is None and interval.high is None:
         return text
-    return f"{text} [{FORMATS[kind](interval.low)}, {FORMATS[kind](interval.high)}]"
+    return f"{text} [{show_end(interval.low, kind)}, {show_end(interval.high, kind)}]"
+
+
+def show_end(end: float | None, kind: str) -> str:
+    """Return one end of an interval; a resampled quantity without a limit has an open end."""
+    return "no limit" if end is None else FORMATS[kind](end)

@@ -53,9 +53,6 @@ _STYLE = {
     "svg.image_inline": True,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the layout is the same on every machine
     "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "semibold",
-    "axes.titlelocation": "left",
     "axes.labelsize": 8.5,
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
@@ -76,12 +73,12 @@ _STYLE = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "text.parse_math": False,
-    **{f"{part}.edgecolor": PALETTE["muted"][0] for part in ("axes",)},
-    **{f"{part}tick.color": PALETTE["muted"][0] for part in "xy"},
+    "axes.edgecolor": PALETTE["muted"][0],
+    "xtick.color": PALETTE["muted"][0],
+    "ytick.color": PALETTE["muted"][0],
     "grid.color": PALETTE["line"][0],
     "text.color": PALETTE["ink"][0],
     "axes.labelcolor": PALETTE["muted"][0],
-    "axes.titlecolor": PALETTE["ink"][0],
 }
 
 
@@ -94,6 +91,8 @@ class Drawing:
     title: str
     alt: str
     """What a reader who cannot see it needs to know."""
+    run_ids: tuple[str, ...]
+    """The runs it shows."""
     file_svg: str
     """The standalone file: light colours on white."""
     inline_svg: str
@@ -115,7 +114,7 @@ def house_style() -> Iterator[None]:
 
 
 def finish_drawing(
-    figure: Figure, name: str, title: str, alt: str, tips: Mapping[str, Sequence[str]] | None = None
+    figure: Figure, name: str, title: str, alt: str, run_ids: Sequence[str], tips: Mapping[str, Sequence[str]]
 ) -> Drawing:
     """Turn a figure into a Drawing. `tips` gives, by artist gid, one tooltip per marker (or one for the artist).
 
@@ -126,7 +125,7 @@ def finish_drawing(
     root = ElementTree.fromstring(buffer.getvalue())
     for element in root.iter():
         _plain_element(element)
-    for gid, texts in (tips or {}).items():
+    for gid, texts in tips.items():
         _add_tips(root, gid, texts)
     _drop_boilerplate(root)
     _prefix_identifiers(root, name)
@@ -138,7 +137,8 @@ def finish_drawing(
     inline = _themed(root)
     root.insert(0, ElementTree.Element("rect", width="100%", height="100%", fill=light("paper")))
     root.attrib.update({"xmlns": SVG_NAMESPACE, "width": width, "height": height})
-    return Drawing(name, title, alt, ElementTree.tostring(root, encoding="unicode") + "\n", inline)
+    drawn = tuple(dict.fromkeys(run_ids))
+    return Drawing(name, title, alt, drawn, ElementTree.tostring(root, encoding="unicode") + "\n", inline)
 
 
 def _themed(root: ElementTree.Element) -> str:

@@ -31,8 +31,9 @@ class HeldOutPoint(Record):
     """A run left out of a fit and predicted by it."""
 
     run_id: str
-    num_params: float
-    train_tokens: float
+    num_params: float | None
+    """Null when the table of runs does not say (a data law needs only D)."""
+    train_tokens: float | None
     loss: float
     predicted_loss: float
     relative_error: float

@@ -1,1 +1,50 @@
-"""Scaling laws: forms, objectives, fits, intervals. numpy and scipy only."""
+"""Scaling laws: forms, objectives, exact fits, honest intervals. The arithmetic is numpy and scipy only.
+
+Fit a table (a mapping of columns or a pandas DataFrame):
+
+    from tune.laws import fit
+    fitted = fit("chinchilla", rows, objective="huber_log")   # rows: num_params, train_tokens, loss[, run_id]
+    print(fitted)                                             # parameters, intervals, hold-out error, warnings
+    fitted.record                                             # tune.results.LawFit, the JSON record
+
+Use what `fit_laws` wrote:
+
+    from tune.laws import load_fit
+    laws = load_fit(root, "laws")                             # iterates over FittedLaw; .file is the FitFile
+    laws.groups                                               # ("natural", "hq 33 %", ...)
+    fitted = laws.find("chinchilla", "hq 33 %")               # FittedLaw or None; also "data", "model"
+    fitted.predict(num_params=1e6, train_tokens=1e8)          # tune.results.Interval, nats per token
+    fitted.tokens_to_reach(3.2, num_params=1e6)               # Interval in tokens, or None: never reached
+    fitted.extrapolation(num_params=1e9, train_tokens=1e8)    # 1 inside the data, 10 = ten times beyond it
+    fitted.interval_of(lambda p: p["beta"] / (p["alpha"] + p["beta"]))
+    fitted.curve({"train_tokens": array})                     # losses, low, high: arrays for a plot
+    fitted.parameters, fitted.record.warnings, fitted.record.hold_out, fitted.record.ranges
+
+A one-axis law answers on its own axis: `data` needs only train_tokens (N is held at `record.fixed`), `model` only
+num_params. Intervals are of the curve, not of a single run. Resamples of different groups are independent, so
+combining `fitted.samples` of two groups row by row gives resamples of any contrast between them.
+"""
+
+from tune.laws.bootstrap import Noise
+from tune.laws.estimate import fit
+from tune.laws.fitted import FittedLaw, describe
+from tune.laws.forms import LAWS, law_named
+from tune.laws.law import Law, Parameter
+from tune.laws.objectives import OBJECTIVES, Objective
+from tune.laws.saved import SavedLaws, load_directory, load_fit
+
+__all__ = [
+    "LAWS",
+    "OBJECTIVES",
+    "FittedLaw",
+    "Law",
+    "Noise",
+    "Objective",
+    "Parameter",
+    "SavedLaws",
+    "describe",
+    "fit",
+    "law_named",
+    "load_directory",
+    "load_fit",
+]

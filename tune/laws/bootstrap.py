@@ -15,16 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tune.laws.law import Floats
-from tune.laws.minimise import minimise_from
+from tune.laws.law import Floats, Indices
+from tune.laws.minimise import FOR_A_RESAMPLE, minimise_from
 from tune.laws.problem import Problem
 
 PAIRS_RUNS_PER_PARAMETER = 6
 """Runs per parameter from which resampling whole runs is sound."""
-BATCH_ELEMENTS = 120_000
-"""Resamples x rows worked on at once: small enough for the processor's cache."""
+BATCH_ELEMENTS = 2_000_000
+"""Resamples x rows held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Noise:
         return cls(float(np.sqrt(squares / degrees)), degrees)
 
 
-def residual_noise(residual: Floats, run: NDArray[np.intp], num_parameters: int) -> Noise:
+def residual_noise(residual: Floats, run: Indices, num_parameters: int) -> Noise:
     """Return the noise in log residuals [n], whose rows belong to runs numbered from 0: one mean residual a run."""
     means = np.bincount(run, weights=residual) / np.bincount(run)
     degrees = max(len(means) - num_parameters, 0)
@@ -56,7 +55,7 @@ def method_for(num_runs: int, num_parameters: int) -> str:
     return "pairs" if num_runs >= PAIRS_RUNS_PER_PARAMETER * num_parameters else "parametric"
 
 
-def resampled_weights(run: NDArray[np.intp], samples: int, seed: int) -> Floats:
+def resampled_weights(run: Indices, samples: int, seed: int) -> Floats:
     """Return how often each row occurs when whole runs are drawn with replacement, [samples, n].
 
     Uses numpy's legacy generator on purpose: its stream is frozen, so a published bootstrap that called
@@ -69,7 +68,7 @@ def resampled_weights(run: NDArray[np.intp], samples: int, seed: int) -> Floats:
 
 
 def pairs_bootstrap(
-    problem: Problem, starts: Floats, run: NDArray[np.intp], samples: int, seed: int
+    problem: Problem, starts: Floats, run: Indices, samples: int, seed: int
 ) -> Floats:
     """Return the optimum of each resample, [samples, p], the best from each of starts [k, p]."""
     weights = resampled_weights(run, samples, seed)
@@ -77,7 +76,7 @@ def pairs_bootstrap(
 
 
 def parametric_bootstrap(
-    problem: Problem, starts: Floats, run: NDArray[np.intp], noise: Noise, samples: int, seed: int
+    problem: Problem, starts: Floats, run: Indices, noise: Noise, samples: int, seed: int
 ) -> Floats:
     """Return the optimum of each simulated set of losses, [samples, p], the best from each of starts [k, p]."""
     state = np.random.RandomState(seed)
@@ -96,7 +95,7 @@ def _refit(problem: Problem, starts: Floats, log_loss: Floats, weights: Floats |
         part = slice(first, first + size)
         batch = problem.resampled(log_loss[part], None if weights is None else weights[part])
         count = len(log_loss[part])
-        ends = [minimise_from(batch, np.tile(start, (count, 1)), batched=True) for start in starts]
+        ends = [minimise_from(batch, np.tile(start, (count, 1)), effort=FOR_A_RESAMPLE, batched=True) for start in starts]
         best = np.argmin(np.stack([end.value for end in ends]), axis=0)
         found[part] = np.stack([end.theta for end in ends])[best, np.arange(count)]
     return found

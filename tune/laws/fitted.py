@@ -14,6 +14,8 @@ from tune.results import Interval, LawFit
 
 LOG_TOKENS_LIMIT = float(np.log(1e18))
 """A loss that would take more tokens than this counts as never reached."""
+BISECTED_TOGETHER = 64
+"""Resamples solved for at once: each is evaluated at the points of all, and the diagonal is what counts."""
 FIXED_TOLERANCE = 0.01
 """A one-axis law answers for the size or budget it was fitted at, up to this relative difference."""
 
@@ -124,25 +126,26 @@ class FittedLaw:
         return {name: np.array([asked[name]], dtype=np.float64) for name in needed}
 
     def _tokens(self, parameters: Floats, asked: Mapping[str, float | None], loss: float) -> Floats:
-        """Return where each parameter vector [S, p] reaches the loss, by bisection in log tokens; inf where never."""
-        if not len(parameters):
-            return np.empty(0)
-        point = {name: np.log(value) if name in self.law.inputs else value for name, value in self._point(asked).items()}
+        """Return the tokens at which each parameter vector [S, p] reaches the loss, inf where never."""
+        point = {name: value[0] for name, value in self._point(asked).items()}
+        blocks = [parameters[i : i + BISECTED_TOGETHER] for i in range(0, len(parameters), BISECTED_TOGETHER)]
+        return np.concatenate([np.empty(0), *(self._bisect(block, point, np.log(loss)) for block in blocks)])
+
+    def _bisect(self, parameters: Floats, point: Mapping[str, float], log_loss: float) -> Floats:
         theta = self.law.to_theta(parameters)
+        size = len(theta)
 
         def above(log_tokens: Floats) -> Floats:
-            columns = {name: np.repeat(value, len(log_tokens)) for name, value in point.items()}
-            columns["train_tokens"] = log_tokens
-            prediction = self.law.bind(columns).log_prediction
-            own = np.concatenate([prediction(theta[i : i + 1])[:, i] for i in range(len(theta))])
-            return np.asarray(own > np.log(loss))
+            rows = {name: np.full(size, value) for name, value in point.items()} | {"train_tokens": np.exp(log_tokens)}
+            prediction = self.law.bind(self.law.columns(rows)).log_prediction(theta)
+            return np.asarray(np.diagonal(prediction) > log_loss)
 
-        low, high = np.zeros(len(theta)), np.full(len(theta), LOG_TOKENS_LIMIT)
+        low, high = np.zeros(size), np.full(size, LOG_TOKENS_LIMIT)
         never = above(high)
         for _ in range(60):
             middle = (low + high) / 2.0
-            up = above(middle)
-            low, high = np.where(up, middle, low), np.where(up, high, middle)
+            still_above = above(middle)
+            low, high = np.where(still_above, middle, low), np.where(still_above, high, middle)
         return np.where(never, np.inf, np.exp(high))
 
 

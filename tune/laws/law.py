@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from synth.errors import UserError
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 Columns = Mapping[str, Floats]
 """The inputs of a law as the solver sees them: name -> [n], centred logarithms for `Law.inputs`, raw for `shares`."""
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tune.laws.law import Floats
+from tune.laws.law import Floats, Indices
 from tune.laws.problem import Problem
 
 ARMIJO = 1e-4
 SHORTEST_STEP = 1e-12
-PRUNE_EVALUATIONS = 12
+PRUNE_EVALUATIONS = 8
 """Evaluations every start gets before the weak ones are dropped."""
 KEPT_FRACTION = 0.05
 KEPT_AT_LEAST = 32
@@ -45,8 +44,8 @@ class Minima:
 class _Descent:
     """State of a batch on its way down."""
 
-    def __init__(self, problem: Problem, theta: Floats, batched: bool) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, theta: Floats, batched: bool, tolerance: float) -> None:
+        self.problem, self.tolerance = problem, tolerance
         self.low, self.high = problem.bounds()
         size, p = theta.shape
         self.member = np.arange(size) if batched else None
@@ -74,7 +73,7 @@ class _Descent:
         bad = ~good
         self._shorten(rows[bad], value[bad], promised[bad])
 
-    def _accept(self, rows: NDArray[np.intp], theta: Floats, value: Floats, gradient: Floats, step: Floats) -> None:
+    def _accept(self, rows: Indices, theta: Floats, value: Floats, gradient: Floats, step: Floats) -> None:
         change = gradient - self.gradient[rows]
         self.theta[rows], self.value[rows], self.gradient[rows] = theta, value, gradient
         curvature = np.einsum("sp,sp->s", step, change)
@@ -83,7 +82,7 @@ class _Descent:
         self._update(rows[useful], step[useful], change[useful], curvature[useful])
         self._aim(rows)
 
-    def _update(self, rows: NDArray[np.intp], step: Floats, change: Floats, curvature: Floats) -> None:
+    def _update(self, rows: Indices, step: Floats, change: Floats, curvature: Floats) -> None:
         """Apply the BFGS formula to the inverse Hessians of these rows."""
         inverse = self.inverse[rows]
         first = self.fresh[rows]
@@ -98,7 +97,7 @@ class _Descent:
         inverse += (rho * (1.0 + rho * quadratic))[:, None, None] * (step[:, :, None] * step[:, None, :])
         self.inverse[rows] = inverse
 
-    def _aim(self, rows: NDArray[np.intp]) -> None:
+    def _aim(self, rows: Indices) -> None:
         """Set the next direction of these rows; those with nowhere left to go leave the batch."""
         gradient, theta = self.gradient[rows], self.theta[rows]
         held = ((theta <= self.low) & (gradient > 0)) | ((theta >= self.high) & (gradient < 0))
@@ -117,10 +116,10 @@ class _Descent:
         with np.errstate(divide="ignore", invalid="ignore"):
             self.length[rows] = np.where(fresh, np.minimum(1.0, 0.25) / np.where(fresh, norm, 1.0), 1.0)
         self.direction[rows] = direction
-        done = ~(-slope > 1e-16 * np.abs(self.value[rows]) * np.where(fresh, 0.0, 1.0)) | (norm == 0.0)
+        done = ~(-slope > self.tolerance * np.abs(self.value[rows]) * np.where(fresh, 0.0, 1.0)) | (norm == 0.0)
         self._leave(rows[done])
 
-    def _shorten(self, rows: NDArray[np.intp], value: Floats, promised: Floats) -> None:
+    def _shorten(self, rows: Indices, value: Floats, promised: Floats) -> None:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             best = -promised / (2.0 * (value - self.value[rows] - promised))
         self.length[rows] *= np.where(np.isfinite(best), np.clip(best, 0.1, 0.5), 0.1)
@@ -132,32 +131,48 @@ class _Descent:
         if len(retry):
             self._aim(retry)
 
-    def _leave(self, rows: NDArray[np.intp]) -> None:
+    def _leave(self, rows: Indices) -> None:
         if len(rows):
             self.active = self.active[~np.isin(self.active, rows)]
 
 
-def descend(problem: Problem, theta: Floats, *, evaluations: int = 600, batched: bool = False) -> Minima:
-    """Minimise from each of theta [S, p] within the law's bounds, at most so many evaluations each.
+@dataclass(frozen=True)
+class Effort:
+    """How far a minimisation is carried."""
+
+    evaluations: int
+    """Most evaluations of each start."""
+    tolerance: float
+    """Stop when the next step promises less than this fraction of the objective."""
+
+
+TO_THE_END = Effort(600, 1e-16)
+FOR_A_RESAMPLE = Effort(200, 1e-9)
+"""A resample's optimum is needed to a small part of the spread of all of them, not to the last digit."""
+
+
+def descend(problem: Problem, theta: Floats, *, effort: Effort = TO_THE_END, batched: bool = False) -> Minima:
+    """Minimise from each of theta [S, p] within the law's bounds.
 
     `batched` says that the problem's losses or weights have one row for each start.
     """
-    state = _Descent(problem, theta, batched)
-    for _ in range(evaluations):
+    state = _Descent(problem, theta, batched, effort.tolerance)
+    for _ in range(effort.evaluations):
         if not len(state.active):
             break
         state.advance()
     return Minima(state.theta, state.value, state.evaluations)
 
 
-def minimise_from(problem: Problem, theta: Floats, *, batched: bool = False) -> Minima:
-    """Minimise from each start to the end; an absolute-value objective through ever sharper smoothings."""
+def minimise_from(
+    problem: Problem, theta: Floats, *, effort: Effort = TO_THE_END, batched: bool = False
+) -> Minima:
+    """Minimise from each start; an absolute-value objective through ever sharper smoothings of it."""
     if problem.objective.name != "l1_log":
-        return descend(problem, theta, batched=batched)
+        return descend(problem, theta, effort=effort, batched=batched)
     evaluations = 0
     for delta in SMOOTHINGS:
-        smooth = Problem(**{**vars(problem), "objective": problem.objective.smoothed(delta)})
-        found = descend(smooth, theta, batched=batched)
+        found = descend(problem.smoothed(delta), theta, effort=effort, batched=batched)
         theta, evaluations = found.theta, evaluations + found.evaluations
     value, _ = problem.value_and_gradient(theta, np.arange(len(theta)) if batched else None)
     return Minima(theta, value, evaluations)
@@ -165,10 +180,8 @@ def minimise_from(problem: Problem, theta: Floats, *, batched: bool = False) -> 
 
 def multi_start(problem: Problem, starts: Floats) -> Minima:
     """Minimise from a grid of starts [S, p]: a few evaluations for all, then the best of them to the end."""
-    smooth = problem
-    if problem.objective.name == "l1_log":
-        smooth = Problem(**{**vars(problem), "objective": problem.objective.smoothed(SMOOTHINGS[0])})
-    first = descend(smooth, starts, evaluations=PRUNE_EVALUATIONS)
+    smooth = problem.smoothed(SMOOTHINGS[0]) if problem.objective.name == "l1_log" else problem
+    first = descend(smooth, starts, effort=Effort(PRUNE_EVALUATIONS, TO_THE_END.tolerance))
     keep = max(KEPT_AT_LEAST, round(KEPT_FRACTION * len(starts)))
     chosen = np.argsort(first.value, kind="stable")[:keep]
     found = minimise_from(problem, first.theta[chosen])

@@ -45,7 +45,7 @@ class Objective:
             return residual**2, 2.0 * residual
         if self.delta is None:
             return np.abs(residual), np.sign(residual)
-        clipped = np.clip(residual, -self.delta, self.delta)
+        clipped = np.minimum(np.maximum(residual, -self.delta), self.delta)
         value = clipped * (residual - 0.5 * clipped)
         return (value, clipped) if self.name == "huber_log" else (value / self.delta, clipped / self.delta)
 

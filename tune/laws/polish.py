@@ -8,10 +8,8 @@ vector among the subgradients, zero exactly at an optimum.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linprog, lsq_linear
-from scipy.sparse import csr_array, eye_array, hstack, vstack
 
-from tune.laws.law import Floats
+from tune.laws.law import Flags, Floats
 from tune.laws.problem import Problem
 
 EXACTLY_FITTED = 1e-9
@@ -39,7 +37,7 @@ def has_converged(problem: Problem, theta: Floats, norm: float) -> bool:
     return bool(norm <= CONVERGED * problem.gradient_scale(theta) or np.abs(residual).max() < EXACTLY_FITTED)
 
 
-def _held(problem: Problem, theta: Floats, gradient: Floats) -> Floats:
+def _held(problem: Problem, theta: Floats, gradient: Floats) -> Flags:
     low, high = problem.bounds()
     return np.asarray(((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)))
 
@@ -70,30 +68,12 @@ def _newton(problem: Problem, theta: Floats, iterations: int = 50) -> Floats:
 
 
 def _linear_programs(problem: Problem, theta: Floats, iterations: int = 60) -> Floats:
-    """Minimise sum w |r + J d| over |d| <= radius, take the step if it helps, and shrink the radius if it does not.
-
-    The programs are solved in units of the radius, so that the solver's fixed tolerances shrink with it.
-    """
+    """Minimise sum w |r + J d| over |d| <= radius, take the step if it helps, and shrink the radius if it does not."""
     low, high = problem.bounds()
-    rows = len(problem.log_loss)
-    weights = np.ones(rows) if problem.weights is None else problem.weights
     radius, value = 1e-2, problem.value(theta)
     for _ in range(iterations):
-        residual = (problem.terms.log_prediction(theta[None])[0] - problem.log_loss) / radius
-        jacobian = csr_array(problem.terms.jacobian(theta[None])[0])
-        slack = eye_array(rows, format="csr")
-        box = zip(np.maximum(-1.0, (low - theta) / radius), np.minimum(1.0, (high - theta) / radius), strict=True)
-        program = linprog(
-            np.concatenate([np.zeros(len(theta)), weights]),
-            A_ub=vstack([hstack([jacobian, -slack]), hstack([-jacobian, -slack])]),
-            b_ub=np.concatenate([-residual, residual]),
-            bounds=[*box, *[(0.0, None)] * rows],
-            method="highs",
-        )
-        if program.x is None:
-            radius /= 4.0
-            continue
-        step = radius * program.x[: len(theta)]
+        reach = np.clip((low - theta) / radius, -1.0, 0.0), np.clip((high - theta) / radius, 0.0, 1.0)
+        step = _linear_step(problem, theta, radius, *reach)
         trial = np.clip(theta + step, low, high)
         tried = problem.value(trial)
         if tried < value:
@@ -106,7 +86,32 @@ def _linear_programs(problem: Problem, theta: Floats, iterations: int = 60) -> F
     return theta
 
 
+def _linear_step(problem: Problem, theta: Floats, radius: float, low: Floats, high: Floats) -> Floats:
+    """Return the best step of the linearised problem within radius * [low, high]; 0 if the program has no solution.
+
+    Solved in units of the radius, so that the solver's fixed tolerances shrink with it. Variables are the step and,
+    for each row, an upper bound of |r + J d|.
+    """
+    from scipy.optimize import linprog  # loaded here: seconds to load, and only this objective needs it
+    from scipy.sparse import csr_array, eye_array, hstack, vstack
+
+    residual = (problem.terms.log_prediction(theta[None])[0] - problem.log_loss) / radius
+    jacobian = csr_array(problem.terms.jacobian(theta[None])[0])
+    slack = eye_array(len(residual), format="csr")
+    weights = np.ones(len(residual)) if problem.weights is None else problem.weights
+    program = linprog(  # type: ignore[call-overload]  # its stubs leave out the sparse matrices it takes
+        np.concatenate([np.zeros(len(theta)), weights]),
+        A_ub=vstack([hstack([jacobian, -slack]), hstack([-jacobian, -slack])]),
+        b_ub=np.concatenate([-residual, residual]),
+        bounds=[*zip(low.tolist(), high.tolist(), strict=True), *[(0.0, None)] * len(residual)],
+        method="highs",
+    )
+    return np.zeros_like(theta) if program.x is None else radius * np.asarray(program.x[: len(theta)])
+
+
 def _subgradient_norm(problem: Problem, theta: Floats) -> float:
+    from scipy.optimize import lsq_linear  # loaded here: see _linear_step
+
     residual = problem.terms.log_prediction(theta[None])[0] - problem.log_loss
     weights = np.ones(len(residual)) if problem.weights is None else problem.weights
     pulls = problem.terms.jacobian(theta[None])[0] * weights[:, None]

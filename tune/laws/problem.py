@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tune.laws.law import Floats, Law, Terms
+from tune.laws.law import Floats, Indices, Law, Terms
 from tune.laws.objectives import Objective
+
+CACHE_ELEMENTS = 60_000
+"""Parameter vectors x rows evaluated in one go: what fits a processor core's own cache is a third faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +45,40 @@ class Problem:
         """Return the same problem with other losses or weights, [S, n] each."""
         return replace(self, log_loss=self.log_loss if log_loss is None else log_loss, weights=weights)
 
+    def smoothed(self, delta: float) -> Problem:
+        """Return the problem with the corner of its absolute value rounded over +-delta."""
+        return replace(self, objective=self.objective.smoothed(delta))
+
     def bounds(self) -> tuple[Floats, Floats]:
         """Return the box the solver stays in, two [p]."""
         return self.law.bounds(self.log_level)
 
-    def value_and_gradient(self, theta: Floats, member: Floats | None = None) -> tuple[Floats, Floats]:
+    def value_and_gradient(self, theta: Floats, member: Indices | None = None) -> tuple[Floats, Floats]:
         """Return the objective [S] and its gradient [S, p] at theta [S, p].
 
         `member` says, for batched data, which row of `log_loss` and `weights` each vector belongs to.
         """
+        size = max(1, CACHE_ELEMENTS // self.log_loss.shape[-1])
+        if len(theta) <= size:
+            return self._value_and_gradient(theta, member)
+        members = range(len(theta)) if member is None else member
+        pieces = [
+            self._value_and_gradient(theta[i : i + size], np.asarray(members[i : i + size]))
+            for i in range(0, len(theta), size)
+        ]
+        return np.concatenate([value for value, _ in pieces]), np.concatenate([gradient for _, gradient in pieces])
+
+    def value(self, theta: Floats) -> float:
+        """Return the objective at one theta [p]."""
+        return float(self.value_and_gradient(theta[None])[0][0])
+
+    def gradient_scale(self, theta: Floats) -> float:
+        """Return the size the gradient at theta [p] would have if no two rows pulled against each other."""
+        _, slope = self.objective.rows(self.terms.log_prediction(theta[None])[0], self.log_loss)
+        pull = np.abs(slope if self.weights is None else slope * self.weights)
+        return float(np.linalg.norm(pull @ np.abs(self.terms.jacobian(theta[None])[0])))
+
+    def _value_and_gradient(self, theta: Floats, member: Indices | None) -> tuple[Floats, Floats]:
         log_terms, pull_back = self.terms.linearise(theta)
         parts = [np.exp(term) for term in log_terms]
         total = parts[0]
@@ -63,16 +91,6 @@ class Problem:
         slope = slope / total
         return value.sum(axis=1), pull_back([slope * part for part in parts])
 
-    def value(self, theta: Floats) -> float:
-        """Return the objective at one theta [p]."""
-        return float(self.value_and_gradient(theta[None])[0][0])
-
-    def gradient_scale(self, theta: Floats) -> float:
-        """Return the size the gradient at theta [p] would have if no two rows pulled against each other."""
-        _, slope = self.objective.rows(self.terms.log_prediction(theta[None])[0], self.log_loss)
-        pull = np.abs(slope if self.weights is None else slope * self.weights)
-        return float(np.linalg.norm(pull @ np.abs(self.terms.jacobian(theta[None])[0])))
-
     def hessian(self, theta: Floats, step: float = 1e-5) -> Floats:
         """Return the symmetric Hessian [p, p] at theta [p], by central differences of the analytic gradient."""
         offsets = step * np.eye(len(theta))
@@ -81,7 +99,7 @@ class Problem:
         return np.asarray((raw + raw.T) / 2.0)
 
 
-def _of(data: Floats, member: Floats | None) -> Floats:
+def _of(data: Floats, member: Indices | None) -> Floats:
     if data.ndim == 1:
         return data
     return data if member is None else data[member]

@@ -1,0 +1,100 @@
+"""The seam between rephrasing and the thing that generates: one request in, one result out, three ways to fail.
+
+`synth.engine_vllm` runs vLLM in the process, `synth.engine_fake` is a deterministic stand-in that can be told to
+misbehave. Everything above this line sees only what is declared here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from synth.config import EngineConfig, RephrasePlacement
+from synth.errors import UserError
+from synth.model_source import ModelSource
+from synth.prompt import Tokenizer
+from synth.recipe import Sampling
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer to draw."""
+
+    request_id: str
+    """Unique among the requests an engine has at hand."""
+    prompt_token_ids: tuple[int, ...]
+    """The whole prompt, tokens of the engine's tokenizer."""
+    sampling: Sampling
+    max_output_tokens: int
+    """Longest answer, tokens; at most the sampling's own cap, less where the window is short."""
+    seed: int
+    """Seed of this answer, [0, 2**63)."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One answer and what it took."""
+
+    text: str
+    finish_reason: str
+    """`stop` (the model ended or met a stop string) or `length` (cut off at max_output_tokens)."""
+    stop_reason: str | None
+    """The stop string or token id that ended it; None for the model's own end of text."""
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    """Prompt tokens whose state the engine had already; depends on what ran before."""
+    completion_tokens: int
+    seconds: float
+    """From submission to the last token, waiting included."""
+
+
+class EngineError(Exception):
+    """Base of the ways a request can fail."""
+
+
+class EngineDead(EngineError):
+    """The engine is gone and takes every request in flight with it; start another."""
+
+
+class RequestTooLong(EngineError):
+    """The prompt does not fit the engine's window. Trying again is pointless."""
+
+
+class RequestFailed(EngineError):
+    """This request failed and the engine lives. Trying again may help."""
+
+
+class EngineStartFailed(UserError):
+    """The engine did not come up; says why in the engine's own last lines."""
+
+
+class Engine(Protocol):
+    """A text generator. `start` before `generate`; after EngineDead call `stop`, then `start` again."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; usable before `start`."""
+
+    @property
+    def version(self) -> str:
+        """Name and version of the engine, such as `vllm 0.29.0`."""
+
+    async def start(self) -> None:
+        """Bring the engine up. Raises EngineStartFailed."""
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Draw one answer. Raises EngineDead, RequestTooLong, RequestFailed."""
+
+    async def stop(self) -> None:
+        """Take the engine down, dead or alive; harmless when it is down."""
+
+
+def open_engine(config: EngineConfig, placement: RephrasePlacement, model: ModelSource) -> Engine:
+    """Return the engine a configuration asks for, not yet started."""
+    if config.kind == "fake":
+        from synth.engine_fake import FakeEngine
+
+        return FakeEngine.from_config(config)
+    from synth.engine_vllm import VllmEngine
+
+    return VllmEngine(config, placement, model)

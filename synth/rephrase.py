@@ -1,0 +1,406 @@
+"""`rephrase_corpus` without Ray: what to do, and how one part is done.
+
+The unit of commit is one part: part k of the output is made from part k of the corpus, its Parquet file appears
+whole, its ledger entry after it. Several parts are in work at once on one engine, so that the engine never waits at
+a part's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from synth.card import draw_examples, write_card
+from synth.config import RephraseConfig
+from synth.corpus import open_corpus
+from synth.engine import Engine, open_engine
+from synth.errors import UserError
+from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
+from synth.ledger import (
+    MADE_BY,
+    LedgerEntry,
+    missing_parts,
+    quarantine_path,
+    read_entries,
+    read_entry,
+    summarise,
+    synthetic_directory,
+    write_entry,
+)
+from synth.model_source import ModelSource, find_model
+from synth.plan import Plan
+from synth.recipe import Recipe, load_recipes
+from synth.rows import (
+    Draft,
+    PreparedRecipe,
+    Provenance,
+    draft_rows,
+    finished_table,
+    prepare_recipe,
+    tally_rows,
+)
+from synth.shuffle import part_name
+from synth.storage import read_json, read_parquet, write_json_atomic, write_parquet_atomic
+from synth.supervisor import POISON, Outcome, Quarantined, Supervisor, TooManyDeaths
+
+KIND = "synthetic"
+
+IN_FLIGHT_PER_SEQUENCE = 1.25
+"""Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends."""
+
+BYTES_PER_TOKEN = 4
+"""Rule of thumb for estimates before a tokenizer is loaded, English text."""
+
+
+@dataclass(frozen=True)
+class RephraseWork:
+    """One synthetic set to make: the configuration with everything it refers to found and fixed."""
+
+    config: RephraseConfig
+    recipes: tuple[Recipe, ...]
+    model: ModelSource
+    corpus_hash: str
+    sources: tuple[str, ...]
+    """Input parts, in order: paths or URLs."""
+    last_part_documents: int | None
+    """Documents taken of the last part, where max_documents ends within it; None takes all."""
+
+    @property
+    def directory(self) -> UPath:
+        """`synthetic/<name>`."""
+        return synthetic_directory(self.config.root, self.config.name)
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the output, and of the input it is made from."""
+        return len(self.sources)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the rows: the configuration with the recipes' contents in place of their names."""
+        recipes = {
+            recipe.name: {**recipe.identity(), "prompt_hash": recipe.prompt_hash, "hash": recipe.hash}
+            for recipe in self.recipes
+        }
+        return {
+            **self.config.identity(),
+            "recipes": recipes,
+            "order": [recipe.name for recipe in self.recipes],
+        }
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The corpus and the model it is made from."""
+        return {"corpus": self.corpus_hash, "model": self.model.hash}
+
+    def claim(self) -> str:
+        """Make the directory this set's own; return the set's hash. Raises IdentityMismatch."""
+        return claim_directory(self.directory, KIND, self.identity(), self.parents)
+
+    def read_part(self, part: int) -> pa.Table:
+        """Return the documents of an input part. Raises UserError when the file cannot be read."""
+        source = self.sources[part]
+        try:
+            table = read_parquet(UPath(source), columns=["doc_id", "text", "domain", "source"])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"{source} cannot be read ({_first_line(error)}): the corpus is damaged; move corpora/{self.config.corpus} "
+                "away and run build_corpus again."
+            ) from None
+        if part == self.num_parts - 1 and self.last_part_documents is not None:
+            return table.slice(0, self.last_part_documents)
+        return table
+
+
+def open_work(config: RephraseConfig) -> RephraseWork:
+    """Find everything a configuration refers to.
+
+    Raises UserError when a recipe or the model is not there, IncompleteArtefact when the corpus or a generator of
+    the study is not finished.
+    """
+    recipes = load_recipes(config.recipes, config.recipe_overrides)
+    parts, manifest = open_corpus(config.root, config.corpus, "train")
+    if not parts:
+        raise UserError(
+            f"corpus {config.corpus!r} has no document to rephrase: lower its held_out_fraction or add sources."
+        )
+    sources, rest = _take(parts, config.max_documents)
+    model = _find_model(config)
+    return RephraseWork(config, recipes, model, manifest["hash"], tuple(map(str, sources)), rest)
+
+
+def _find_model(config: RephraseConfig) -> ModelSource:
+    """Return the model; of a finished set also when it has been taken away since."""
+    try:
+        return find_model(config.root, config.engine)
+    except UserError:
+        directory = synthetic_directory(config.root, config.name)
+        if not is_finished(directory):
+            raise
+        known = read_manifest(directory, MADE_BY)["parents"]["model"]
+        return ModelSource(config.engine.model, config.engine.model, None, known)
+
+
+def _take(parts: list[UPath], max_documents: int | None) -> tuple[list[UPath], int | None]:
+    """Return the parts that hold the first `max_documents` documents, and how many are taken of the last one."""
+    if max_documents is None:
+        return parts, None
+    left = max_documents
+    for at, part in enumerate(parts):
+        num_documents = _num_rows(part)
+        if left <= num_documents:
+            return parts[: at + 1], left
+        left -= num_documents
+    return parts, None
+
+
+def _num_rows(part: UPath) -> int:
+    try:
+        with part.open("rb") as handle:
+            return int(pq.read_metadata(handle).num_rows)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"{part} cannot be read ({_first_line(error)}): the corpus is damaged; run build_corpus again."
+        ) from None
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+def plan_rephrase(config: RephraseConfig) -> Plan:
+    """Return what `rephrase_corpus` would do: parts, documents, rows and tokens estimated from the first part.
+
+    Starts neither Ray nor an engine. Raises what `open_work` raises, and IdentityMismatch when the directory holds
+    another set.
+    """
+    work = open_work(config)
+    if (work.directory / RECIPE_FILE).exists():
+        work.claim()
+    missing = missing_parts(work.directory, work.num_parts)
+    finished = is_finished(work.directory)
+    facts: dict[str, object] = {
+        "parts missing": len(missing),
+        "parts total": work.num_parts,
+        "recipes": ", ".join(f"{recipe.name} ({recipe.hash})" for recipe in work.recipes),
+        "model": f"{config.engine.model} ({work.model.hash})",
+    }
+    warnings: tuple[str, ...] = ()
+    if not finished:
+        estimate, warnings = _estimate(work)
+        facts |= {
+            "documents per part": estimate["documents"],
+            "rows, estimated": round(estimate["rows"] * len(missing)),
+            "prompt tokens, estimated": round(estimate["prompt_tokens"] * len(missing)),
+            "output tokens at most, estimated": round(estimate["output_tokens"] * len(missing)),
+        }
+    return Plan(MADE_BY, str(work.directory), finished, facts, warnings)
+
+
+def _estimate(work: RephraseWork) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return documents, rows, prompt and output tokens per part, from the first part and BYTES_PER_TOKEN."""
+    sample = work.read_part(0).slice(0, 64)
+    documents = len(work.read_part(0))
+    tokenizer = _EstimatingTokenizer()
+    warnings = []
+    prepared = []
+    for recipe in work.recipes:
+        fitted = prepare_recipe(recipe, tokenizer, work.config.engine.max_model_len)
+        prepared.append(fitted)
+        if fitted.max_output_tokens < recipe.sampling.max_output_tokens:
+            warnings.append(
+                f"engine.max_model_len = {work.config.engine.max_model_len} leaves recipe {recipe.name!r} about "
+                f"{fitted.max_input_tokens} tokens for a chunk and {fitted.max_output_tokens} for its answer "
+                f"(it asks for {recipe.max_input_tokens} and {recipe.sampling.max_output_tokens})"
+            )
+    drafts = draft_rows(
+        sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk
+    )
+    scale = documents / max(1, len(sample))
+    prompt_tokens = sum(len(draft.prompt_token_ids) for draft in drafts)
+    output_tokens = sum(draft.prepared.max_output_tokens for draft in drafts if draft.prompt_token_ids)
+    return {
+        "documents": documents,
+        "rows": len(drafts) * scale,
+        "prompt_tokens": prompt_tokens * scale,
+        "output_tokens": output_tokens * scale,
+    }, tuple(warnings)
+
+
+class _EstimatingTokenizer:
+    """Counts a token for every BYTES_PER_TOKEN bytes, so that a plan needs no model at hand."""
+
+    prompt_format = "plain"
+
+    def render(self, messages: Any) -> str:
+        return "\n\n".join(message["content"] for message in messages)
+
+    def encode_markup(self, text: str) -> list[int]:
+        return [0] * -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    def encode_data(self, texts: Any) -> list[list[int]]:
+        return [self.encode_markup(text) for text in texts]
+
+
+# --- the end ------------------------------------------------------------------------------------------------------
+
+
+def finish_work(work: RephraseWork) -> dict[str, Any]:
+    """Account for every row, write the data card and the manifest; return the manifest.
+
+    Raises UserError when more rows were turned down than `max_reject_fraction` allows, RuntimeError when rows are
+    unaccounted for.
+    """
+    config, directory = work.config, work.directory
+    summary = summarise(read_entries(directory, work.num_parts))
+    turned_down = summary["rejected"] + summary["quarantined"]
+    if summary["rows"] != summary["kept"] + turned_down:
+        raise RuntimeError(
+            f"{directory}: {summary['rows']} rows, but {summary['kept']} kept and {turned_down} turned down"
+        )
+    if turned_down > config.max_reject_fraction * summary["rows"]:
+        commonest = max(summary["reasons"], key=lambda reason: (summary["reasons"][reason], reason))
+        raise UserError(
+            f"{turned_down:,} of {summary['rows']:,} rows were rejected or quarantined, most often as {commonest!r}, more than "
+            f"max_reject_fraction = {config.max_reject_fraction}: look at the rows in {directory}, then mend the recipe or raise the bound."
+        )
+    parts = [directory / part_name(part, work.num_parts) for part in range(work.num_parts)]
+    examples = draw_examples(parts, [UPath(source) for source in work.sources])
+    write_card(
+        directory,
+        name=config.name,
+        recipes=work.recipes,
+        model=config.engine.model,
+        summary=summary,
+        examples=examples,
+    )
+    return finish(directory, work.claim(), parts=work.num_parts, **summary)
+
+
+# --- the work -----------------------------------------------------------------------------------------------------
+
+
+class RephraseWorker:
+    """Makes parts of one synthetic set on one engine, several at a time on one event loop."""
+
+    def __init__(self, work: RephraseWork, engine: Engine | None = None) -> None:
+        config, placement = work.config, work.config.placement
+        self.work = work
+        self._engine = engine or open_engine(config.engine, placement, work.model)
+        self._supervisor = Supervisor(
+            self._engine,
+            int(placement.max_num_seqs * IN_FLIGHT_PER_SEQUENCE),
+            config.max_engine_deaths_per_part,
+        )
+        self._prepared: tuple[PreparedRecipe, ...] | None = None
+        # One thread: tokenizers are not made for several, and the event loop must never wait for their work.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rephrase")
+
+    async def make_part(self, part: int) -> LedgerEntry:
+        """Make one part unless it is done; return its ledger entry.
+
+        Raises UserError: the engine does not start, the input is damaged, the output cannot be written, or the
+        part's rows kill the engine more often than `max_engine_deaths_per_part`.
+        """
+        work, began = self.work, time.monotonic()
+        if entry := read_entry(work.directory, part, work.num_parts):
+            return entry
+        loop = asyncio.get_running_loop()
+        documents, drafts, known = await loop.run_in_executor(self._thread, self._load, part)
+        answers = [
+            asyncio.create_task(self._answer(part, at, draft, known)) for at, draft in enumerate(drafts)
+        ]
+        try:
+            outcomes = await asyncio.gather(*answers)
+        except TooManyDeaths as error:
+            raise UserError(
+                f"part {part}: its rows have killed the engine {error.deaths} times, more than "
+                f"max_engine_deaths_per_part = {work.config.max_engine_deaths_per_part}; the rows found guilty are noted and "
+                "will be left out: run the job again, with a higher bound if the engine itself is sound."
+            ) from None
+        finally:
+            for answer in answers:
+                answer.cancel()
+        return await loop.run_in_executor(
+            self._thread, self._commit, part, documents, drafts, outcomes, began
+        )
+
+    async def close(self) -> None:
+        """Take the engine down."""
+        await self._supervisor.close()
+        self._thread.shutdown()
+
+    def _load(self, part: int) -> tuple[int, list[Draft], dict[str, Quarantined]]:
+        """Return the number of documents, the rows to make, and those known to kill an engine."""
+        config, tokenizer = self.work.config, self._engine.tokenizer
+        if self._prepared is None:
+            self._prepared = tuple(
+                prepare_recipe(recipe, tokenizer, config.engine.max_model_len) for recipe in self.work.recipes
+            )
+        documents = self.work.read_part(part)
+        drafts = draft_rows(
+            documents, self._prepared, tokenizer, seed=config.seed, samples_per_chunk=config.samples_per_chunk
+        )
+        try:
+            known = read_json(quarantine_path(self.work.directory, part, self.work.num_parts))
+        except FileNotFoundError:
+            known = {}
+        return len(documents), drafts, {key: Quarantined(**value) for key, value in known.items()}
+
+    async def _answer(
+        self, part: int, at: int, draft: Draft, known: dict[str, Quarantined]
+    ) -> Outcome | None:
+        if not draft.prompt_token_ids:
+            return None
+        if draft.key in known:
+            return known[draft.key]
+        outcome = await self._supervisor.generate(part, draft.request(f"{part}-{at}"))
+        if isinstance(outcome, Quarantined) and outcome.reason == POISON:
+            known[draft.key] = outcome
+            self._note_killers(part, known)
+        return outcome
+
+    def _note_killers(self, part: int, known: dict[str, Quarantined]) -> None:
+        """Remember what kills the engine before the part is done, so that the next attempt does not try again."""
+        values = {key: {"reason": row.reason, "detail": row.detail} for key, row in known.items()}
+        write_json_atomic(quarantine_path(self.work.directory, part, self.work.num_parts), values)
+
+    def _commit(
+        self, part: int, documents: int, drafts: list[Draft], outcomes: list[Outcome | None], began: float
+    ) -> LedgerEntry:
+        """Write the part, then its ledger entry."""
+        work, model, devices = self.work, self.work.model, self.work.config.placement.gpus_per_engine or 1.0
+        provenance = Provenance(model.reference, model.hash, self._engine.version)
+        table = finished_table(drafts, outcomes, provenance)
+        path = work.directory / part_name(part, work.num_parts)
+        usage = self._supervisor.usage(part)
+        try:
+            num_bytes = write_parquet_atomic(path, table)
+            entry = LedgerEntry(
+                part=part, documents=documents, recipes=tally_rows(table, drafts, outcomes),
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=num_bytes,
+                prompt_format=self._engine.tokenizer.prompt_format, engine_version=self._engine.version,
+                device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
+                engine_deaths=usage.deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
+                quarantined=[
+                    {"row": draft.key, "reason": outcome.reason, "detail": outcome.detail}
+                    for draft, outcome in zip(drafts, outcomes, strict=True) if isinstance(outcome, Quarantined)
+                ],
+            )  # fmt: skip
+            write_entry(work.directory, work.num_parts, entry)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({_first_line(error)}): make room or mend the store, then run the job again."
+            ) from None
+        self._supervisor.forget(part)
+        return entry
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,315 @@
+"""The rows of a synthetic set: documents -> chunks -> requests, and outcomes -> rows.
+
+Everything here is a pure function of the documents, the recipes, the tokenizer and the outcomes, so the same part
+gives the same bytes on any machine and at any attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from synth.chunking import Measure, Span, chunk_spans, count_characters, count_words
+from synth.engine import GenerationRequest
+from synth.errors import UserError
+from synth.ledger import Tally
+from synth.prompt import PromptTemplate, Tokenizer
+from synth.quality import measure, post_process, reject_reasons, words_of
+from synth.recipe import Recipe
+from synth.supervisor import Outcome, Quarantined
+
+KEPT, REJECTED, QUARANTINED = "kept", "rejected", "quarantined"
+
+REPHRASED_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("chunk", pa.int32(), nullable=False),
+        pa.field("chunk_start", pa.int64(), nullable=False),
+        pa.field("chunk_end", pa.int64(), nullable=False),
+        pa.field("recipe", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("raw_text", pa.string()),
+        pa.field("keep", pa.bool_(), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
+        pa.field("reject_reasons", pa.list_(pa.string()), nullable=False),
+        pa.field("finish_reason", pa.string()),
+        pa.field("stop_reason", pa.string()),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("completion_tokens", pa.int32(), nullable=False),
+        pa.field("input_truncated_tokens", pa.int32(), nullable=False),
+        pa.field("words", pa.int32()),
+        pa.field("length_ratio", pa.float32()),
+        pa.field("prompt_echo", pa.float32()),
+        pa.field("source_words", pa.float32()),
+        pa.field("source_overlap", pa.float32()),
+        pa.field("repetition", pa.float32()),
+        pa.field("is_refusal", pa.bool_()),
+        pa.field("has_preamble", pa.bool_()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("recipe_hash", pa.string(), nullable=False),
+        pa.field("sampling_hash", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("model_hash", pa.string(), nullable=False),
+        pa.field("engine_version", pa.string(), nullable=False),
+    ]
+)
+"""Columns of every part of a synthetic set, one row per (document, chunk, recipe, sample) in that order.
+
+`chunk_start`, `chunk_end` are characters of the document. `raw_text` is the answer as generated where post-processing
+changed it, else null. `verdict` is kept, rejected or quarantined (no answer: `finish_reason` and the measures are
+null); `keep` says the same for readers. Only what the recipe, the model and the document decide is here; what a run
+happened to do (cached prompt tokens, times, engine deaths) is in the ledger, so that a resumed run gives the same bytes.
+"""
+
+EMPTY_INPUT = "empty_input"
+"""Reason of the one row that stands for a document without any text."""
+
+MIN_ROOM_TOKENS = 16
+"""Below this much room for a chunk, or for its answer, a recipe is refused for a model."""
+
+KEYWORD_CANDIDATE_CHARACTERS = 4
+"""Shortest word that can become a keyword."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What all rows of a set have in common."""
+
+    model: str
+    model_hash: str
+    engine_version: str
+
+
+@dataclass(frozen=True)
+class PreparedRecipe:
+    """A recipe fitted to a tokenizer and a window."""
+
+    recipe: Recipe
+    template: PromptTemplate
+    max_input_tokens: int
+    """Longest chunk sent, tokens."""
+    max_output_tokens: int
+    """Longest answer, tokens."""
+    measure: Measure
+    """Length of texts in the chunking's unit."""
+    max_chunk_length: int | None
+    """Longest chunk in that unit; None does not cut."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One row before generation."""
+
+    doc_id: str
+    domain: str
+    source: str
+    chunk: int
+    span: Span
+    chunk_text: str
+    prepared: PreparedRecipe
+    sample: int
+    seed: int
+    prompt_token_ids: tuple[int, ...]
+    """() for a document without text: there is nothing to ask."""
+    input_truncated_tokens: int
+
+    @property
+    def key(self) -> str:
+        """Identity of the row within its set."""
+        return f"{self.doc_id}/{self.chunk}/{self.prepared.recipe.name}/{self.sample}"
+
+    def request(self, request_id: str) -> GenerationRequest:
+        """Return what to ask the engine."""
+        return GenerationRequest(
+            request_id,
+            self.prompt_token_ids,
+            self.prepared.recipe.sampling,
+            self.prepared.max_output_tokens,
+            self.seed,
+        )
+
+
+def row_seed(run_seed: int, doc_id: str, chunk: int, recipe: str, sample: int) -> int:
+    """Return the seed of a row, [0, 2**63): a hash, so that re-sharded and resumed runs draw the same text."""
+    key = f"{run_seed}\0{doc_id}\0{chunk}\0{recipe}\0{sample}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+
+
+def prepare_recipe(recipe: Recipe, tokenizer: Tokenizer, max_model_len: int) -> PreparedRecipe:
+    """Fit a recipe to a tokenizer and a window of `max_model_len` tokens.
+
+    Where prompt, chunk and answer do not all fit, the answer may take half of the room beside the prompt, the chunk
+    the rest; chunks counted in tokens are then cut shorter rather than truncated. Raises UserError when the window
+    leaves no room worth the name.
+    """
+    template = PromptTemplate.of(recipe, tokenizer)
+    room = max_model_len - template.num_tokens
+    if room < 2 * MIN_ROOM_TOKENS:
+        raise UserError(
+            f"engine.max_model_len = {max_model_len} leaves {max(0, room)} tokens beside the prompt of recipe "
+            f"{recipe.name!r} ({template.num_tokens} tokens): raise it, or shorten the prompt."
+        )
+    max_output = min(recipe.sampling.max_output_tokens, max(room // 2, room - recipe.max_input_tokens))
+    max_input = min(recipe.max_input_tokens, room - max_output)
+    chunking = recipe.chunking
+    measures: dict[str, Measure] = {
+        "tokens": lambda texts: [len(ids) for ids in tokenizer.encode_data(texts)],
+        "words": count_words,
+        "characters": count_characters,
+        "document": count_characters,
+    }
+    max_length = chunking.max_length
+    if chunking.unit == "tokens" and max_length is not None:
+        max_length = min(max_length, max_input)
+    return PreparedRecipe(recipe, template, max_input, max_output, measures[chunking.unit], max_length)
+
+
+# --- documents -> drafts ------------------------------------------------------------------------------------------
+
+
+def draft_rows(
+    documents: pa.Table,
+    recipes: Sequence[PreparedRecipe],
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    samples_per_chunk: int,
+) -> list[Draft]:
+    """Return every row a part of the corpus will have, in the order of the output: document, chunk, recipe, sample."""
+    drafts: list[Draft] = []
+    for document in documents.select(["doc_id", "text", "domain", "source"]).to_pylist():
+        rows = [
+            (chunk, at, sample, draft)
+            for at, prepared in enumerate(recipes)
+            for chunk, span in enumerate(_spans(document["text"], prepared))
+            for sample, draft in enumerate(
+                _draft_samples(document, chunk, span, prepared, tokenizer, seed, samples_per_chunk)
+            )
+        ]
+        drafts.extend(draft for *_, draft in sorted(rows, key=lambda row: row[:3]))
+    return drafts
+
+
+def _spans(text: str, prepared: PreparedRecipe) -> list[Span]:
+    """Return the chunks of a document; of one without text a single empty chunk, so that it is accounted for."""
+    if prepared.max_chunk_length is None:
+        return [Span(0, len(text))]
+    return chunk_spans(text, prepared.max_chunk_length, prepared.measure) or [Span(0, len(text))]
+
+
+def _draft_samples(
+    document: dict[str, str], chunk: int, span: Span, prepared: PreparedRecipe, tokenizer: Tokenizer, run_seed: int, samples: int
+) -> list[Draft]:  # fmt: skip
+    recipe, text = prepared.recipe, document["text"][span.start : span.end]
+    ids = tokenizer.encode_data([text])[0] if "document" in recipe.placeholders else []
+    truncated = max(0, len(ids) - prepared.max_input_tokens)
+    drafts = []
+    for sample in range(samples):
+        seed = row_seed(run_seed, document["doc_id"], chunk, recipe.name, sample)
+        prompt: tuple[int, ...] = ()
+        if text.strip():
+            keywords = ", ".join(draw_keywords(text, recipe.num_keywords, seed))
+            extra = tokenizer.encode_data([keywords, document["domain"]])
+            data = {"document": ids[: prepared.max_input_tokens], "keywords": extra[0], "domain": extra[1]}
+            prompt = prepared.template.fill(data)
+        drafts.append(
+            Draft(
+                document["doc_id"], document["domain"], document["source"], chunk, span, text, prepared, sample,
+                seed, prompt, truncated,
+            )
+        )  # fmt: skip
+    return drafts
+
+
+def draw_keywords(text: str, count: int, seed: int) -> list[str]:
+    """Return up to `count` different words of a text, drawn by the seed, rarer-looking (longer) words more often."""
+    words = sorted(
+        {word for word in words_of(text) if len(word) >= KEYWORD_CANDIDATE_CHARACTERS and not word.isdigit()}
+    )
+    draw = random.Random(seed)
+    # Weighted sampling without replacement (Efraimidis and Spirakis): the largest u ** (1 / weight) win.
+    ranked = sorted(words, key=lambda word: draw.random() ** (1 / len(word)), reverse=True)
+    return ranked[:count]
+
+
+# --- outcomes -> rows ---------------------------------------------------------------------------------------------
+
+
+def finished_row(draft: Draft, outcome: Outcome | None, provenance: Provenance) -> dict[str, Any]:
+    """Return the output row of a draft. `outcome` is None exactly for a document without text."""
+    recipe = draft.prepared.recipe
+    row: dict[str, Any] = {
+        "doc_id": draft.doc_id, "domain": draft.domain, "source": draft.source,
+        "chunk": draft.chunk, "chunk_start": draft.span.start, "chunk_end": draft.span.end,
+        "recipe": recipe.name, "recipe_hash": recipe.hash, "sampling_hash": recipe.sampling_hash,
+        "sample": draft.sample, "seed": draft.seed, "text": "", "keep": False, "reject_reasons": [],
+        "prompt_tokens": len(draft.prompt_token_ids), "completion_tokens": 0,
+        "input_truncated_tokens": draft.input_truncated_tokens, **asdict(provenance),
+    }  # fmt: skip
+    if outcome is None:
+        return row | {"verdict": REJECTED, "reject_reasons": [EMPTY_INPUT]}
+    if isinstance(outcome, Quarantined):
+        return row | {"verdict": QUARANTINED, "reject_reasons": [outcome.reason]}
+    text = post_process(outcome.text, recipe.post_processing, outcome.finish_reason)
+    measures = measure(text, draft.chunk_text, draft.prepared.template.words)
+    reasons = reject_reasons(measures, outcome.finish_reason, recipe.thresholds)
+    return row | asdict(measures) | {
+        "text": text, "raw_text": outcome.text if outcome.text != text else None,
+        "keep": not reasons, "verdict": REJECTED if reasons else KEPT, "reject_reasons": reasons,
+        "finish_reason": outcome.finish_reason, "stop_reason": outcome.stop_reason,
+        "prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens,
+    }  # fmt: skip
+
+
+def finished_table(
+    drafts: Sequence[Draft], outcomes: Sequence[Outcome | None], provenance: Provenance
+) -> pa.Table:
+    """Return the output part, columns REPHRASED_SCHEMA, one row per draft in the same order."""
+    rows = [finished_row(draft, outcome, provenance) for draft, outcome in zip(drafts, outcomes, strict=True)]
+    return pa.Table.from_pylist(rows, schema=REPHRASED_SCHEMA)
+
+
+def tally_rows(
+    table: pa.Table, drafts: Sequence[Draft], outcomes: Sequence[Outcome | None]
+) -> dict[str, Tally]:
+    """Return the counts of an output part by recipe.
+
+    Raises RuntimeError when a row is unaccounted for: drafted rows = kept + rejected + quarantined.
+    """
+    columns = [
+        "recipe",
+        "verdict",
+        "reject_reasons",
+        "finish_reason",
+        "text",
+        "prompt_tokens",
+        "completion_tokens",
+    ]
+    tallies: dict[str, Tally] = {draft.prepared.recipe.name: Tally() for draft in drafts}
+    for row, draft, outcome in zip(table.select(columns).to_pylist(), drafts, outcomes, strict=True):
+        kept = row["verdict"] == KEPT
+        tallies[row["recipe"]] += Tally(
+            rows=1, kept=int(kept), rejected=int(row["verdict"] == REJECTED),
+            quarantined=int(row["verdict"] == QUARANTINED), reasons=dict(Counter(row["reject_reasons"])),
+            finish_reasons={row["finish_reason"]: 1} if row["finish_reason"] else {},
+            prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"],
+            cached_prompt_tokens=getattr(outcome, "cached_prompt_tokens", 0),
+            accepted_tokens=row["completion_tokens"] if kept else 0,
+            input_truncated_tokens=draft.input_truncated_tokens, source_characters=len(draft.chunk_text),
+            kept_characters=len(row["text"]) if kept else 0,
+        )  # fmt: skip
+    for name, tally in tallies.items():
+        if tally.rows != tally.kept + tally.rejected + tally.quarantined:
+            raise RuntimeError(
+                f"recipe {name}: {tally.rows} rows, but {tally.kept} + {tally.rejected} + {tally.quarantined}"
+            )
+    return tallies

@@ -1,0 +1,273 @@
+"""Keeps an engine alive under requests that may kill it, and says for every request how it ended.
+
+When the engine dies, every request in flight is a suspect. They are tried again in halves, with nothing else
+running, until the ones that kill an engine alone are known; those are quarantined, everybody else gets an answer.
+Isolating one row among n takes at most log2(n) + 2 deaths. Deaths are counted per part and bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from synth.engine import (
+    Engine,
+    EngineDead,
+    GenerationRequest,
+    GenerationResult,
+    RequestFailed,
+    RequestTooLong,
+)
+
+POISON = "killed_engine"
+TOO_LONG = "too_long"
+FAILED = "request_failed"
+
+RETRY_SECONDS = (0.1, 1.0, 5.0)
+"""Pauses before the attempts after the first of a request that failed by itself."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A request that got no answer, and why."""
+
+    reason: str
+    """`killed_engine`, `too_long` or `request_failed`: a fixed vocabulary."""
+    detail: str
+    """The engine's own words, for the ledger."""
+
+
+Outcome = GenerationResult | Quarantined
+
+
+class TooManyDeaths(Exception):
+    """The rows of a part have killed the engine more often than allowed."""
+
+    def __init__(self, part: int, deaths: int) -> None:
+        super().__init__(f"the rows of part {part} have killed the engine {deaths} times")
+        self.part, self.deaths = part, deaths
+
+
+@dataclass
+class PartUsage:
+    """What a part has taken of the engine."""
+
+    device_seconds: float = 0.0
+    """Its share of the time the engine was at work: at each moment, its requests in flight over all of them."""
+    start_seconds: float = 0.0
+    """Starts of the engine that happened on its account."""
+    deaths: int = 0
+    """Engine deaths its rows were suspects of."""
+    retries: int = 0
+    """Attempts after the first of requests that failed by themselves."""
+
+
+@dataclass
+class _Suspect:
+    part: int
+    request: GenerationRequest
+    answer: asyncio.Future[Outcome] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Supervisor:
+    """One engine, started when first needed, shared by several parts of work on one event loop."""
+
+    def __init__(self, engine: Engine, max_in_flight: int, max_deaths_per_part: int) -> None:
+        self.engine = engine
+        self._max_deaths = max_deaths_per_part
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._calm = asyncio.Event()
+        self._calm.set()
+        self._is_up = False
+        self._changing = asyncio.Lock()
+        self._in_flight: Counter[int] = Counter()
+        self._since = time.monotonic()
+        self._usage: dict[int, PartUsage] = {}
+        self._suspects: list[_Suspect] = []
+        self._isolation: asyncio.Task[None] | None = None
+
+    def usage(self, part: int) -> PartUsage:
+        """Return what a part has taken of the engine up to now."""
+        self._settle()
+        return self._usage.setdefault(part, PartUsage())
+
+    def forget(self, part: int) -> None:
+        """Drop the account of a part that is done."""
+        self._usage.pop(part, None)
+
+    async def generate(self, part: int, request: GenerationRequest) -> Outcome:
+        """Answer a request of a part, or quarantine it.
+
+        Raises EngineStartFailed when the engine does not come up, TooManyDeaths when the part exceeds its bound.
+        """
+        async with self._slots:
+            try:
+                return await self._attempt(part, request, self._normal_service)
+            except EngineDead:
+                suspect = _Suspect(part, request)
+                self._suspects.append(suspect)
+                if self._isolation is None:
+                    self._calm.clear()
+                    self._isolation = asyncio.create_task(self._isolate())
+        return await suspect.answer
+
+    async def close(self) -> None:
+        """Take the engine down."""
+        if self._isolation:
+            self._isolation.cancel()
+        await self._engine_down()
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    async def _attempt(
+        self, part: int, request: GenerationRequest, ready: Callable[[int], Awaitable[None]]
+    ) -> Outcome:
+        """Answer a request, trying again what may pass by itself. Raises EngineDead."""
+        for pause in (*RETRY_SECONDS, None):
+            await ready(part)
+            try:
+                with self._accounting(part):
+                    return await self.engine.generate(request)
+            except RequestTooLong as error:
+                return Quarantined(TOO_LONG, str(error))
+            except RequestFailed as error:
+                if pause is None:
+                    return Quarantined(FAILED, str(error))
+                self._usage.setdefault(part, PartUsage()).retries += 1
+                await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _normal_service(self, part: int) -> None:
+        """Wait until the engine is up and no search for a killer is on: strangers would spoil its result."""
+        while True:
+            await self._calm.wait()
+            await self._engine_up(part)
+            if self._calm.is_set():
+                return
+
+    async def _engine_up(self, part: int) -> None:
+        """Start the engine unless it is up, on account of this part."""
+        async with self._changing:
+            if not self._is_up:
+                began = time.monotonic()
+                await self.engine.start()
+                self._is_up = True
+                self._usage.setdefault(part, PartUsage()).start_seconds += time.monotonic() - began
+
+    async def _engine_down(self) -> None:
+        async with self._changing:
+            await self.engine.stop()
+            self._is_up = False
+
+    # --- after a death -------------------------------------------------------------------------------------------
+
+    async def _isolate(self) -> None:
+        """Find the requests that kill the engine among those in flight at its death; answer all the others."""
+        try:
+            while self._suspects:
+                while sum(self._in_flight.values()):  # the rest of them has yet to notice
+                    await asyncio.sleep(0.005)
+                suspects, self._suspects = self._suspects, []
+                await self._search(suspects)
+        finally:
+            self._isolation = None
+            self._calm.set()
+
+    async def _search(self, suspects: list[_Suspect]) -> None:
+        try:
+            await self._bury(suspects)
+            groups = [suspects]
+            while groups:
+                groups.extend(await self._narrow(groups.pop()))
+        # Whatever ends the search early (the engine does not start again, a bug here) must reach every request that
+        # waits for it; with them it reaches their parts and the job.
+        except BaseException as error:
+            waiting = [suspect.answer for suspect in suspects if not suspect.answer.done()]
+            for answer in waiting:
+                if isinstance(error, Exception):
+                    answer.set_exception(error)
+                else:
+                    answer.cancel()
+            if not waiting or not isinstance(error, Exception):
+                raise
+
+    async def _narrow(self, group: list[_Suspect]) -> list[list[_Suspect]]:
+        """Try a group that holds a killer, if it was not chance; return the smaller groups that still may hold one."""
+        group = [suspect for suspect in group if not suspect.answer.done()]
+        if len(group) <= 1:
+            for suspect in await self._unanswered(group):
+                if not suspect.answer.done():
+                    suspect.answer.set_result(
+                        Quarantined(POISON, "the engine died with no other request in it")
+                    )
+            return []
+        first, second = group[: len(group) // 2], group[len(group) // 2 :]
+        if left := await self._unanswered(first):
+            return [await self._unanswered(second), left]
+        return [second]  # the killer is in here: no need to lose an engine to see it
+
+    async def _unanswered(self, group: Iterable[_Suspect]) -> list[_Suspect]:
+        """Run requests together; answer those that can be; return those that went down with the engine."""
+        waiting = [suspect for suspect in group if not suspect.answer.done()]
+        outcomes = await asyncio.gather(*map(self._try_again, waiting))
+        left = [suspect for suspect, answered in zip(waiting, outcomes, strict=True) if not answered]
+        if left:
+            await self._bury(left)
+        return left
+
+    async def _try_again(self, suspect: _Suspect) -> bool:
+        try:
+            outcome = await self._attempt(suspect.part, suspect.request, self._engine_up)
+        except EngineDead:
+            return False
+        if not suspect.answer.done():  # its part may have been given up meanwhile
+            suspect.answer.set_result(outcome)
+        return True
+
+    async def _bury(self, suspects: list[_Suspect]) -> None:
+        """Count a death for the parts whose rows were in it, and take down what is left of the engine."""
+        await self._engine_down()
+        for part in {suspect.part for suspect in suspects}:
+            usage = self._usage.setdefault(part, PartUsage())
+            usage.deaths += 1
+            if usage.deaths > self._max_deaths:
+                for suspect in suspects:
+                    if suspect.part == part and not suspect.answer.done():
+                        suspect.answer.set_exception(TooManyDeaths(part, usage.deaths))
+
+    # --- accounting ----------------------------------------------------------------------------------------------
+
+    def _accounting(self, part: int) -> _Flight:
+        return _Flight(self, part)
+
+    def _settle(self, part: int | None = None, change: int = 0) -> None:
+        """Share the time since the last change among the requests in flight, then count the change."""
+        now = time.monotonic()
+        if total := sum(self._in_flight.values()):
+            for each, count in self._in_flight.items():
+                self._usage.setdefault(each, PartUsage()).device_seconds += (
+                    (now - self._since) * count / total
+                )
+        self._since = now
+        if part is not None:
+            self._in_flight[part] += change
+            self._in_flight += Counter()  # drops the zeros
+
+
+@dataclass
+class _Flight:
+    """Counts one request as in flight."""
+
+    supervisor: Supervisor
+    part: int
+
+    def __enter__(self) -> None:
+        self.supervisor._settle(self.part, +1)
+
+    def __exit__(self, *_: object) -> None:
+        self.supervisor._settle(self.part, -1)

@@ -1,0 +1,127 @@
+"""The demo study made small enough to run twice in a test: same file, same steps, same parts, less of everything."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = "rayjobs/configs/demo.toml"
+TRAINING = {"rows_per_step": 4, "max_epochs": 100.0}
+SHRUNK = {
+    "corpora": {
+        "natural": {"sources": [{"kind": "docstrings", "packages": ["pandas", "optuna"]}], "max_documents": 300, "documents_per_part": 32},
+        "generator": {"sources": [{"kind": "docstrings", "packages": ["transformers"]}], "max_documents": 200, "documents_per_part": 64},
+    },
+    "generators": {"tiny": {"model": "98k", "vocab_size": 512, "train_tokens": 65_536}},
+    "rephrase": {"rephrased": {"max_documents": 96}},
+    "pack": {"packed": {"tokenizer": {"vocab_size": 512}, "max_evaluation_tokens_per_domain": 1024}},
+    "pretrain": {
+        "grid": {
+            "axes": [
+                {"models": ["12k"], "train_tokens": [2048, 4096, 8192, 16384, 32768]},
+                {"models": ["12k", "25k", "49k", "98k", "197k"], "train_tokens": [8192]},
+            ],
+            "run": TRAINING,
+            "placement": {"rows_per_microbatch": 4},
+        }
+    },
+    "search": {
+        "qa": {
+            "cells": [{"model": "12k", "train_tokens": 4096}, {"model": "25k", "train_tokens": 4096}],
+            "trials_per_cell": 4,
+            "run": TRAINING,
+            "placement": {"rows_per_microbatch": 4},
+        }
+    },
+    "laws": {"laws": {"bootstrap_samples": 100}},
+}  # fmt: skip
+
+
+def shrunk_demo_argv(root):
+    argv = ["--config", DEMO, "--root", str(root)]
+    for section, tables in SHRUNK.items():
+        argv += [f"--{section}", json.dumps(tables)]
+    return argv
+
+
+@pytest.fixture
+def shrunk_demo(tmp_path):
+    """Return (argv of run_study, study root) of the demo study in small."""
+    return shrunk_demo_argv(tmp_path / "study"), tmp_path / "study"
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory):
+    """Return the root of the demo study in small, run once and undisturbed."""
+    root = tmp_path_factory.mktemp("undisturbed") / "study"
+    command = [sys.executable, "-m", "rayjobs.run_study", *shrunk_demo_argv(root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return root
+
+
+@pytest.fixture
+def start_job():
+    """Start a job as its own process group, so that a test can SIGKILL all of it: `start(job, *argv)` -> `kill`, `wait`."""
+    started = []
+
+    def start(job, *argv, log):
+        command = [sys.executable, "-m", f"rayjobs.{job}", *argv]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        kill_group(process)
+
+
+def kill_group(process):
+    try:
+        os.killpg(process.pid, 9)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+@pytest.fixture
+def sigkill():
+    """SIGKILL a job started by `start_job` and everything it started in turn."""
+    return kill_group
+
+
+RESULTS = (
+    "corpora/*/*/part-*.parquet", "synthetic/*/part-*.parquet", "packed/*/**/*.bin", "runs/*/record.json",
+    "searches/*/*/best.json", "laws/*/fit.json", "recommendations/*.json",
+)  # fmt: skip
+NOT_RESULTS = {"provenance", "wall_seconds", "device_seconds", "tokens_per_second", "attempts", "training_device_hours",
+               "generation_device_hours"}  # fmt: skip
+
+
+@pytest.fixture
+def results_of():
+    """Return what a study found, free of times and provenance: relative path -> bytes or JSON value."""
+
+    def read(root):
+        paths = sorted(path for pattern in RESULTS for path in root.glob(pattern))
+        return {
+            str(path.relative_to(root)): _timeless(json.loads(path.read_text()))
+            if path.suffix == ".json"
+            else path.read_bytes()
+            for path in paths
+        }
+
+    return read
+
+
+def _timeless(value):
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key not in NOT_RESULTS}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,325 @@
+"""What a corpus promises: the same documents in the same parts whatever happened on the way, every row accounted for."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synth import shuffle
+from synth.config import CorpusConfig
+from synth.corpus import CorpusBuild, finished_manifest, open_corpus, plan_corpus
+from synth.documents import DOCUMENT_SCHEMA, Document, Row, admit, document_id, is_held_out, normalise
+from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
+
+WORDS = "the of a shape turns slowly under bright water while every careful reader counts its rows again".split()
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [f"{seed}/{number}: " + " ".join(rng.choices(WORDS, k=rng.randint(40, 80))) for number in range(count)]
+
+
+def write_jsonl(path, rows) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def file_config(root, *paths, **fields) -> CorpusConfig:
+    source = {"kind": "files", "paths": paths} | fields.pop("source", {})
+    return CorpusConfig(root=str(root), sources=(source,), **{"documents_per_part": 16} | fields)
+
+
+def build(config: CorpusConfig) -> dict:
+    """What `synth.job.build_corpus` does, one task after the other."""
+    work = CorpusBuild(config)
+    for stage in work.stages():
+        for task in stage.todo:
+            stage.work(task)
+    return work.finish()
+
+
+def documents(config: CorpusConfig, split: str) -> pa.Table:
+    parts, _ = open_corpus(config.root, config.name, split)
+    return pa.concat_tables([pq.read_table(part) for part in parts]) if parts else DOCUMENT_SCHEMA.empty_table()
+
+
+def bytes_under(directory) -> dict[str, bytes]:
+    """Every file of an artefact but its manifest, which carries provenance."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """A shuffle of many runs and buckets from a few hundred documents."""
+    monkeypatch.setattr(shuffle, "RUN_BYTES", 20_000)
+    monkeypatch.setattr(shuffle, "ROWS_PER_GROUP", 8)
+    monkeypatch.setattr("synth.corpus.RUN_BYTES", 20_000)
+
+
+def test_parts_hold_every_document_once_in_order_of_id(tmp_path, small_runs):
+    written = texts(500)
+    config = file_config(tmp_path, write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": t} for t in written]))
+    manifest = build(config)
+
+    seen = []
+    for split in ("train", "held_out"):
+        parts, _ = open_corpus(config.root, config.name, split)
+        tables = [pq.read_table(part) for part in parts]
+        assert all(table.schema.equals(DOCUMENT_SCHEMA) for table in tables)
+        assert [table.num_rows for table in tables[:-1]] == [16] * (len(tables) - 1)
+        assert parts[0].name == f"part-00000-of-{len(parts):05d}.parquet"
+        whole = pa.concat_tables(tables)
+        ids = whole["doc_id"].to_pylist()
+        assert ids == sorted(ids)
+        assert ids == [document_id(text) for text in whole["text"].to_pylist()]
+        assert all(is_held_out(i, config.held_out_fraction) == (split == "held_out") for i in ids)
+        counts = manifest["splits"][split]
+        assert counts["documents"] == len(ids)
+        assert counts["parts"] == len(parts)
+        assert counts["characters"] == sum(map(len, whole["text"].to_pylist()))
+        assert counts["bytes"] == sum(len(text.encode()) for text in whole["text"].to_pylist())
+        seen += whole["text"].to_pylist()
+    assert sorted(seen) == sorted(written)
+    assert not (tmp_path / "corpora" / "natural" / ".work").exists()
+
+
+def test_every_row_is_kept_or_dropped_for_a_reason(tmp_path):
+    good = texts(20)
+    rows = [{"text": text} for text in good]
+    rows += [{"text": good[0]}, {"text": good[1].replace(" ", "\r\n", 1)}, {"text": good[1].replace(" ", "\n", 1)}]
+    rows += [{"text": None}, {}, {"text": 7}, {"text": ["a"]}, {"text": "short"}, {"text": " " * 500}, {"text": ""}]
+    rows += [[1, 2], {"text": "\ud800" * 300}]
+    config = file_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows))
+    manifest = build(config)
+    assert manifest["rows_read"] == 32
+    assert manifest["documents_kept"] == 21
+    assert manifest["dropped"] == {
+        "duplicate": 2, "null_text": 2, "not_text": 2, "too_short": 3, "not_an_object": 1, "invalid_unicode": 1,
+    }  # fmt: skip
+    assert manifest["sources"][0]["rows_read"] == 32
+
+
+def test_the_first_copy_of_a_document_stays(tmp_path, small_runs):
+    shared = texts(200)
+    late = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in shared])
+    first = write_jsonl(tmp_path / "z.jsonl", [{"text": text} for text in shared[:120]])
+    sources = (
+        {"kind": "files", "paths": [first], "domain": "first"},
+        {"kind": "files", "paths": [late], "domain": "late"},
+    )
+    config = CorpusConfig(root=str(tmp_path), sources=sources)
+    manifest = build(config)
+    assert manifest["dropped"] == {"duplicate": 120}
+    rows = documents(config, "train").to_pylist() + documents(config, "held_out").to_pylist()
+    domains = {row["text"]: row["domain"] for row in rows}
+    assert domains == {text: "first" if number < 120 else "late" for number, text in enumerate(shared)}
+
+
+def test_a_document_is_on_the_same_side_in_every_corpus(tmp_path):
+    everything = write_jsonl(tmp_path / "all.jsonl", [{"text": text} for text in texts(400)])
+    some = write_jsonl(tmp_path / "some.jsonl", [{"text": text} for text in texts(400)[::3]])
+    whole = file_config(tmp_path, everything, name="whole", held_out_fraction=0.2)
+    third = file_config(tmp_path, some, name="third", held_out_fraction=0.2)
+    build(whole), build(third)
+    for split in ("train", "held_out"):
+        assert set(documents(third, split)["doc_id"].to_pylist()) <= set(documents(whole, split)["doc_id"].to_pylist())
+    assert documents(whole, "held_out").num_rows == pytest.approx(80, abs=25)
+
+
+def test_other_corpora_are_stayed_clear_of_in_both_their_splits(tmp_path, small_runs):
+    mine, theirs = texts(300), texts(300)[100:250]
+    other = file_config(
+        tmp_path, write_jsonl(tmp_path / "b.jsonl", [{"text": t} for t in theirs]), name="other", held_out_fraction=0.5
+    )
+    build(other)
+    rows = [{"text": text} for text in mine + mine[90:110]]
+    config = file_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), disjoint_from=("other",))
+    manifest = build(config)
+    assert manifest["documents_kept"] == 150
+    assert manifest["dropped"]["in_other"] + manifest["dropped"]["duplicate"] == 170
+    assert manifest["dropped"]["in_other"] >= 150
+    kept = documents(config, "train")["text"].to_pylist() + documents(config, "held_out")["text"].to_pylist()
+    assert sorted(kept) == sorted(set(mine) - set(theirs))
+    assert manifest["parents"]["disjoint_from.other"] == open_corpus(str(tmp_path), "other")[1]["hash"]
+
+
+def test_a_larger_limit_only_adds_documents(tmp_path, small_runs):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(300)])
+    kept = {}
+    for limit in (1, 100, 101, 299, 300, 1000):
+        config = file_config(tmp_path, path, name=f"n{limit}", max_documents=limit, held_out_fraction=0.3)
+        manifest = build(config)
+        ids = [i for split in ("train", "held_out") for i in documents(config, split)["doc_id"].to_pylist()]
+        assert len(ids) == manifest["documents_kept"] == min(limit, 300)
+        assert manifest["dropped"].get("over_max_documents", 0) == 300 - len(ids)
+        kept[limit] = sorted(ids)
+    assert all(kept[limit] == kept[1000][:limit] for limit in kept)
+
+
+def test_parts_do_not_depend_on_how_the_work_was_cut(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(300) + texts(50)])
+    whole = file_config(tmp_path / "whole", path, documents_per_part=7)
+    build(whole)
+    monkeypatch.setattr(shuffle, "RUN_BYTES", 5_000)
+    monkeypatch.setattr(shuffle, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr("synth.corpus.RUN_BYTES", 5_000)
+    cut = file_config(tmp_path / "cut", path, documents_per_part=7)
+    build(cut)
+    assert bytes_under(tmp_path / "whole" / "corpora") == bytes_under(tmp_path / "cut" / "corpora")
+
+
+def test_work_cut_off_anywhere_is_taken_up_again_and_done_once(tmp_path, small_runs, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(120)])
+    reference = file_config(tmp_path / "reference", path)
+    build(reference)
+    config = file_config(tmp_path / "killed", path)
+    done = set()
+    for _ in range(1000):  # one task per life of the process
+        work = CorpusBuild(config)
+        task = None
+        for stage in work.stages():
+            if stage.todo:
+                task = (stage.name, stage.todo[0].number)
+                stage.work(stage.todo[0])
+                break
+        if task is None:
+            break
+        assert task not in done
+        done.add(task)
+    assert finished_manifest(config) is None
+    work.finish()
+    assert bytes_under(tmp_path / "killed" / "corpora") == bytes_under(tmp_path / "reference" / "corpora")
+
+
+def test_a_finished_corpus_is_only_read(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
+    config = file_config(tmp_path, path)
+    assert finished_manifest(config) is None
+    manifest = build(config)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "corpora").rglob("*")}
+    assert finished_manifest(config) == manifest
+    assert plan_corpus(config).finished
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "corpora").rglob("*")} == before
+
+
+def test_a_finished_corpus_outlives_its_inputs_but_not_a_change_of_them(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
+    config = file_config(tmp_path, path)
+    build(config)
+    os.utime(path, (1, 1))
+    with pytest.raises(IdentityMismatch, match=r"parents\.sources\.0"):
+        plan_corpus(config)
+    os.remove(path)
+    assert plan_corpus(config).finished
+    with pytest.raises(IdentityMismatch, match="recipe.min_characters: there 200, asked for 100"):
+        plan_corpus(config.model_copy(update={"min_characters": 100}))
+
+
+def test_an_unfinished_corpus_of_another_recipe_is_not_mixed_into(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
+    next(CorpusBuild(file_config(tmp_path, path)).stages())
+    with pytest.raises(IdentityMismatch, match="held_out_fraction"):
+        plan_corpus(file_config(tmp_path, path, held_out_fraction=0.1))
+
+
+def test_the_plan_says_what_there_is_to_do_and_writes_nothing(tmp_path):
+    path = write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": text} for text in texts(30)])
+    plan = plan_corpus(file_config(tmp_path / "root", path))
+    assert not plan.finished
+    assert plan.facts["input files"] == 1
+    assert plan.facts["input bytes"] == os.path.getsize(path)
+    assert not (tmp_path / "root").exists()
+
+
+def test_no_document_left_is_an_error_with_the_reasons(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "too short"}] * 3)
+    with pytest.raises(UserError, match=r"No document is left of 3 rows \(3 too short\)"):
+        build(file_config(tmp_path, path))
+
+
+@pytest.mark.parametrize(("fraction", "empty"), [(0.0, "held_out"), (1.0, "train")])
+def test_a_split_may_be_empty(tmp_path, fraction, empty):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
+    config = file_config(tmp_path, path, held_out_fraction=fraction)
+    manifest = build(config)
+    assert open_corpus(config.root, config.name, empty) == ([], manifest)
+    assert manifest["splits"][empty] == {"parts": 0, "documents": 0, "characters": 0, "bytes": 0, "domains": {}}
+    assert manifest["documents_kept"] == 30
+
+
+def test_unfinished_and_damaged_corpora_cannot_be_opened(tmp_path):
+    with pytest.raises(IncompleteArtefact, match="run build_corpus first"):
+        open_corpus(str(tmp_path), "natural")
+    config = file_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(60)]))
+    with pytest.raises(IncompleteArtefact):
+        plan_corpus(config.model_copy(update={"name": "mine", "disjoint_from": ("natural",)}))
+    build(config)
+    parts, _ = open_corpus(config.root, config.name)
+    parts[1].unlink()
+    with pytest.raises(UserError, match=f"has lost 1 of {len(parts)} parts"):
+        open_corpus(config.root, config.name)
+
+
+def test_a_corpus_cannot_be_disjoint_from_itself(tmp_path):
+    config = file_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", []), disjoint_from=("natural",))
+    with pytest.raises(UserError, match="disjoint_from names the corpus 'natural' itself"):
+        plan_corpus(config)
+
+
+def test_a_corpus_lives_on_any_file_system(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(60)])
+    on_disk, in_memory = file_config(tmp_path, path), file_config("memory://corpus-test", path)
+    build(on_disk), build(in_memory)
+    assert documents(on_disk, "train").num_rows > 0
+    parts, _ = open_corpus("memory://corpus-test", "natural")
+    for there, here in zip(parts, open_corpus(str(tmp_path), "natural")[0], strict=True):
+        assert there.read_bytes() == here.read_bytes()
+    assert not (parts[0].parent.parent / ".work").exists()
+
+
+# --- documents --------------------------------------------------------------------------------------------------
+
+
+def test_equal_texts_have_equal_ids_however_they_are_encoded():
+    assert normalise("caf\u0065\u0301\r\nline\rline\n") == "café\nline\nline\n"
+    assert document_id("café") == "850f7dc43910ff890f8879c0"
+    assert admit(Row("cafe\u0301", "d", "s"), 1) == admit(Row("café".encode(), "d", "s"), 1)
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_an_admitted_document_carries_the_id_of_its_text(text):
+    verdict = admit(Row(text, "d", "s"), 1)
+    if isinstance(verdict, Document):
+        assert verdict.doc_id == document_id(verdict.text)
+        assert len(verdict.doc_id) == 24
+    else:
+        assert verdict == "invalid_unicode"
+
+
+def test_held_out_is_a_nested_share_independent_of_the_order_of_ids():
+    ids = sorted(document_id(str(number)) for number in range(20_000))
+    fractions = [0.01, 0.05, 0.5]
+    sets = [{i for i in ids if is_held_out(i, fraction)} for fraction in fractions]
+    assert sets[0] < sets[1] < sets[2]
+    for fraction, held_out in zip(fractions, sets, strict=True):
+        for half in (ids[:10_000], ids[10_000:]):
+            share = np.mean([i in held_out for i in half])
+            assert share == pytest.approx(fraction, abs=4 * np.sqrt(fraction / 10_000))
+    assert not any(is_held_out(i, 0.0) for i in ids)
+    assert all(is_held_out(i, 1.0) for i in ids)

@@ -1,0 +1,76 @@
+"""Finished corpora, synthetic sets and packed sets of a handful of documents, as the earlier steps leave them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from synth.documents import DOCUMENT_SCHEMA, document_id
+from synth.identity import claim_directory, finish, is_finished, read_manifest
+from synth.storage import study_path, write_parquet_atomic
+from train import packing
+from train.config import PackConfig
+from train.tokens import PackedSet
+
+
+@pytest.fixture
+def write_corpus() -> Callable[..., list[str]]:
+    """`write_corpus(root, name, texts, held_out={domain: texts})` -> the train texts in the order they are packed."""
+    return _write_corpus
+
+
+@pytest.fixture
+def pack() -> Callable[[PackConfig], PackedSet]:
+    """`pack(config)` packs in this process, piece by piece as the job does, and opens the set."""
+
+    def pack(config: PackConfig) -> PackedSet:
+        pack_serially(config)
+        return PackedSet.open(config.root, config.name)
+
+    return pack
+
+
+def pack_serially(config: PackConfig) -> dict[str, Any]:
+    packing.claim(config)
+    directory = packing.packed_directory(config)
+    if is_finished(directory):
+        return read_manifest(directory, "pack_tokens")
+    packing.prepare_tokenizer(config)
+    packing.build_evaluation(config)
+    for shard in packing.list_missing(config, packing.list_shards(config)):
+        packing.tokenize_shard(config, shard)
+    return packing.finish_pack(config)
+
+
+def _write_corpus(
+    root: str,
+    name: str,
+    texts: Iterable[str],
+    held_out: dict[str, list[str]] | None = None,
+    documents_per_part: int = 3,
+) -> list[str]:
+    directory = study_path(root, "corpora", name)
+    identity = claim_directory(
+        directory, "corpus", {"texts": document_id("\0".join(texts := list(texts)))}, {}
+    )
+    splits = {
+        "train": [(document_id(text), text, "web", "test") for text in texts],
+        "held_out": [
+            (document_id(text), text, domain, "test")
+            for domain, each in (held_out or {}).items()
+            for text in each
+        ],
+    }
+    counts = {}
+    for split, rows in splits.items():
+        rows.sort()
+        num_parts = -(-len(rows) // documents_per_part)
+        for part in range(num_parts):
+            columns = zip(*rows[part * documents_per_part : (part + 1) * documents_per_part], strict=True)
+            table = pa.table([list(column) for column in columns], schema=DOCUMENT_SCHEMA)
+            write_parquet_atomic(directory / split / f"part-{part:05d}-of-{num_parts:05d}.parquet", table)
+        num_bytes = sum(len(text.encode()) for _, text, _, _ in rows)
+        counts[split] = {"parts": num_parts, "documents": len(rows), "bytes": num_bytes}
+    finish(directory, identity, splits=counts)
+    return [text for _, text, _, _ in splits["train"]]

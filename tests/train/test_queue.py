@@ -1,0 +1,122 @@
+"""The queue of runs: order, interruptions, runs that kill their workers."""
+
+import pytest
+
+from train.config import RunConfig, TrainPlacement
+from train.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, RunQueue, failed_record
+from train.sizes import model_of
+
+
+def _run(seed: int = 0) -> RunConfig:
+    return RunConfig(
+        packed="p", packed_hash="0", model=model_of("12k"), mixture={"natural": 1.0}, train_tokens=1024, sequence_length=16, seed=seed
+    )
+
+
+@pytest.fixture
+def queue() -> RunQueue:
+    return RunQueue()
+
+
+def test_runs_are_handed_out_in_their_order_and_each_once(queue):
+    for order, seed in ((1, 11), (0, 10), (2, 12)):
+        queue.add(_run(seed), order)
+    queue.add(_run(11), 7)
+    assert [queue.assign(lane).run.seed for lane in range(3)] == [10, 11, 12]
+    assert queue.assign(3) is None
+
+
+def test_a_lane_that_asks_again_with_a_run_in_hand_gets_that_run_again(queue):
+    queue.add(_run(1), 0)
+    queue.add(_run(2), 1)
+    assert queue.assign(0) == Assignment(_run(1))
+    assert queue.assign(0) == Assignment(_run(1))
+    assert queue.assign(1) == Assignment(_run(2))
+
+
+def test_a_completed_run_is_not_handed_out_again(queue):
+    queue.add(_run(1), 0)
+    run = queue.assign(0).run
+    queue.complete(run.run_id)
+    assert queue.assign(0) is None
+    assert run.run_id not in queue
+
+
+def test_a_lost_lane_gives_its_run_back_at_its_old_place(queue):
+    for seed in range(3):
+        queue.add(_run(seed), seed)
+    assert queue.assign(0).run.seed == 0
+    queue.release(0)
+    assert queue.num_waiting == 3
+    assert [queue.assign(1).run.seed for _ in range(1)] == [0]
+
+
+def test_a_run_completed_by_a_group_thought_dead_is_passed_over(queue):
+    queue.add(_run(1), 0)
+    queue.add(_run(2), 1)
+    queue.assign(0)
+    queue.release(0)
+    queue.complete(_run(1).run_id)
+    assert queue.assign(1).run.seed == 2
+
+
+def test_a_run_that_kills_its_workers_at_the_same_point_is_given_up_and_says_why(queue):
+    queue.add(_run(), 0)
+    for _ in range(MAX_DEATHS_AT_ONE_POINT):
+        assert queue.assign(0).give_up is None
+        queue.beat(_run().run_id, 0)
+        queue.beat(_run().run_id, 256)
+    queue.complain(_run().run_id, "OSError: disk full")
+    queue.complain(_run().run_id, "RuntimeError: connection closed by peer")
+    last = queue.assign(0)
+    assert last.tokens == 256
+    assert "2 times" in last.give_up
+    assert "256 tokens" in last.give_up
+    assert "disk full" in last.give_up
+    assert "peer" not in last.give_up
+
+
+def test_a_run_that_gets_further_each_time_is_never_given_up(queue):
+    queue.add(_run(), 0)
+    for start in range(0, 1000, 100):
+        assert queue.assign(0).give_up is None
+        queue.beat(_run().run_id, start)
+        queue.beat(_run().run_id, start + 150)
+
+
+def test_getting_further_once_buys_as_many_deaths_as_a_fresh_run_has(queue):
+    queue.add(_run(), 0)
+    for start in (0, 100, 100):
+        assert queue.assign(0).give_up is None
+        queue.beat(_run().run_id, start)
+    assert queue.assign(0).give_up is not None
+
+
+def test_a_death_before_any_sign_of_life_counts(queue):
+    queue.add(_run(), 0)
+    for _ in range(MAX_DEATHS_AT_ONE_POINT):
+        assert queue.assign(0).give_up is None
+    assert "before its first step" in queue.assign(0).give_up
+
+
+def test_tokens_in_hand_are_those_of_runs_without_a_record(queue):
+    for seed in (1, 2):
+        queue.add(_run(seed), seed)
+        queue.assign(seed)
+        queue.beat(_run(seed).run_id, 100 * seed)
+    assert queue.tokens_in_hand == 300
+    queue.complete(_run(2).run_id)
+    assert queue.tokens_in_hand == 100
+    queue.beat(_run(2).run_id, 500)
+    assert queue.tokens_in_hand == 100
+
+
+def test_the_record_of_a_failed_run_keeps_what_is_known_and_invents_nothing():
+    placement = TrainPlacement(workers_per_lane=2)
+    record = failed_record(_run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2)
+    assert (record.status, record.reason, record.attempts) == ("failed", "why", 2)
+    assert record.final is None
+    assert record.sources == {}
+    assert record.train_tokens == 512
+    assert record.device_seconds == 6.0
+    assert record.train_flops_6nd == 6 * record.num_params_non_embedding * 512

@@ -1,0 +1,163 @@
+"""Checkpoints of a run: `checkpoints/step-00000120/`, whole or not at all, so that a resumed run is the same run.
+
+DeepSpeed writes weights and optimizer state, one file set for all workers; `complete.json` is written last and holds
+the loop's own state and the size of every file. The newest complete checkpoint is kept, older ones go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from upath import UPath
+
+from synth.storage import is_local, list_names, read_json, write_json_atomic
+from train.config import TrainPlacement
+from train.distributed import agreed, leads, world_size
+from train.record import Evaluation, Record
+
+CHECKPOINTS = "checkpoints"
+COMPLETE_FILE = "complete.json"
+TAG = "state"
+"""DeepSpeed's name for what it writes: the directory of its files inside a checkpoint's."""
+
+
+class RunState(Record):
+    """What the loop must know, besides weights and optimizer state, to go on as if nothing had happened."""
+
+    step: int = 0
+    """Finished steps."""
+    window_losses: tuple[float, ...] = ()
+    """Losses of the steps since the last metrics line, nats per token."""
+    steps_above_limit: int = 0
+    """Steps in a row with a loss that suggests divergence."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """Evaluations so far."""
+    wall_seconds: float = 0.0
+    """Wall-clock seconds of training and evaluation so far, all attempts."""
+    train_seconds: float = 0.0
+    """Of these, seconds in training steps that the weights have profited from."""
+
+
+class _Complete(Record):
+    """Contents of `complete.json`."""
+
+    state: RunState
+    world_size: int
+    zero_stage: int
+    files: dict[str, int]
+    """Size of every file of the checkpoint, bytes."""
+
+
+def save_checkpoint(engine: Any, directory: UPath, state: RunState, placement: TrainPlacement) -> None:
+    """Write a checkpoint of the run in this directory, then drop the older ones. Called by all workers at once."""
+    name = f"step-{state.step:08d}"
+    home = directory / CHECKPOINTS
+    if leads():
+        _remove_tree(home / name)  # what a killed attempt left half-written
+    with _local_twin(home / name) as local:
+        engine.save_checkpoint(str(local), tag=TAG, save_latest=False)
+        _upload(local / TAG, home / name / TAG)
+    torch.distributed.barrier()
+    if leads():
+        complete = _Complete(
+            state=state, world_size=world_size(), zero_stage=placement.zero_stage, files=_sizes(home / name)
+        )
+        write_json_atomic(home / name / COMPLETE_FILE, complete.model_dump(mode="json"))
+        for other in list_names(home):
+            if other != name:
+                _remove_tree(home / other)
+
+
+def load_checkpoint(engine: Any, directory: UPath) -> RunState:
+    """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one."""
+    home = directory / CHECKPOINTS
+    found = agreed(_newest(home) if leads() else None)
+    if found is None:
+        return RunState()
+    name, complete = found
+    with _local_twin(home / name) as local, _weights_only(engine):
+        _download(home / name / TAG, local / TAG)
+        engine.load_checkpoint(str(local), tag=TAG)
+    return complete.state
+
+
+def remove_checkpoints(directory: UPath) -> None:
+    """Drop all checkpoints of a run: its record says what they were kept for."""
+    _remove_tree(directory / CHECKPOINTS)
+
+
+def _newest(home: UPath) -> tuple[str, _Complete] | None:
+    for name in reversed(list_names(home)):
+        try:
+            complete = _Complete.model_validate(read_json(home / name / COMPLETE_FILE))
+        except FileNotFoundError:
+            continue
+        if _sizes(home / name) == complete.files:
+            return name, complete
+    return None
+
+
+def _sizes(checkpoint: UPath) -> dict[str, int]:
+    return {child.name: child.stat().st_size for child in (checkpoint / TAG).iterdir()}
+
+
+@contextlib.contextmanager
+def _weights_only(engine: Any) -> Iterator[None]:
+    """Make the engine read checkpoints as tensors and plain values: a checkpoint must not be able to run code."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    class WeightsOnly(TorchCheckpointEngine):  # type: ignore[misc]
+        def load(self, path: str, map_location: Any = None) -> Any:
+            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+                return torch.load(path, map_location=map_location, weights_only=True)
+
+    original = engine.checkpoint_engine
+    engine.checkpoint_engine = WeightsOnly()
+    try:
+        yield
+    finally:
+        engine.checkpoint_engine = original
+
+
+@contextlib.contextmanager
+def _local_twin(directory: UPath) -> Iterator[Path]:
+    """Yield the directory itself when it is local, else a temporary one that stands for it on this node."""
+    if is_local(directory):
+        yield Path(directory)
+        return
+    with tempfile.TemporaryDirectory(prefix="synthscale-checkpoint-") as temporary:
+        yield Path(temporary)
+
+
+def _upload(local: Path, remote: UPath) -> None:
+    if is_local(remote):
+        return
+    for source in sorted(local.iterdir()):
+        with source.open("rb") as reader, (remote / source.name).open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 22)
+
+
+def _download(remote: UPath, local: Path) -> None:
+    if is_local(remote):
+        return
+    local.mkdir(parents=True)
+    for source in remote.iterdir():
+        with source.open("rb") as reader, (local / source.name).open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 22)
+
+
+def _remove_tree(path: UPath) -> None:
+    (path / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that half a removal never looks complete
+    if is_local(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)

@@ -1,0 +1,263 @@
+"""One pre-training run, from a `RunConfig` and packed tokens to its `RunRecord`.
+
+A run is a pure function of its configuration and the packed set: a kill at any moment and a resume, or another run
+before it in the same process, change no bit of it. The number of workers changes the order of float additions and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from upath import UPath
+
+from synth.errors import UserError
+from synth.identity import provenance
+from synth.storage import read_json, write_json_atomic
+from train.checkpoint import RunState, load_checkpoint, remove_checkpoints, save_checkpoint
+from train.config import RunConfig, TrainPlacement
+from train.deepspeed_config import rows_per_microbatch
+from train.distributed import agreed, join_process_group, leads, open_engine, rank, set_learning_rate, total, world_size
+from train.divergence import LossWatch
+from train.evaluation import evaluate, evaluation_steps
+from train.flops import count_parameters, train_flops, train_flops_6nd
+from train.metrics import MetricsLog, StepMetrics, finite
+from train.mixture import MixtureSampler, check_epochs
+from train.model import Pretrainer, Vocabulary, build_llama
+from train.record import RECORD_FILE, RunRecord
+from train.schedule import check_schedule, learning_rate, peak_learning_rate
+from train.tokens import PackedSet
+
+CONFIG_FILE = "config.json"
+ATTEMPTS_FILE = "attempts.json"
+
+SYNC_STEPS = 8
+"""Every so many steps the workers exchange losses and the time; in between nothing waits for the device."""
+
+
+def train_run(
+    run: RunConfig,
+    packed: PackedSet,
+    placement: TrainPlacement,
+    directory: UPath,
+    *,
+    device: str | torch.device = "cpu",
+    report: Callable[[int], None] | None = None,
+) -> RunRecord:
+    """Train a run, or what is left of it, and return its record, which lies in `directory` by then.
+
+    Called by every worker of a process group, or by one process alone. `report` hears the training tokens done, before
+    the first step and after every step. A run that diverges has a record that says so. Raises UserError for a run that
+    cannot be trained as it is configured and placed; whatever else is raised is for the caller to record.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        torch.set_num_threads(placement.threads_per_worker)
+    join_process_group(device.type)
+    _check(run, packed)
+    attempts = _claim(run, directory) if leads() else 0
+    rate = peak_learning_rate(run.optimizer, count_parameters(run.model, packed.vocab_size).non_embedding)
+    with open_engine(_fresh_module(run, packed), run, placement, rate) as engine:
+        training = _Training(run, packed, placement, directory, engine, rate)
+        reason = training.run_to_end(report or (lambda tokens: None))
+        record = agreed(training.record(reason, attempts) if leads() else None)
+    if leads():
+        write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
+        remove_checkpoints(directory)
+        (directory / ATTEMPTS_FILE).unlink(missing_ok=True)
+    return record
+
+
+class _Training:
+    """The loop of one run, and what it carries from step to step."""
+
+    def __init__(
+        self, run: RunConfig, packed: PackedSet, placement: TrainPlacement, directory: UPath, engine: Any, rate: float
+    ) -> None:
+        self.run, self.packed, self.placement, self.directory = run, packed, placement, directory
+        self.engine, self.peak_rate = engine, rate
+        self.sampler = MixtureSampler(run.mixture, packed.info.num_rows, run.seed)
+        self.microbatch = rows_per_microbatch(run, placement, world_size())
+        self.evaluate_after = evaluation_steps(run.num_steps, run.evaluations)
+        self.metrics = MetricsLog(directory, run)
+        state = load_checkpoint(engine, directory)
+        wall_seconds = max(state.wall_seconds, self.metrics.resume(state.step)) if leads() else 0.0
+        self.began = self.checkpointed = self.mark = time.perf_counter()
+        self.began -= wall_seconds
+        self.step = state.step
+        self.window = list(state.window_losses)
+        self.evaluations = list(state.evaluations)
+        self.watch = LossWatch(packed.vocab_size, state.steps_above_limit)
+        self.train_seconds = self.line_train_seconds = state.train_seconds
+        self.line_step = state.step
+
+    def run_to_end(self, report: Callable[[int], None]) -> str | None:
+        """Train the steps that are left; return why the run diverged, or None."""
+        pending: list[torch.Tensor] = []
+        report(self.step * self.run.tokens_per_step)
+        while self.step < self.run.num_steps:
+            rate = learning_rate(self.run, self.peak_rate, self.step)
+            pending.append(self._train_step(rate))
+            self.step += 1
+            report(self.step * self.run.tokens_per_step)
+            line, evaluation = self.metrics.wants(self.step), self.step in self.evaluate_after
+            if not (line or evaluation or self.step % SYNC_STEPS == 0):
+                continue
+            reason, checkpoint = self._exchange(pending)
+            if line or reason:
+                self._write_line(rate)
+            if reason:
+                return reason
+            if evaluation:
+                self._evaluate()
+            if checkpoint and self.step < self.run.num_steps:
+                self._checkpoint()
+            self.mark = time.perf_counter()
+        return None
+
+    def record(self, reason: str | None, attempts: int) -> RunRecord:
+        """Return the record of the run as it stands."""
+        self.metrics.flush()
+        run, vocab_size = self.run, self.packed.vocab_size
+        num_params = count_parameters(run.model, vocab_size)
+        train_tokens = self.step * run.tokens_per_step
+        use = self.sampler.use(self.step * run.rows_per_step)
+        wall_seconds = time.perf_counter() - self.began
+        return RunRecord(
+            run_id=run.run_id,
+            config=run,
+            status="diverged" if reason else "complete",
+            reason=reason,
+            num_params_non_embedding=num_params.non_embedding,
+            num_params_total=num_params.total,
+            train_tokens=train_tokens,
+            train_flops_6nd=train_flops_6nd(num_params.non_embedding, train_tokens),
+            train_flops=train_flops(run.model, vocab_size, run.sequence_length, train_tokens),
+            sources={name: rows.source_use(run.sequence_length) for name, rows in use.items()},
+            final=None if reason else self.evaluations[-1],
+            evaluations=tuple(self.evaluations),
+            peak_learning_rate=self.peak_rate,
+            wall_seconds=wall_seconds,
+            device_seconds=wall_seconds * world_size(),
+            tokens_per_second=train_tokens / self.train_seconds,
+            attempts=attempts,
+            placement=self.placement,
+            provenance=provenance(),
+        )
+
+    def _train_step(self, rate: float) -> torch.Tensor:
+        """Do one optimiser step; return this worker's mean loss in it, a scalar still on the device."""
+        set_learning_rate(self.engine, rate)
+        microbatches = self._rows().split(self.microbatch)
+        loss = torch.zeros((), device=self.engine.device)
+        for rows in microbatches:
+            part = self.engine(rows)
+            self.engine.backward(part)
+            self.engine.step()
+            loss += part.detach()
+        return loss / len(microbatches)
+
+    def _rows(self) -> torch.Tensor:
+        """Return this worker's rows of the step, int64 [rows_per_step / workers, T+1]."""
+        share = self.run.rows_per_step // world_size()
+        start = self.step * self.run.rows_per_step + rank() * share
+        sources, rows = self.sampler.slots(start, start + share)
+        tokens = self.packed.gather(self.sampler.names, sources, rows)
+        return torch.from_numpy(tokens.astype(np.int64)).to(self.engine.device, non_blocking=True)
+
+    def _exchange(self, pending: list[torch.Tensor]) -> tuple[str | None, bool]:
+        """Average the losses of the last steps over the workers; return why the run diverged, and whether the leading
+        worker's clock asks for a checkpoint."""
+        late = leads() and time.perf_counter() - self.checkpointed >= self.placement.checkpoint_every_seconds
+        values = torch.stack([*pending, torch.tensor(float(late), device=self.engine.device)]).double()
+        *losses, ask = (total(values) / world_size()).tolist()
+        pending.clear()
+        now = time.perf_counter()
+        self.train_seconds, self.mark = self.train_seconds + now - self.mark, now
+        self.window += losses
+        return self.watch.see(losses, self.step - len(losses) + 1), ask > 0
+
+    def _write_line(self, rate: float) -> None:
+        seconds = self.train_seconds - self.line_train_seconds
+        line = StepMetrics(
+            step=self.step,
+            train_tokens=self.step * self.run.tokens_per_step,
+            loss_nats_per_token=finite(math.fsum(self.window) / len(self.window)),
+            learning_rate=rate,
+            gradient_norm=finite(float(self.engine.get_global_grad_norm())),
+            tokens_per_second=(self.step - self.line_step) * self.run.tokens_per_step / seconds,
+            wall_seconds=time.perf_counter() - self.began,
+        )
+        self.window.clear()
+        self.line_step, self.line_train_seconds = self.step, self.train_seconds
+        if leads():
+            self.metrics.add(line)
+
+    def _evaluate(self) -> None:
+        evaluation = evaluate(
+            self.engine.module,
+            self.packed.evaluation,
+            train_tokens=self.step * self.run.tokens_per_step,
+            rows_per_batch=self.microbatch,
+            device=self.engine.device,
+        )
+        self.evaluations.append(evaluation)
+
+    def _checkpoint(self) -> None:
+        if leads():
+            self.metrics.flush()
+        state = RunState(
+            step=self.step,
+            window_losses=tuple(self.window),
+            steps_above_limit=self.watch.steps_above_limit,
+            evaluations=tuple(self.evaluations),
+            wall_seconds=time.perf_counter() - self.began,
+            train_seconds=self.train_seconds,
+        )
+        save_checkpoint(self.engine, self.directory, state, self.placement)
+        self.checkpointed = time.perf_counter()
+
+
+def _fresh_module(run: RunConfig, packed: PackedSet) -> Pretrainer:
+    vocabulary = Vocabulary(packed.vocab_size, packed.eot_id)
+    return Pretrainer(build_llama(run.model, vocabulary, run.sequence_length, run.seed), vocabulary.end_of_text)
+
+
+def _check(run: RunConfig, packed: PackedSet) -> None:
+    """Raise UserError when the run does not fit the packed set or contradicts itself."""
+    if packed.hash != run.packed_hash:
+        raise UserError(
+            f"packed_hash = {run.packed_hash!r} of run {run.run_id} is not the hash of packed/{run.packed}, "
+            f"{packed.hash!r}: plan the run anew on the packed set that is there."
+        )
+    if packed.sequence_length != run.sequence_length:
+        raise UserError(
+            f"sequence_length = {run.sequence_length} of run {run.run_id} is not that of packed/{run.packed}, "
+            f"{packed.sequence_length}: plan the run anew."
+        )
+    check_schedule(run.optimizer)
+    check_epochs(run, packed.info.num_rows)
+
+
+def _claim(run: RunConfig, directory: UPath) -> int:
+    """Make the directory this run's own and count the attempt; return its number, from 1."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = run.model_dump(mode="json")
+    try:
+        found = read_json(directory / CONFIG_FILE)
+    except FileNotFoundError:
+        write_json_atomic(directory / CONFIG_FILE, config)
+    else:
+        if found != config:
+            raise UserError(f"{directory} holds another run than {run.run_id}: move that directory away.")
+    try:
+        attempts = int(read_json(directory / ATTEMPTS_FILE)["attempts"]) + 1
+    except FileNotFoundError:
+        attempts = 1
+    write_json_atomic(directory / ATTEMPTS_FILE, {"attempts": attempts})
+    return attempts

@@ -1,0 +1,89 @@
+"""`metrics.jsonl` of a run: a few hundred lines that show how it went, consistent with its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+
+from upath import UPath
+
+from synth.storage import write_text_atomic
+from train.config import RunConfig
+
+METRICS_FILE = "metrics.jsonl"
+
+MAX_LINES = 200
+"""Lines a run leaves at most; short runs leave one for each step."""
+
+FLUSH_SECONDS = 10.0
+"""Lines reach the disk at least this often, and with every checkpoint."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """How a run stood after a step."""
+
+    step: int
+    """Finished steps."""
+    train_tokens: int
+    """Training tokens done."""
+    loss_nats_per_token: float | None
+    """Mean training loss of the steps since the line before, nats; null when it is not finite (the run diverged)."""
+    learning_rate: float
+    """Rate of this step."""
+    gradient_norm: float | None
+    """Global norm of this step's gradient before clipping; null when it is not finite."""
+    tokens_per_second: float
+    """Throughput since the line before (or since the run was resumed), evaluation and checkpoints left out."""
+    wall_seconds: float
+    """Seconds of all attempts so far; what an interruption cost between two flushes is not known and not in it."""
+
+
+def log_steps(num_steps: int) -> range:
+    """Return the numbers of finished steps that get a line; the last step's is written besides."""
+    every = math.ceil(num_steps / MAX_LINES)
+    return range(every, num_steps + 1, every)
+
+
+class MetricsLog:
+    """The lines of a run. They are few, so the file is always written whole: it never holds half a line, and a
+    resumed run drops the lines after its checkpoint by not taking them over."""
+
+    def __init__(self, directory: UPath, run: RunConfig) -> None:
+        self._path = directory / METRICS_FILE
+        self._steps = log_steps(run.num_steps)
+        self._last_step = run.num_steps
+        self._lines: list[StepMetrics] = []
+        self._flushed_at = time.monotonic()
+
+    def resume(self, step: int) -> float:
+        """Take over the lines up to a finished step; return the wall seconds that all lines there account for."""
+        try:
+            found = [StepMetrics(**json.loads(line)) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        except FileNotFoundError:
+            found = []
+        self._lines = [line for line in found if line.step <= step]
+        return max((line.wall_seconds for line in found), default=0.0)
+
+    def wants(self, step: int) -> bool:
+        """Return whether this finished step gets a line."""
+        return step in self._steps or step == self._last_step
+
+    def add(self, line: StepMetrics) -> None:
+        """Add a line and, now and then, write the file."""
+        self._lines.append(line)
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the file whole."""
+        text = "".join(json.dumps(asdict(line), allow_nan=False) + "\n" for line in self._lines)
+        write_text_atomic(self._path, text)
+        self._flushed_at = time.monotonic()
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None for infinity and not-a-number, which JSON does not have."""
+    return value if math.isfinite(value) else None

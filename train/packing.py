@@ -1,0 +1,391 @@
+"""From documents to a packed set: the tokenizer, a token shard for every few input parts, the evaluation rows.
+
+Every function here does one piece of work and leaves it behind whole, so that any piece can be done again, anywhere;
+`train.job.pack_tokens` fans them out. The layout on disk is described in `train.tokens`.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from upath import UPath
+
+from synth.errors import UserError
+from synth.identity import RECIPE_FILE, artefact_hash, claim_directory, finish, is_finished
+from synth.plan import Plan
+from synth.storage import (
+    list_names,
+    read_json,
+    study_path,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_parquet_atomic,
+)
+from train.config import PackConfig
+from train.sources import Source, held_out_parts, open_sources
+from train.tokenizer import (
+    MAX_TRAINING_BYTES,
+    Encoder,
+    TokenizerInfo,
+    load_tokenizer,
+    train_tokenizer,
+)
+from train.tokens import (
+    EVALUATION_FILE,
+    PACKED,
+    EvaluationInfo,
+    PackedInfo,
+    ShardInfo,
+    SourceInfo,
+    shard_name,
+)
+
+KIND = "packed"
+
+FORMAT = 1
+"""Raised whenever the same configuration would give other tokens or another layout; part of the identity."""
+
+MAX_SHARDS = 128
+"""Shards of a source: more input parts than this share shards, or a reader would run out of open files."""
+
+ENCODE_BATCH_CHARACTERS = 1 << 20
+"""Text handed to the tokenizer at once, characters."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work and of commit: some consecutive parts of a source become one token shard."""
+
+    source_name: str
+    number: int
+    num_shards: int
+    source: Source
+    """The source, with the parts of this shard only."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the shard's files without their endings."""
+        return shard_name(self.number, self.num_shards)
+
+
+def packed_directory(config: PackConfig) -> UPath:
+    """Return `packed/<name>` under the study root."""
+    return study_path(config.root, PACKED, config.name)
+
+
+def plan_pack(config: PackConfig) -> Plan:
+    """Return what packing would do. Raises UserError when an input is missing or the configuration makes no sense."""
+    directory = packed_directory(config)
+    sources = open_sources(config)
+    recipe, parents = _identity(config, sources)
+    if (directory / RECIPE_FILE).exists():
+        claim_directory(directory, KIND, recipe, parents)  # there is one already: this only compares
+    if is_finished(directory):
+        return Plan(
+            "pack_tokens", str(directory), True, _facts_of_finished(PackedInfo.read(config.root, config.name))
+        )
+    shards = list_shards(config)
+    documents = sum(source.parts.num_documents or 0 for source in sources.values())
+    num_bytes = sum(source.parts.num_bytes or 0 for source in sources.values())
+    facts: dict[str, object] = {
+        "shards missing": len(list_missing(config, shards)),
+        "shards": len(shards),
+        "sources": ", ".join(sources),
+        "documents": documents,
+        "text, bytes": num_bytes,
+        "tokens, estimated": _estimated_tokens(num_bytes, config.tokenizer.vocab_size),
+    }
+    return Plan("pack_tokens", str(directory), False, facts)
+
+
+def claim(config: PackConfig) -> None:
+    """Make `packed/<name>` this configuration's own. Raises UserError when it cannot be, or an input is missing."""
+    recipe, parents = _identity(config, open_sources(config))
+    claim_directory(packed_directory(config), KIND, recipe, parents)
+
+
+def list_shards(config: PackConfig) -> list[Shard]:
+    """Return the shards of all sources: at most MAX_SHARDS each, of consecutive parts, as even as can be."""
+    return [shard for name, source in open_sources(config).items() for shard in _shards(name, source)]
+
+
+def list_missing(config: PackConfig, shards: list[Shard]) -> list[Shard]:
+    """Return those of the shards that have no ledger entry yet."""
+    done = {name: set(list_names(_ledger(config, name), ".json")) for name in config.sources}
+    return [shard for shard in shards if f"{shard.stem}.json" not in done[shard.source_name]]
+
+
+def _shards(name: str, source: Source) -> Iterator[Shard]:
+    paths = source.parts.paths
+    num_shards = min(len(paths), MAX_SHARDS)
+    edges = [number * len(paths) // num_shards for number in range(num_shards + 1)]
+    for number in range(num_shards):
+        own = replace(source.parts, paths=paths[edges[number] : edges[number + 1]])
+        yield Shard(name, number, num_shards, replace(source, parts=own))
+
+
+def _identity(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the recipe and the parents (role -> hash). Raises UserError when the fields contradict each other."""
+    unknown = [name for name in config.tokenizer.train_on if name not in config.sources]
+    if unknown:
+        raise UserError(
+            f"tokenizer.train_on names {unknown[0]!r}, which is not one of the sources ({', '.join(config.sources)})."
+        )
+    if config.tokenizer.train_on and config.tokenizer.kind == "load":
+        raise UserError(
+            "tokenizer.train_on has no meaning for a loaded tokenizer: leave it out, or set kind to 'train'."
+        )
+    if config.max_evaluation_tokens_per_domain < config.sequence_length:
+        raise UserError(
+            f"max_evaluation_tokens_per_domain = {config.max_evaluation_tokens_per_domain} is less than one row of "
+            f"sequence_length = {config.sequence_length}: raise it."
+        )
+    parents = {f"source.{name}": source.parts.hash for name, source in sources.items()}
+    parents |= {f"evaluate_on.{name}": parts.hash for name, parts in held_out_parts(config).items()}
+    return {**config.identity(), "format": FORMAT}, parents
+
+
+def _ledger(config: PackConfig, source: str) -> UPath:
+    return packed_directory(config) / "sources" / source / "ledger"
+
+
+# --- the tokenizer ---------------------------------------------------------------------------------------------
+
+
+def prepare_tokenizer(config: PackConfig) -> None:
+    """Train or load the tokenizer of the set, unless it is there."""
+    directory = packed_directory(config) / "tokenizer"
+    if is_finished(directory):
+        return
+    if config.tokenizer.kind == "load":
+        load_tokenizer(config.root, str(config.tokenizer.path), directory)
+    else:
+        train_tokenizer(list(_training_texts(config)), config.tokenizer.vocab_size, directory)
+
+
+def _training_texts(config: PackConfig) -> Iterator[str]:
+    """Yield the first documents of every source to train on: ids are hashes, so the first are a random sample."""
+    sources = open_sources(config)
+    names = config.tokenizer.train_on or tuple(sorted(sources))
+    for name in names:
+        left = MAX_TRAINING_BYTES // len(names)
+        for part in range(len(sources[name].parts.paths)):
+            for text in sources[name].read(part).texts:
+                left -= len(text.encode())
+                if left < 0:
+                    break
+                yield text
+            if left < 0:
+                break
+
+
+# --- token shards ----------------------------------------------------------------------------------------------
+
+
+def tokenize_shard(config: PackConfig, shard: Shard) -> int:
+    """Write one token shard, its documents and, last, its ledger entry; return its number of tokens."""
+    directory = packed_directory(config)
+    encoder = Encoder.read(directory / "tokenizer")
+    names: list[str] = []
+    num_bytes: list[int] = []
+    encoded: list[NDArray[Any]] = []
+    num_altered = 0
+    for part in range(len(shard.source.parts.paths)):
+        documents = shard.source.read(part)
+        names += documents.names
+        for texts in _batches(documents.texts):
+            ids = encoder.encode(texts)
+            num_altered += encoder.count_altered(texts, ids)
+            num_bytes += [len(text.encode()) for text in texts]
+            encoded += ids
+    target = directory / "sources" / shard.source_name
+    written = _write_tokens(target / f"{shard.stem}.tokens", encoded, encoder.dtype)
+    table = pa.table(
+        {
+            "document": names,
+            "num_tokens": pa.array([len(ids) for ids in encoded], pa.int64()),
+            "num_bytes": pa.array(num_bytes, pa.int64()),
+        }
+    )
+    write_parquet_atomic(target / f"{shard.stem}.parquet", table)
+    entry = {
+        **written.model_dump(),
+        "tokenizer": encoder.info.hash,
+        "num_documents": len(names),
+        "num_bytes": sum(num_bytes),
+        "num_altered_documents": num_altered,
+        "inputs": [path.name for path in shard.source.parts.paths],
+    }
+    write_json_atomic(_ledger(config, shard.source_name) / f"{shard.stem}.json", entry)
+    return written.num_tokens
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= ENCODE_BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_tokens(path: UPath, pieces: list[NDArray[Any]], dtype: np.dtype[Any]) -> ShardInfo:
+    data = np.concatenate([np.empty(0, dtype), *pieces]).astype(dtype, copy=False).tobytes()
+    write_bytes_atomic(path, data)
+    return ShardInfo(num_tokens=len(data) // dtype.itemsize, sha256=hashlib.sha256(data).hexdigest())
+
+
+# --- evaluation rows -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Domain:
+    """The stream of one held-out domain, as far as it is needed."""
+
+    pieces: list[NDArray[Any]]
+    num_tokens: int = 0
+
+
+def build_evaluation(config: PackConfig) -> None:
+    """Write the evaluation rows of every held-out domain and, last, their ledger entry, unless it is there.
+
+    Raises UserError when no domain fills a single row.
+    """
+    directory = packed_directory(config)
+    ledger = directory / "evaluation" / "ledger.json"
+    if ledger.exists():
+        return
+    encoder = Encoder.read(directory / "tokenizer")
+    length = config.sequence_length
+    max_rows = config.max_evaluation_tokens_per_domain // length
+    found: dict[str, EvaluationInfo] = {}
+    left_out: dict[str, str] = {}
+    rows: list[NDArray[Any]] = []
+    domains = _held_out_domains(config, encoder, max_rows * length + 1)
+    for name, domain in sorted(domains.items()):
+        num_rows = min(max_rows, (domain.num_tokens - 1) // length)
+        if not num_rows:
+            left_out[name] = f"{domain.num_tokens} tokens of held-out text, one row takes {length + 1}"
+            continue
+        stream = np.concatenate(domain.pieces)
+        rows += [stream[row * length : row * length + length + 1] for row in range(num_rows)]
+        predicted = stream[1 : num_rows * length + 1]
+        found[name] = EvaluationInfo(
+            num_rows=num_rows,
+            num_tokens=num_rows * length,
+            num_bytes=int(encoder.token_bytes[predicted].sum()),
+            num_documents=int(np.count_nonzero(stream[: num_rows * length] == encoder.info.eot_id)),
+        )
+    if not found:
+        raise UserError(
+            f"no domain in the held-out split of {', '.join(config.evaluate_on)} fills one row of sequence_length = "
+            f"{length}: lower sequence_length, or hold out more documents."
+        )
+    shard = _write_tokens(directory / "evaluation" / EVALUATION_FILE, rows, encoder.dtype)
+    entry = {
+        "shard": shard.model_dump(),
+        "tokenizer": encoder.info.hash,
+        "domains": {name: each.model_dump() for name, each in found.items()},
+        "left_out": left_out,
+    }
+    write_json_atomic(ledger, entry)
+
+
+def _held_out_domains(config: PackConfig, encoder: Encoder, wanted_tokens: int) -> dict[str, _Domain]:
+    """Return every held-out domain with its first tokens, corpora in the order named, documents by id.
+
+    Stops reading text for a domain that has enough; a document in two corpora counts once.
+    """
+    domains: dict[str, _Domain] = collections.defaultdict(lambda: _Domain([]))
+    seen: set[str] = set()
+    for parts in held_out_parts(config).values():
+        for part in range(len(parts.paths)):
+            if all(
+                domains[name].num_tokens >= wanted_tokens
+                for name in parts.table(part, ["domain"])["domain"].unique().to_pylist()
+            ):
+                continue
+            columns = parts.table(part, ["doc_id", "domain", "text"]).sort_by("doc_id").to_pydict()
+            documents = [
+                (doc_id, name, text)
+                for doc_id, name, text in zip(*columns.values(), strict=True)
+                if doc_id not in seen and domains[name].num_tokens < wanted_tokens
+            ]
+            encoded = encoder.encode([text for _, _, text in documents])
+            for (doc_id, name, _), ids in zip(documents, encoded, strict=True):
+                domain = domains[name]
+                if domain.num_tokens < wanted_tokens:
+                    domain.pieces.append(ids)
+                    domain.num_tokens += len(ids)
+                    seen.add(doc_id)
+    return domains
+
+
+# --- the manifest ----------------------------------------------------------------------------------------------
+
+
+def finish_pack(config: PackConfig) -> dict[str, Any]:
+    """Write the manifest, which makes the set finished, from the ledgers; return it.
+
+    The identity covers the tokenizer too: a hub name or another version of a library may stand for another one.
+    """
+    directory = packed_directory(config)
+    sources = open_sources(config)
+    recipe, parents = _identity(config, sources)
+    tokenizer = TokenizerInfo.model_validate(read_json(directory / "tokenizer" / "manifest.json"))
+    evaluation = read_json(directory / "evaluation" / "ledger.json")
+    info = PackedInfo(
+        hash=artefact_hash(KIND, recipe, {**parents, "tokenizer": tokenizer.hash}),
+        sequence_length=config.sequence_length,
+        vocab_size=tokenizer.vocab_size,
+        eot_id=tokenizer.eot_id,
+        tokenizer_hash=tokenizer.hash,
+        sources={name: _source_info(config, name, source) for name, source in sources.items()},
+        evaluation=evaluation["domains"],
+        evaluation_shard=evaluation["shard"],
+        domains_left_out=evaluation["left_out"],
+    )
+    return finish(directory, info.hash, **info.model_dump(mode="json", exclude={"hash"}))
+
+
+def _source_info(config: PackConfig, name: str, source: Source) -> SourceInfo:
+    entries = [read_json(_ledger(config, name) / f"{shard.stem}.json") for shard in _shards(name, source)]
+    num_tokens = sum(entry["num_tokens"] for entry in entries)
+    num_documents = sum(entry["num_documents"] for entry in entries)
+    if not source.is_synthetic and num_documents != source.parts.num_documents:
+        raise RuntimeError(f"source {name}: {num_documents} documents packed of {source.parts.num_documents}")
+    num_rows = max(0, num_tokens - 1) // config.sequence_length
+    return SourceInfo(
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        num_documents=num_documents,
+        num_bytes=sum(entry["num_bytes"] for entry in entries),
+        num_dropped_tokens=num_tokens - (num_rows * config.sequence_length + 1 if num_rows else 0),
+        num_altered_documents=sum(entry["num_altered_documents"] for entry in entries),
+        shards=tuple(ShardInfo(num_tokens=entry["num_tokens"], sha256=entry["sha256"]) for entry in entries),
+    )
+
+
+def _facts_of_finished(info: PackedInfo) -> dict[str, object]:
+    facts: dict[str, object] = {
+        f"tokens of {name}": source.num_tokens for name, source in info.sources.items()
+    }
+    return facts | {
+        "evaluation domains": len(info.evaluation),
+        "domains left out": len(info.domains_left_out),
+    }
+
+
+def _estimated_tokens(num_bytes: int, vocab_size: int) -> int:
+    return round(num_bytes / 3)

@@ -1,0 +1,213 @@
+"""`fit_laws`: the laws of a study, or of any table of runs, into one directory.
+
+On a study (and with `law = "auto"` on a table) the rows of each group give up to three fits: the data law where N is
+fixed and D takes the most values, the model law where D is fixed and N takes the most values, and the joint
+chinchilla law over all rows. A law that a group has too few runs for is named in the file's warnings; a law that was
+asked for by name and cannot be fitted is an error.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from upath import UPath
+
+from synth.errors import UserError
+from synth.identity import claim_directory, finish, is_finished, provenance
+from synth.plan import Plan
+from synth.progress import Progress
+from synth.storage import study_path, write_json_atomic
+from tune.config import LawsConfig
+from tune.laws import FittedLaw, Objective, describe
+from tune.laws.estimate import Settings, Task, fit_all
+from tune.laws.forms import CHINCHILLA, DATA, LAWS, MODEL
+from tune.laws.law import Law
+from tune.laws.rows import check_rows, too_few
+from tune.laws.saved import FIT_FILE, load_directory, save_samples
+from tune.observations import Observation, Observations, columns_of, read_observations
+from tune.results import FitFile
+
+KIND = "laws"
+LEVELS_FOR_JOINT = 3
+"""`auto` fits the joint law where both N and D take at least this many values."""
+
+
+def plan_laws(config: LawsConfig) -> Plan:
+    """Return what fitting would do. Raises UserError when the runs are missing, unreadable or too few."""
+    observations = read_observations(config)
+    tasks, skipped = choose_tasks(config, observations)
+    directory = laws_directory(config)
+    facts: dict[str, object] = {
+        "rows": len(observations.rows),
+        "rows left out": len(observations.excluded) + len(observations.unmeasured),
+        "groups": ", ".join(observations.groups),
+        "fits": len(tasks),
+        "laws": ", ".join(dict.fromkeys(task.law.name for task in tasks)),
+        "objective": config.objective,
+        "bootstrap resamples per fit": config.bootstrap_samples,
+    }
+    return Plan("fit_laws", str(directory), is_finished(directory), facts, tuple(skipped))
+
+
+def fit_laws(config: LawsConfig) -> FitFile:
+    """Fit, write `fit.json`, `bootstrap.npz` and figures, and return the fit file; only read it when it is finished.
+
+    Raises UserError as `plan_laws` does, and IdentityMismatch when the directory holds the fit of other runs.
+    """
+    observations = read_observations(config)
+    tasks, skipped = choose_tasks(config, observations)
+    directory = laws_directory(config)
+    recipe, parents = _recipe(config), {"runs": observations.hash}
+    identity = claim_directory(directory, KIND, recipe, parents)
+    if is_finished(directory):
+        return load_directory(directory).file
+    progress = Progress("fit_laws", len(tasks), "fits")
+    fits = fit_all(tasks, _settings(config), lambda fitted: _show(progress, fitted))
+    file = FitFile(
+        hash=identity,
+        recipe=recipe,
+        fits=tuple(fitted.record for fitted in fits),
+        rows=tuple(_listed(observations, fits)),
+        warnings=tuple(skipped),
+        provenance=provenance(),
+    )
+    figures = _write(directory, file, fits, observations)
+    for warning in skipped:
+        progress.say(f"! {warning}")
+    finish(directory, identity, fits=len(fits), rows=len(file.rows), figures=figures)
+    progress.say(f"{len(fits)} fits in {directory}")
+    return file
+
+
+def laws_directory(config: LawsConfig) -> UPath:
+    """Return where the fit is written: `laws/<name>` under the study root, or `out`."""
+    return study_path(config.out) if config.out is not None else study_path(config.root, "laws", config.name)
+
+
+# --- what to fit -----------------------------------------------------------------------------------------------
+
+
+def choose_tasks(config: LawsConfig, observations: Observations) -> tuple[list[Task], list[str]]:
+    """Return the fits to make, and a sentence for each law that a group has too few runs for.
+
+    Raises UserError when a law asked for by name cannot be fitted to a group, or `auto` finds nothing to fit.
+    """
+    if not observations.rows:
+        left_out = len(observations.excluded) + len(observations.unmeasured)
+        raise UserError(f"{observations.origin} has no row to fit ({left_out} left out): add complete runs")
+    laws = (DATA, MODEL, CHINCHILLA) if config.law == "auto" else (LAWS[config.law],)
+    tasks: list[Task] = []
+    skipped: list[str] = []
+    for law in laws:
+        fixed = _fixed(law, observations.rows)
+        for group in observations.groups:
+            task = _task(law, fixed, group, observations)
+            if config.law != "auto":
+                check_rows(law, task.rows, group)
+                tasks.append(task)
+            elif shortage := _shortage(law, task):
+                skipped.append(f"no {law.name} law for {group!r}: {shortage}")
+            else:
+                tasks.append(task)
+    if not tasks:
+        raise UserError(f"too few runs in {observations.origin} for any law: {'; '.join(skipped)}")
+    tried = {task.law.name for task in tasks}
+    return tasks, [sentence for sentence in skipped if sentence.split()[1] in tried or config.runs is None]
+
+
+def _fixed(law: Law, rows: Sequence[Observation]) -> dict[str, float]:
+    """Return what a one-axis law holds fixed: the N with the most values of D (the larger at a tie), or the reverse."""
+    if len(law.inputs) != 1:
+        return {}
+    varied = law.inputs[0]
+    held = "num_params" if varied == "train_tokens" else "train_tokens"
+    levels: dict[float, set[float]] = defaultdict(set)
+    for row in rows:
+        value = getattr(row, held)
+        if value is not None:
+            levels[value].add(getattr(row, varied))
+    if not levels:
+        return {}
+    return {held: max(levels, key=lambda value: (len(levels[value]), value))}
+
+
+def _task(law: Law, fixed: dict[str, float], group: str, observations: Observations) -> Task:
+    rows = [
+        row for row in observations.of(group) if all(getattr(row, name) == value for name, value in fixed.items())
+    ]
+    return Task(law, columns_of(rows), group, fixed, observations.excluded_of(group))
+
+
+def _shortage(law: Law, task: Task) -> str | None:
+    shortage = too_few(law, task.rows)
+    if shortage or law is not CHINCHILLA:
+        return shortage
+    for name in law.inputs:
+        levels = len(set(task.rows[name]))  # type: ignore[arg-type]  # an array of numbers
+        if levels < LEVELS_FOR_JOINT:
+            return f"{name} takes {levels} different values and auto asks for {LEVELS_FOR_JOINT}"
+    return None
+
+
+# --- what is written -------------------------------------------------------------------------------------------
+
+
+def _recipe(config: LawsConfig) -> dict[str, Any]:
+    unused = {"plan", "root"} if config.runs is not None else {"columns"}
+    return {name: value for name, value in config.identity().items() if name not in unused}
+
+
+def _settings(config: LawsConfig) -> Settings:
+    delta = config.huber_delta if config.objective == "huber_log" else None
+    return Settings(
+        objective=Objective(config.objective, delta),
+        bootstrap_samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        hold_out_largest=config.hold_out_largest,
+        seed=config.seed,
+    )
+
+
+def _show(progress: Progress, fitted: FittedLaw) -> None:
+    for line in describe(fitted.record).splitlines():
+        progress.say(line)
+    progress.advance()
+
+
+def _listed(observations: Observations, fits: Sequence[FittedLaw]) -> list[dict[str, Any]]:
+    used = {(fitted.record.group, row) for fitted in fits for row in fitted.record.rows_used}
+    dropped = [row for row, _ in observations.excluded]
+    listed = [
+        {
+            "run_id": row.row,
+            "group": row.group,
+            "num_params": row.num_params,
+            "train_tokens": row.train_tokens,
+            "loss": row.loss,
+            "share": row.share,
+            "synthetic": row.synthetic,
+            "used": (row.group, row.row) in used,
+        }
+        for row in (*observations.rows, *dropped)
+    ]
+    without_loss = {"num_params": None, "train_tokens": None, "loss": None, "share": None, "synthetic": None}
+    listed += [
+        {"run_id": reason.run_id, "group": group, **without_loss, "used": False}
+        for group, reason in observations.unmeasured
+    ]
+    return listed
+
+
+def _write(
+    directory: UPath, file: FitFile, fits: Sequence[FittedLaw], observations: Observations
+) -> list[str]:
+    from tune.figures import write_figures  # matplotlib is slow to load, and planning needs none
+
+    save_samples(directory, tuple(fits))
+    figures = write_figures(directory, fits, {row.row: row for row in observations.rows})
+    write_json_atomic(directory / FIT_FILE, file.model_dump(mode="json"))
+    return figures
+
+

@@ -1,0 +1,152 @@
+"""The Ray seam of tune: Ray Tune drives Optuna over the share of every cell, on the warm lanes of `train.job`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import optuna
+import ray
+import ray.tune
+import ray.tune.search
+from ray.tune.search.optuna import OptunaSearch
+
+from synth.identity import finish, is_finished, read_manifest
+from synth.progress import Progress
+from train.config import RunConfig, TrainPlacement
+from train.job import Lanes
+from train.record import read_record
+from train.tokens import PackedInfo
+from tune.config import SearchConfig
+from tune.results import TrialResult
+from tune.sampler import SHARE, CurveSampler
+from tune.search import ShareSearch, Trial, check_search, claim_search, search_directory
+
+LOSS = "loss"
+
+TRIAL_RESOURCES = {"memory": 1}
+"""What a trial asks of the cluster, bytes. Tune wants some resource; a share of a CPU would wait for ever beside lanes that
+hold them all."""
+
+
+def search_mixture(config: SearchConfig, lanes: Lanes | None = None) -> dict[str, Any]:
+    """Search the best share of every cell on a running Ray; return the manifest.
+
+    `lanes` are warm worker groups to train on; without them the search opens its own. Raises UserError and
+    IdentityMismatch before anything is trained, RuntimeError when trials could not be run or a cell had too few
+    complete ones; what is recorded by then stays, and the same call goes on from there.
+    """
+    directory = search_directory(config)
+    packed = PackedInfo.read(config.root, config.packed)
+    check_search(config, packed)
+    identity = claim_search(config, packed)
+    if is_finished(directory):
+        return read_manifest(directory, "search_mixture")
+    search = ShareSearch(config, packed, ask_optuna)
+    if not search.over:
+        with _lanes(config, lanes) as open_lanes:
+            _run_trials(search, open_lanes)
+    search.check_optima()
+    return finish(directory, identity, **search.summary())
+
+
+def ask_optuna(
+    config: SearchConfig, settled: Sequence[TrialResult], first: Sequence[float], count: int
+) -> tuple[float, ...]:
+    """Return `count` shares for the next round: those of `first`, then what Optuna samples given the settled trials.
+
+    Each round asks a fresh study that is told the settled trials in the order they were chosen, so equal records give
+    equal shares, whatever was killed in between.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    low, high = config.share_range
+    study = OptunaSearch(
+        space={SHARE: optuna.distributions.FloatDistribution(low, high)},
+        metric=LOSS,
+        mode="min",
+        points_to_evaluate=[{SHARE: share} for share in first],
+        sampler=CurveSampler(),
+    )
+    for trial in settled:
+        loss = trial.loss_nats_per_token
+        study.add_evaluated_point({SHARE: trial.share}, loss, error=loss is None)
+    suggested = (study.suggest(f"{len(settled)}-{position}") for position in range(count))
+    return tuple(float(each[SHARE]) for each in suggested if each is not None)
+
+
+@contextlib.contextmanager
+def _lanes(config: SearchConfig, lanes: Lanes | None) -> Iterator[Lanes]:
+    if lanes is not None:
+        yield lanes
+        return
+    placement = TrainPlacement(**{name: getattr(config.placement, name) for name in TrainPlacement.model_fields})
+    with Lanes(config.root, placement) as own:
+        yield own
+
+
+def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
+    """Let Tune run trials until every cell is done. Raises RuntimeError when it ends before that."""
+    config = search.config
+    progress = Progress("search_mixture", search.num_trials, "trials", already=search.num_settled, interval_seconds=0)
+    storage = search_directory(config) / ".tune"
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(_trial, queue=lanes.queue), TRIAL_RESOURCES),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=_Searcher(search, progress),
+            num_samples=-1,
+            max_concurrent_trials=config.placement.concurrent_trials,
+            reuse_actors=True,
+        ),
+        run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
+    )
+    results = tuner.fit()
+    if results.errors:
+        raise RuntimeError(f"a trial could not be run: {results.errors[0]}")
+    if not search.over:
+        raise RuntimeError("the search was stopped before every cell was done: run it again to go on")
+
+
+def _trial(config: dict[str, Any], queue: Any) -> None:
+    """Have one run trained by the lanes: a client of the run queue that needs no CPU of its own."""
+    record = ray.get(queue.submit.remote(RunConfig.model_validate(config["run"])))
+    ray.tune.report({"run_id": record.run_id, "status": record.status})
+
+
+class _Searcher(ray.tune.search.Searcher):
+    """What Tune asks for trials, and tells how they ended; scores are read from the records of the runs."""
+
+    def __init__(self, search: ShareSearch, progress: Progress) -> None:
+        super().__init__()
+        self._search = search
+        self._progress = progress
+        self._running: dict[str, Trial] = {}
+        self._broken = False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial, None when Tune shall ask again later, FINISHED when there is nothing left to do."""
+        if self._broken or self._search.over:
+            return self.FINISHED
+        trial = self._search.take()
+        if trial is None:
+            return None
+        self._running[trial_id] = trial
+        return {"cell": trial.cell, SHARE: trial.share, "run": trial.run.model_dump(mode="json")}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Settle a trial from its run's record; a trial without one broke, and no more are started."""
+        trial = self._running.pop(trial_id)
+        record = None if error else read_record(self._search.config.root, trial.run.run_id)
+        if record is None:
+            self._broken = True
+            return
+        self._search.settle(trial, record)
+        outcome = f"loss {record.final.loss_nats_per_token:.4f}" if record.final else record.status
+        self._progress.total = self._search.num_trials
+        self._progress.set(self._search.num_settled, f"{trial.cell} share {trial.share:.3f}: {outcome}")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the records of the runs are all the state there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing, as above."""

@@ -1,0 +1,74 @@
+"""The rows a law is fitted to: columns of equal length, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from synth.errors import UserError
+from tune.laws.law import Flags, Floats, Indices, Law
+
+Rows = Mapping[str, ArrayLike]
+"""Columns [n]: `loss`, a law's inputs (`num_params`, `train_tokens`, ...), optionally `run_id` (which rows are of one
+run) and `row` (a name for each row)."""
+
+
+def column(rows: Rows, name: str) -> Floats:
+    """Return a numeric column, [n]. Raises UserError when it is missing or not numeric."""
+    if name not in rows:
+        raise UserError(f"the rows have no column {name!r}; they have {', '.join(map(str, rows))}")
+    try:
+        return np.asarray(rows[name], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"the column {name!r} holds something that is not a number") from None
+
+
+def run_numbers(rows: Rows) -> Indices:
+    """Return the number of the run each row belongs to, from 0 in order of appearance, [n]."""
+    if "run_id" not in rows:
+        return np.arange(len(column(rows, "loss")))
+    names = [str(name) for name in np.asarray(rows["run_id"])]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
+
+
+def row_names(rows: Rows) -> list[str]:
+    """Return a name for each row: its `row`, else its `run_id`, else its place, counted from 1."""
+    for name in ("row", "run_id"):
+        if name in rows:
+            return [str(value) for value in np.asarray(rows[name])]
+    return [f"row {i + 1}" for i in range(len(column(rows, "loss")))]
+
+
+def select(rows: Rows, mask: Flags) -> dict[str, NDArray[np.generic]]:
+    """Return the rows where the mask [n] holds."""
+    return {name: np.asarray(rows[name])[mask] for name in rows}
+
+
+def check_rows(law: Law, rows: Rows, group: str) -> None:
+    """Raise UserError unless the rows are positive numbers, and enough of them to determine the law."""
+    for name in (*law.inputs, "loss"):
+        values = column(rows, name)
+        good = np.isfinite(values) & (values > 0)
+        if not good.all():
+            first = int(np.argmin(good))
+            raise UserError(f"{name} of {row_names(rows)[first]} is {values[first]:g}; it must be a positive number")
+    shortage = too_few(law, rows)
+    if shortage:
+        raise UserError(f"too few runs for the {law.name} law of {group!r}: {shortage}")
+
+
+def too_few(law: Law, rows: Rows) -> str | None:
+    """Return what these rows lack to determine the law, as half a sentence; None when they suffice."""
+    columns = [column(rows, name).tolist() for name in (*law.inputs, *law.shares)]
+    points, needed = len(set(zip(*columns, strict=True))), len(law.names)
+    if points < needed:
+        return f"there are {points} different points and its {needed} parameters need at least {needed}"
+    least = 3 if len(columns) == 1 else 2
+    for name in law.inputs:
+        levels = len(set(column(rows, name).tolist()))
+        if levels < least:
+            return f"{name} takes {levels} different value{'s' * (levels != 1)} and must take at least {least}"
+    return None

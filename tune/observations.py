@@ -1,0 +1,280 @@
+"""Where the rows of a fit come from: the records of a plan's runs, or any table of runs, checked and typed.
+
+Nothing is left out silently: every row that is not used is listed with its reason, and a table that cannot be
+trusted (a text where a number should be, a row twice) is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from upath import UPath
+
+from synth.errors import IncompleteArtefact, UserError
+from synth.identity import content_hash
+from synth.storage import read_json
+from train.grid import MADE_BY, PLAN_FILE, plan_directory
+from train.record import RunRecord, read_record
+from tune.config import ColumnMapping, LawsConfig
+from tune.laws.forms import LAWS
+from tune.laws.rows import Rows
+from tune.results import ExcludedRow
+
+ALL = "all"
+"""Group of the rows of a table without a group column."""
+NATURAL = "natural"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One row of a fit: a run, or a line of a table."""
+
+    row: str
+    """Its name: the run id of a record, `row 12` in a table."""
+    run_id: str
+    """Rows with the same run id come from one run."""
+    group: str
+    num_params: float | None
+    """N, parameters; None when the table has no such column and the law does not need it."""
+    train_tokens: float | None
+    """D, tokens."""
+    loss: float
+    """Nats per token."""
+    share: float | None = None
+    """Synthetic share of the training tokens; None when the table does not say."""
+    synthetic: str | None = None
+    """Source of the synthetic tokens; None for natural text alone and for tables."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """All rows of one job, those to fit and those left out."""
+
+    origin: str
+    """What they were read from, for people."""
+    rows: tuple[Observation, ...]
+    excluded: tuple[tuple[Observation, ExcludedRow], ...] = ()
+    """Rows that were read and are not used, with the reason."""
+    unmeasured: tuple[tuple[str, ExcludedRow], ...] = ()
+    """Runs without a loss, as (group, reason)."""
+    hash: str = ""
+    """Identity of what was read: of the runs' results, or of the table's bytes."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups in order of appearance, runs without a loss included."""
+        return tuple(dict.fromkeys([*(row.group for row in self.rows), *(group for group, _ in self.unmeasured)]))
+
+    def of(self, group: str) -> tuple[Observation, ...]:
+        """Return the rows of one group."""
+        return tuple(row for row in self.rows if row.group == group)
+
+    def excluded_of(self, group: str) -> tuple[ExcludedRow, ...]:
+        """Return what was left out of one group, and why."""
+        left_out = [reason for row, reason in self.excluded if row.group == group]
+        return (*left_out, *(reason for name, reason in self.unmeasured if name == group))
+
+    def without_highest_losses(self, count: int) -> Observations:
+        """Return the observations with the rows of the highest losses moved to `excluded`."""
+        if not count:
+            return self
+        highest = sorted(self.rows, key=lambda row: row.loss, reverse=True)[:count]
+        names = {row.row for row in highest}
+        reason = f"one of the {count} highest losses (drop_highest_losses = {count})"
+        dropped = tuple((row, ExcludedRow(run_id=row.row, reason=reason)) for row in self.rows if row.row in names)
+        kept = tuple(row for row in self.rows if row.row not in names)
+        return replace(self, rows=kept, excluded=self.excluded + dropped)
+
+
+def columns_of(rows: Sequence[Observation]) -> Rows:
+    """Return observations as the columns a law is fitted to."""
+    table: dict[str, Any] = {
+        "row": np.array([row.row for row in rows]),
+        "run_id": np.array([row.run_id for row in rows]),
+        "loss": np.array([row.loss for row in rows]),
+    }
+    for name in ("num_params", "train_tokens", "share"):
+        values = [getattr(row, name) for row in rows]
+        if None not in values:
+            table[name] = np.array(values, dtype=np.float64)
+    return table
+
+
+def read_observations(config: LawsConfig) -> Observations:
+    """Return the rows a job fits. Raises UserError for what cannot be read or trusted, in one sentence."""
+    if config.runs is None:
+        found = read_plan(config.root, config.plan)
+    else:
+        needed = ("num_params", "train_tokens") if config.law == "auto" else LAWS[config.law].inputs
+        found = read_table(config.runs, config.columns, needed)
+    return found.without_highest_losses(config.drop_highest_losses)
+
+
+# --- the records of a plan -------------------------------------------------------------------------------------
+
+
+def mixture_label(synthetic: str | None, share: float) -> str:
+    """Return the name of a mixture: `natural`, or the source and its share, such as `hq 33 %`."""
+    if synthetic is None or share == 0:
+        return NATURAL
+    return f"{synthetic} {_percent(100.0 * share)} %"
+
+
+def read_plan(root: str, plan: str) -> Observations:
+    """Return the runs of a plan. Raises IncompleteArtefact without the plan, UserError while runs are missing."""
+    entries = _plan_entries(root, plan)
+    records = {entry["run_id"]: read_record(root, entry["run_id"]) for entry in entries}
+    missing = [run_id for run_id, record in records.items() if record is None]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(records)} runs of plan {plan!r} have no record yet (first: {missing[0]}): "
+            "run pretrain_models first, with the same root and plan"
+        )
+    rows: list[Observation] = []
+    unmeasured: list[tuple[str, ExcludedRow]] = []
+    for entry in entries:
+        record = records[entry["run_id"]]
+        assert record is not None
+        group = mixture_label(entry["synthetic"], entry["share"])
+        if record.status != "complete" or record.final is None:
+            why = f"{record.status}: {record.reason}" if record.reason else record.status
+            unmeasured.append((group, ExcludedRow(run_id=record.run_id, reason=why)))
+        else:
+            rows.append(_of_record(record, entry, group))
+    identity = content_hash([[row.row, row.group, row.num_params, row.train_tokens, row.loss] for row in rows]
+                            + [[excluded.run_id, excluded.reason] for _, excluded in unmeasured])  # fmt: skip
+    return Observations(f"plan {plan!r}", tuple(rows), (), tuple(unmeasured), identity)
+
+
+def _plan_entries(root: str, plan: str) -> list[dict[str, Any]]:
+    directory = plan_directory(root, plan)
+    try:
+        return list(read_json(directory / PLAN_FILE)["runs"])
+    except FileNotFoundError:
+        raise IncompleteArtefact(str(directory), MADE_BY) from None
+
+
+def _of_record(record: RunRecord, entry: dict[str, Any], group: str) -> Observation:
+    assert record.final is not None
+    return Observation(
+        row=record.run_id,
+        run_id=record.run_id,
+        group=group,
+        num_params=float(record.num_params_non_embedding),
+        train_tokens=float(record.train_tokens),
+        loss=record.final.loss_nats_per_token,
+        share=float(entry["share"]),
+        synthetic=entry["synthetic"] if entry["share"] else None,
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 or abs(value - round(value)) < 0.005 else f"{value:.1f}"
+
+
+# --- any table of runs -----------------------------------------------------------------------------------------
+
+
+def read_table(path: str, columns: ColumnMapping, needed: Iterable[str]) -> Observations:
+    """Return the rows of a .csv or .parquet table; `needed` are the inputs that must be there beside the loss.
+
+    Raises UserError for a file that cannot be read, a column that is not there, a value that is not a positive
+    number, a missing run or group, or two identical rows.
+    """
+    data = _bytes_of(path)
+    table = _parse(path, data)
+    _check_columns(path, table, columns, {*needed, "loss"})
+    _refuse_duplicates(path, table)
+    cells = {
+        role: table.column(name).to_pylist()
+        for role, name in columns.model_dump().items()
+        if name is not None and name in table.column_names
+    }
+    rows = []
+    for index in range(table.num_rows):
+        numbers = {
+            role: _positive(path, index, getattr(columns, role), cells[role][index])
+            for role in ("num_params", "train_tokens", "loss")
+            if role in cells
+        }
+        rows.append(
+            Observation(
+                row=f"row {index + 1}",
+                run_id=_name(path, index, columns.run_id, cells.get("run_id"), f"row {index + 1}"),
+                group=_name(path, index, columns.group, cells.get("group"), ALL),
+                num_params=numbers.get("num_params"),
+                train_tokens=numbers.get("train_tokens"),
+                loss=numbers["loss"],
+            )
+        )
+    return Observations(path, tuple(rows), hash=hashlib.sha256(data).hexdigest()[:16])
+
+
+def _bytes_of(path: str) -> bytes:
+    if not path.endswith((".csv", ".parquet")):
+        raise UserError(f"runs = {path!r}: a table of runs must end in .csv or .parquet")
+    try:
+        return UPath(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"runs = {path!r} does not exist or is not a file") from None
+
+
+def _parse(path: str, data: bytes) -> pa.Table:
+    try:
+        if path.endswith(".parquet"):
+            return pq.read_table(io.BytesIO(data))
+        return pyarrow.csv.read_csv(io.BytesIO(data))
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"runs = {path!r} cannot be read as a table: {reason}") from None
+
+
+def _check_columns(path: str, table: pa.Table, columns: ColumnMapping, needed: set[str]) -> None:
+    wanted = {role: name for role, name in columns.model_dump().items() if name and (role in needed or role in ("run_id", "group"))}
+    for role, name in wanted.items():
+        if name not in table.column_names:
+            raise UserError(
+                f"runs = {path!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}: "
+                f"say which one it is with --columns.{role} NAME"
+            )
+
+
+def _refuse_duplicates(path: str, table: pa.Table) -> None:
+    lines = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    twice = [line for line, count in Counter(lines).items() if count > 1]
+    if twice:
+        first = lines.index(twice[0])
+        second = lines.index(twice[0], first + 1)
+        raise UserError(
+            f"rows {first + 1} and {second + 1} of {path!r} are identical in every column: remove one, or add a column "
+            "that tells the two runs apart"
+        )
+
+
+def _positive(path: str, index: int, column: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number) and number > 0:
+        return number
+    shown = "empty" if value is None else repr(value)
+    raise UserError(f"{column} of row {index + 1} in {path!r} is {shown}: it must be a positive number")
+
+
+def _name(path: str, index: int, column: str | None, cells: list[Any] | None, default: str) -> str:
+    if cells is None:
+        return default
+    if cells[index] is None or cells[index] == "":
+        raise UserError(f"{column} of row {index + 1} in {path!r} is empty: every row needs one")
+    return str(cells[index])

@@ -1,0 +1,273 @@
+"""Tables of the report on data, cost and provenance: corpora, synthetic sets, packed sources, what it all took."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import Any
+
+from train.record import RunRecord
+from tune.report_format import significant
+from tune.report_inputs import Study
+from tune.report_tables import Column, Table
+
+# --- natural text ----------------------------------------------------------------------------------------------
+
+_CORPUS_COLUMNS = (
+    Column("domain", "Domain"),
+    Column("train_documents", "Documents", "count"),
+    Column("train_characters", "Characters", "count"),
+    Column("held_out_documents", "Held-out documents", "count"),
+    Column("held_out_characters", "Held-out characters", "count"),
+)
+
+
+def corpus_tables(study: Study) -> list[Table]:
+    """Return one table per corpus: its domains, then the sum; dropped rows as notes."""
+    return [_corpus_table(name, manifest) for name, manifest in sorted(study.corpora.items())]
+
+
+def _corpus_table(name: str, manifest: dict[str, Any]) -> Table:
+    splits = manifest["splits"]
+    domains = sorted({domain for split in splits.values() for domain in split["domains"]})
+    rows = [
+        {"domain": domain} | _split_counts({split: splits[split]["domains"].get(domain, {}) for split in splits})
+        for domain in domains
+    ]
+    rows.append({"domain": "all"} | _split_counts(splits))
+    dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(manifest["dropped"].items()))
+    note = f"{manifest['rows_read']:,} rows read, {manifest['documents_kept']:,} kept; dropped: {dropped or 'none'}."
+    return Table(f"corpus-{name}", f"Corpus {name}, hash {manifest['hash']}", _CORPUS_COLUMNS, tuple(rows), (note,))
+
+
+def _split_counts(splits: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {
+        f"{split}_{count}": counts.get(count, 0) for split, counts in splits.items() for count in ("documents", "characters")
+    }
+
+
+# --- synthetic text --------------------------------------------------------------------------------------------
+
+_SYNTHETIC_COLUMNS = (
+    Column("recipe", "Recipe"),
+    Column("rows", "Rows", "count"),
+    Column("kept", "Kept", "count"),
+    Column("rejected", "Rejected", "count"),
+    Column("quarantined", "Quarantined", "count"),
+    Column("kept_fraction", "Kept of all", "percent"),
+    Column("completion_tokens", "Tokens generated", "count"),
+    Column("accepted_tokens", "Tokens accepted", "count"),
+    Column("length_ratio", "Output/input length", "number"),
+)
+
+
+def synthetic_tables(study: Study) -> list[Table]:
+    """Return one table per synthetic set: rows by outcome and recipe; reasons and speed as notes."""
+    return [_synthetic_table(name, each.manifest) for name, each in sorted(study.synthetic.items())]
+
+
+def _synthetic_table(name: str, manifest: dict[str, Any]) -> Table:
+    recipes = manifest["recipes"]
+    rows = [_tally_row(recipe, tally) for recipe, tally in sorted(recipes.items())]
+    rows.append(_tally_row("all", manifest))
+    notes = [
+        f"{recipe}, not kept: " + ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(tally["reasons"].items()))
+        for recipe, tally in sorted(recipes.items())
+        if tally["reasons"]
+    ]
+    speed = manifest["accepted_tokens_per_device_second"]
+    if speed is not None:
+        notes.append(f"{significant(speed)} accepted tokens per device second at work; engine starts are not counted in it.")
+    notes.append(f"Engine {', '.join(manifest['engine_versions'])}, prompts by {', '.join(manifest['prompt_formats'])}, "
+                 f"{manifest['engine_deaths']:,} engine deaths, {manifest['retries']:,} retries.")  # fmt: skip
+    model = manifest["recipe"]["engine"]["model"]
+    caption = f"Synthetic set {name}, hash {manifest['hash']}, from corpus {manifest['recipe']['corpus']} by {model}"
+    return Table(f"synthetic-{name}", caption, _SYNTHETIC_COLUMNS, tuple(rows), tuple(notes))
+
+
+def _tally_row(recipe: str, tally: dict[str, Any]) -> dict[str, Any]:
+    counts = {key: tally[key] for key in ("rows", "kept", "rejected", "quarantined", "completion_tokens", "accepted_tokens")}
+    return counts | {
+        "recipe": recipe,
+        "kept_fraction": tally["kept"] / tally["rows"] if tally["rows"] else None,
+        "length_ratio": tally["kept_characters"] / tally["source_characters"] if tally["source_characters"] else None,
+    }
+
+
+# --- packed sources --------------------------------------------------------------------------------------------
+
+_SOURCE_COLUMNS = (
+    Column("source", "Source"),
+    Column("num_documents", "Documents", "count"),
+    Column("num_bytes", "Text", "size"),
+    Column("num_tokens", "Tokens", "amount"),
+    Column("bytes_per_token", "Bytes/token", "number"),
+    Column("runs", "Runs", "count"),
+    Column("tokens_used", "Tokens trained on", "amount"),
+    Column("most_epochs", "Most passes in a run", "number"),
+    Column("runs_repeating", "Runs that repeat", "count"),
+    Column("most_repeated_tokens", "Most repeated tokens in a run", "amount"),
+)
+
+
+def packed_tables(study: Study) -> list[Table]:
+    """Return one table per packed set: what is in it, and what the runs of this report drew from it."""
+    return [_packed_table(name, manifest, study.records.values()) for name, manifest in sorted(study.packed.items())]
+
+
+def _packed_table(name: str, manifest: dict[str, Any], records: Iterable[RunRecord]) -> Table:
+    mine = [record for record in records if record.config.packed == name]
+    rows = []
+    for source, info in sorted(manifest["sources"].items()):
+        uses = [record.sources[source] for record in mine if source in record.sources]
+        rows.append({
+            "source": source,
+            "num_documents": info["num_documents"],
+            "num_bytes": info["num_bytes"],
+            "num_tokens": info["num_tokens"],
+            "bytes_per_token": info["num_bytes"] / info["num_tokens"] if info["num_tokens"] else None,
+            "runs": len(uses),
+            "tokens_used": sum(use.tokens for use in uses),
+            "most_epochs": max((use.epochs for use in uses), default=None),
+            "runs_repeating": sum(use.repeated_tokens > 0 for use in uses),
+            "most_repeated_tokens": max((use.repeated_tokens for use in uses), default=None),
+        })  # fmt: skip
+    caption = (
+        f"Packed set {name}, hash {manifest['hash']}: vocabulary {manifest['vocab_size']:,}, rows of "
+        f"{manifest['sequence_length']:,} tokens"
+    )
+    left_out = manifest.get("domains_left_out", {})
+    notes = tuple(f"Held-out domain {domain} left out: {reason}." for domain, reason in sorted(left_out.items()))
+    return Table(f"packed-{name}", caption, _SOURCE_COLUMNS, tuple(rows), notes)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------
+
+_COST_COLUMNS = (
+    Column("step", "Step"),
+    Column("artefact", "Artefact"),
+    Column("runs", "Runs", "count"),
+    Column("wall_seconds", "Wall, whole step", "seconds"),
+    Column("device_seconds", "Device", "seconds"),
+    Column("tokens", "Tokens", "amount"),
+    Column("flops", "FLOP", "flops"),
+)
+
+
+def cost_table(study: Study) -> Table:
+    """Return what each step took; a trial that the plan had trained is charged to the plan alone."""
+    rows = [*_data_costs(study), *_training_costs(study), *_other_costs(study)]
+    known = {"device_seconds", "tokens", "flops"}
+    total = {key: sum(row[key] for row in rows if row.get(key) is not None) for key in sorted(known)}
+    walls = [row["wall_seconds"] for row in rows if row.get("wall_seconds") is not None]
+    rows.append({"step": "all", "artefact": "", "wall_seconds": sum(walls) if walls else None, **total})
+    notes = ("FLOP of training: every matrix product forward and backward, attention and output projection included.",)
+    return Table("cost", "Cost by step", _COST_COLUMNS, tuple(rows), notes)
+
+
+def _wall(study: Study, step: str, name: str) -> float | None:
+    times = [entry["wall_seconds"] for entry in study.steps if (entry["step"], entry["name"]) == (step, name)]
+    return sum(times) if times else None
+
+
+def _data_costs(study: Study) -> Iterator[dict[str, Any]]:
+    for name in sorted(study.corpora):
+        yield {"step": "build_corpus", "artefact": name, "wall_seconds": _wall(study, "build_corpus", name)}
+    for name, each in sorted(study.synthetic.items()):
+        yield {
+            "step": "rephrase_corpus",
+            "artefact": name,
+            "wall_seconds": _wall(study, "rephrase_corpus", name),
+            "device_seconds": each.manifest["device_seconds"] + each.manifest["engine_start_seconds"],
+            "tokens": each.manifest["completion_tokens"],
+        }
+    for name, manifest in sorted(study.packed.items()):
+        tokens = sum(info["num_tokens"] for info in manifest["sources"].values())
+        yield {"step": "pack_tokens", "artefact": name, "wall_seconds": _wall(study, "pack_tokens", name), "tokens": tokens}
+
+
+def _training_costs(study: Study) -> Iterator[dict[str, Any]]:
+    planned = [run.record for run in study.runs if run.record is not None]
+    yield _records_cost(study, "pretrain_models", study.config.plan, planned)
+    charged = {record.run_id for record in planned}
+    for name in sorted({optimum.search for optimum in study.optima}):
+        own = {trial.run_id for o in study.optima if o.search == name for trial in o.trials} - charged
+        charged |= own
+        records = [study.trial_records[run_id] for run_id in sorted(own) if run_id in study.trial_records]
+        yield _records_cost(study, "search_mixture", name, records)
+
+
+def _records_cost(study: Study, step: str, name: str, records: list[RunRecord]) -> dict[str, Any]:
+    return {
+        "step": step,
+        "artefact": name,
+        "runs": len(records),
+        "wall_seconds": _wall(study, step, name),
+        "device_seconds": sum(record.device_seconds for record in records),
+        "tokens": sum(record.train_tokens for record in records),
+        "flops": sum(record.train_flops for record in records),
+    }
+
+
+def _other_costs(study: Study) -> Iterator[dict[str, Any]]:
+    for step, names in (("fit_laws", [study.config.laws]), ("recommend_mixture", sorted(study.recommendations))):
+        for name in names:
+            yield {"step": step, "artefact": name, "wall_seconds": _wall(study, step, name)}
+
+
+# --- provenance ------------------------------------------------------------------------------------------------
+
+_ARTEFACT_COLUMNS = (
+    Column("artefact", "Artefact"),
+    Column("hash", "Hash", "code"),
+    Column("commit", "Code", "code"),
+    Column("created_at", "Made (UTC)"),
+    Column("command", "Command", "code"),
+)
+_VERSION_COLUMNS = (Column("software", "Software"), Column("versions", "Version"))
+
+
+def provenance_tables(study: Study) -> list[Table]:
+    """Return the artefacts with their hashes and commands, and the versions that made them."""
+    sources = {name: manifest for name, manifest in study.manifests.items() if "provenance" in manifest}
+    fit = study.laws.file
+    for name, each in study.recommendations.items():
+        sources[f"recommendations/{name}"] = {"hash": each.hash, "provenance": each.provenance}
+    sources.setdefault(f"laws/{study.config.laws}", {"hash": fit.hash, "provenance": fit.provenance})
+    ordered = sorted(sources.items(), key=lambda item: (str(item[1]["provenance"].get("created_at")), item[0]))
+    rows = tuple(
+        {
+            "artefact": name,
+            "hash": manifest.get("hash"),
+            "commit": manifest["provenance"].get("commit"),
+            "created_at": manifest["provenance"].get("created_at"),
+            "command": command_line(manifest["provenance"].get("argv") or []),
+        }
+        for name, manifest in ordered
+    )
+    everything = [manifest["provenance"] for _, manifest in ordered] + [r.provenance for r in study.records.values()]
+    return [
+        Table("artefacts", "What this report was made from, oldest first", _ARTEFACT_COLUMNS, rows),
+        Table("versions", "Versions", _VERSION_COLUMNS, tuple(_versions(everything))),
+    ]
+
+
+def command_line(argv: list[str]) -> str | None:
+    """Return the command a manifest was made by, as one types it: `python -m rayjobs.<job> ...`, no machine paths."""
+    if not argv:
+        return None
+    program = PurePath(argv[0])
+    start = ["python", "-m", f"rayjobs.{program.stem}"] if program.suffix == ".py" else [program.name]
+    return shlex.join([*start, *argv[1:]])
+
+
+def _versions(provenances: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    seen: dict[str, set[str]] = {}
+    for each in provenances:
+        software = {"python": each.get("python"), "machine": each.get("machine"), "synthscale": each.get("commit")}
+        for name, version in (software | each.get("packages", {})).items():
+            if version:
+                seen.setdefault(name, set()).add(str(version))
+    for name, versions in sorted(seen.items()):
+        yield {"software": name, "versions": ", ".join(sorted(versions))}

@@ -1,0 +1,190 @@
+"""From a study to the files of its report: the page, the Markdown, the figures, the CSVs. Text in, text out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from tune import report_tables as tables
+from tune.report_format import ABSENT, FORMATS, amount, percent, show, show_end
+from tune.report_inputs import Study
+from tune.report_sections import build_sections
+from tune.report_svg import PALETTE, Drawing
+from tune.report_tables import SHORT_ID, Column, Table, to_csv
+from tune.results import Interval
+
+SMALLEST_STUDIED = 100_000_000
+"""Smallest model of the work this platform follows (arXiv 2510.01631), non-embedding parameters."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+
+
+def render(study: Study) -> dict[str, str]:
+    """Return every file of the report, path -> text; the same study gives the same text."""
+    sections = build_sections(study)
+    context = {
+        "study": study,
+        "config": study.config,
+        "sections": sections,
+        "palette": PALETTE,
+        "numbers": headline_numbers(study),
+        "cautions": scale_cautions(study),
+        "short": SHORT_ID,
+    }
+    environment = _environment()
+    drawings = [drawing for section in sections for drawing in section.drawings]
+    return {
+        "index.html": environment.get_template("report.html.j2").render(context),
+        "report.md": environment.get_template("report.md.j2").render(context),
+        "runs.csv": to_csv(tables.RUN_COLUMNS, tables.run_rows(study)),
+        "evaluations.csv": to_csv(tables.EVALUATION_COLUMNS, tables.evaluation_rows(study)),
+        "fits.csv": to_csv(tables.FIT_COLUMNS, tables.fit_rows(study.laws.file.fits)),
+        "optima.csv": to_csv(tables.OPTIMUM_COLUMNS, tables.optimum_rows(study.optima)),
+        "equal_loss.csv": to_csv(tables.EQUAL_LOSS_COLUMNS, tables.equal_loss_rows(study.recommendations)),
+        **{f"figures/{drawing.name}.svg": drawing.file_svg for drawing in drawings},
+    }
+
+
+def headline_numbers(study: Study) -> dict[str, Any]:
+    """Return what the study amounts to, for the line under the title."""
+    complete = [record for record in study.records.values() if record.status == "complete"]
+    return {
+        "runs": len(complete),
+        "models": len({record.num_params_non_embedding for record in complete}),
+        "largest_num_params": max((record.num_params_non_embedding for record in complete), default=None),
+        "longest_train_tokens": max((record.train_tokens for record in complete), default=None),
+        "train_tokens": sum(record.train_tokens for record in complete),
+        "fits": len(study.laws.fits),
+    }
+
+
+def scale_cautions(study: Study) -> tuple[str, ...]:
+    """Return, in plain words, how far the study's own scale carries; the recommendations add their own warnings."""
+    numbers = headline_numbers(study)
+    largest, longest = numbers["largest_num_params"], numbers["longest_train_tokens"]
+    if largest is None:
+        return ("No run of this study has a result: nothing here is a measurement.",)
+    cautions = []
+    if largest < SMALLEST_STUDIED:
+        cautions.append(
+            f"This is a demonstration on tiny models: the largest has {amount(largest)} non-embedding parameters and the "
+            f"longest run {amount(longest)} tokens. The work it follows begins at {amount(SMALLEST_STUDIED)} parameters. "
+            "The numbers show that the method runs end to end; do not plan a real training run by them."
+        )
+    unfinished = sum(run.record is None for run in study.runs)
+    if unfinished:
+        cautions.append(f"{unfinished} of {len(study.runs)} planned runs have no record yet; the report leaves them out.")
+    return tuple(cautions)
+
+
+# --- templates -------------------------------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tune", "templates"),
+        autoescape=lambda name: name is not None and ".html." in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": html_value,
+        "cell": html_cell,
+        "short": lambda run_id: run_id[:SHORT_ID],
+        "clean": clean_text,
+        "show": show,
+        "percent": percent,
+        "amount": amount,
+        "markdown": markdown_text,
+        "markdown_table": markdown_table,
+        "indented": lambda text: "\n".join(f"    {line}" for line in clean_text(text).splitlines()),
+    }
+    environment.tests |= {"interval": lambda value: isinstance(value, Interval) and has_ends(value)}
+    environment.globals |= {"verdict_word": verdict_word, "caption": figure_caption, "markdown_file": markdown_file}
+    return environment
+
+
+def has_ends(interval: Interval) -> bool:
+    """Return whether an interval was computed."""
+    return interval.low is not None or interval.high is not None
+
+
+def html_value(value: Any, kind: str) -> Markup:
+    """Return a number as `<data value="full precision">short text</data>`, an interval as three of them."""
+    if isinstance(value, Interval):
+        text = html_value(value.value, kind)
+        if not has_ends(value):
+            return text
+        ends = [escape(show_end(None, kind)) if end is None else html_value(end, kind) for end in (value.low, value.high)]
+        return Markup('{} <span class="interval">[{}, {}]</span>').format(text, *ends)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and kind in FORMATS:
+        return Markup('<data value="{}">{}</data>').format(repr(value), show(value, kind))
+    return escape(show(value, kind))
+
+
+def html_cell(row: dict[str, Any], column: Column) -> Markup:
+    """Return the inside of a table cell."""
+    value = row.get(column.key)
+    if value is None:
+        return Markup('<span class="absent">{}</span>').format(ABSENT)
+    if column.kind == "run":
+        return Markup('<a class="run" href="#run-{}"><code>{}</code></a>').format(value, value[:SHORT_ID])
+    if column.kind == "code":
+        return Markup("<code>{}</code>").format(value)
+    if column.kind == "verdict":
+        return Markup('<span class="verdict {}">{}</span>').format(verdict_word(value), show(value, "text"))
+    return html_value(value, column.kind)
+
+
+def verdict_word(value: Any) -> str:
+    """Return `good`, `bad` or `open` for a status, a yes or a no."""
+    words = {"complete": "good", "yes": "good", "diverged": "bad", "failed": "bad", "no": "bad"}
+    return words.get(show(value, "text"), "open")
+
+
+def figure_caption(drawing: Drawing) -> str:
+    """Return how many runs a figure shows, in words."""
+    return f"{len(drawing.run_ids)} run{'s' * (len(drawing.run_ids) != 1)}"
+
+
+def clean_text(text: str) -> str:
+    """Return text of unknown origin without control and direction-changing characters, which could disturb the page."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def markdown_text(text: Any) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    plain = clean_text(" ".join(str(text).split()))
+    return re.sub(r"([\\`*\[\]|<])", r"\\\1", plain)
+
+
+def markdown_table(table: Table) -> str:
+    """Return a table in GitHub's Markdown."""
+    lines = [_markdown_row(column.label for column in table.columns)]
+    lines.append(_markdown_row("---:" if column.is_number else "---" for column in table.columns))
+    for row in table.rows:
+        lines.append(_markdown_row(_markdown_cell(row.get(column.key), column) for column in table.columns))
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown_cell(value: Any, column: Column) -> str:
+    if column.kind == "run" and value is not None:
+        return f"`{value[:SHORT_ID]}`"
+    return markdown_text(show(value, column.kind))
+
+
+def markdown_file(drawing: Drawing) -> str:
+    """Return the path of a figure as report.md links it."""
+    return f"figures/{drawing.name}.svg"
+
+

@@ -1,0 +1,231 @@
+"""The sections of the report after the answer, in reading order: what is said, shown and listed in each.
+
+A section whose input is not there keeps one line that names the job to run; it never shows an empty chart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tune import report_data_tables as data
+from tune import report_tables as tables
+from tune.report_figures import (
+    draw_best_shares,
+    draw_domain_heat_map,
+    draw_laws,
+    draw_loss_by_share,
+    draw_training,
+    share_looks,
+    source_looks,
+)
+from tune.report_inputs import Example, Study
+from tune.report_panels import (
+    all_shares,
+    cell_panels,
+    domain_heat_map,
+    law_panels,
+    synthetic_sources,
+    training_panels,
+)
+from tune.report_svg import Drawing
+from tune.report_tables import Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page."""
+
+    name: str
+    """Anchor: letters and dashes."""
+    title: str
+    lead: str
+    """How to read it, where its numbers come from."""
+    drawings: tuple[Drawing, ...] = ()
+    tables: tuple[Table, ...] = ()
+    examples: tuple[Example, ...] = ()
+    absent: str | None = None
+    """The one line instead of everything else, when the input is not there."""
+    folded: bool = False
+    """Whether its tables are folded away on screen until asked for."""
+
+
+def build_sections(study: Study) -> tuple[Section, ...]:
+    """Return all sections in reading order."""
+    return tuple(_sections(study))
+
+
+def _sections(study: Study) -> Iterator[Section]:
+    yield _loss_by_share(study)
+    yield _law(study, on_tokens=True)
+    yield _law(study, on_tokens=False)
+    yield _fits(study)
+    yield _best_share(study)
+    yield _equal_loss(study)
+    yield _domains(study)
+    yield _training(study)
+    yield _corpora(study)
+    yield _synthetic(study)
+    yield _packed(study)
+    yield _cost(study)
+    yield _failures(study)
+    yield Section(
+        "runs",
+        "All runs",
+        "Every run of the plan and of the searches; figures and tables above refer to the first digits of these ids.",
+        tables=(tables.runs_table(study),),
+        folded=True,
+    )
+    yield _provenance(study)
+
+
+# --- results ---------------------------------------------------------------------------------------------------
+
+
+def _loss_by_share(study: Study) -> Section:
+    name, title = "loss-by-share", "Loss against share"
+    panels = cell_panels(study)
+    if not panels:
+        return Section(name, title, "", absent=_no_runs(study, "two shares in one cell"))
+    looks = source_looks(synthetic_sources(study))
+    lead = (
+        "Held-out loss at the end of training, one panel per model size N and budget D. Filled markers are runs of the "
+        f"plan {study.config.plan}, open ones trials of a search. A solid line with a band is the smooth fit of a "
+        "searched cell, the star its minimum, the thick bar the interval of the best share; dotted lines only join "
+        "means. Lower is better."
+    )
+    return Section(name, title, lead, drawings=tuple(draw_loss_by_share(panel, looks) for panel in panels))
+
+
+def _law(study: Study, on_tokens: bool) -> Section:
+    name, title = ("data-law", "Loss against data, L(D)") if on_tokens else ("model-law", "Loss against size, L(N)")
+    panels = law_panels(study, on_tokens)
+    if not panels:
+        varied, law = ("budgets at one size", "data") if on_tokens else ("sizes at one budget", "model")
+        line = f"No {law} law was fitted: pretrain_models needs three or more {varied}, then run fit_laws."
+        return Section(name, title, "", absent=line)
+    looks = share_looks([*all_shares(study), *(series.share for panel in panels for series in panel.series)])
+    level = study.laws.file.fits[0].confidence
+    lead = (
+        f"Markers are runs, lines the laws fitted to them (fit {study.config.laws}), drawn to twice the largest value "
+        f"measured; bands are {level:.0%} intervals of the curve. A ring is what a second fit, made without the largest "
+        "scale, predicted there: the closer it sits to its marker, the better the law extrapolates."
+    )
+    return Section(name, title, lead, drawings=tuple(draw_laws(panel, looks) for panel in panels))
+
+
+def _fits(study: Study) -> Section:
+    lead = (
+        f"Fit {study.config.laws}, hash {study.laws.file.hash}. `Starts at optimum` is the part of the starting points "
+        "that ended at the best optimum; `hold-out error` the mean absolute relative error at the largest scale, "
+        "predicted from the smaller ones. fits.csv has every field."
+    )
+    return Section("fits", "The fitted laws", lead, tables=tuple(tables.fit_tables(study)))
+
+
+def _best_share(study: Study) -> Section:
+    if not study.optima:
+        line = "No search is part of this report: run search_mixture and name it in searches."
+        return Section("best-share", "Best share per cell", "", absent=line)
+    looks = source_looks(synthetic_sources(study))
+    lead = "The best share is the minimum of a smooth fit through noisy losses, so it comes with an interval."
+    drawing = draw_best_shares(study.optima, looks)
+    return Section("best-share", "Best share per cell", lead, (drawing,), (tables.optima_table(study),))
+
+
+def _equal_loss(study: Study) -> Section:
+    if not study.recommendations:
+        line = "No recommendation is part of this report: run recommend_mixture and name it in recommendations."
+        return Section("equal-loss", "Tokens to equal loss", "", absent=line)
+    lead = (
+        "How many tokens of each mixture reach the loss that natural text alone reaches with the target's tokens. "
+        "A speed-up above 1 means fewer tokens; generation is not counted here but under cost and in the verdict."
+    )
+    return Section("equal-loss", "Tokens to equal loss", lead, tables=tuple(tables.equal_loss_tables(study)))
+
+
+def _domains(study: Study) -> Section:
+    heat = domain_heat_map(study)
+    if heat is None:
+        line = _no_runs(study, "two mixtures in one cell")
+        return Section("domains", "Domain by domain", "", absent=line)
+    lead = (
+        "Held-out bits per byte of each domain at the largest cell the mixtures share. Colour compares with natural text "
+        "alone in the same row: blue is better, orange worse, the stronger the larger the difference."
+    )
+    return Section("domains", "Domain by domain", lead, drawings=(draw_domain_heat_map(heat),))
+
+
+def _training(study: Study) -> Section:
+    panels = training_panels(study)
+    if not panels:
+        line = "No run of the plan has metrics: pretrain_models writes them as runs/<run_id>/metrics.jsonl."
+        return Section("training", "Training curves", "", absent=line)
+    looks = share_looks(all_shares(study))
+    lead = (
+        "Training loss along each run (lines, on its own mixture, so the levels of different shares do not compare) and "
+        "held-out loss (markers, on the same text for all, so they do)."
+    )
+    return Section("training", "Training curves", lead, drawings=tuple(draw_training(panel, looks) for panel in panels))
+
+
+# --- data, cost, provenance ------------------------------------------------------------------------------------
+
+
+def _corpora(study: Study) -> Section:
+    if not study.corpora:
+        line = "No corpus is part of this report: run build_corpus and name it in corpora."
+        return Section("corpora", "Natural text", "", absent=line)
+    lead = "Documents and characters by domain, and what was dropped on the way in. Held-out text is never trained on."
+    return Section("corpora", "Natural text", lead, tables=tuple(data.corpus_tables(study)))
+
+
+def _synthetic(study: Study) -> Section:
+    if not study.synthetic:
+        line = "No synthetic set is part of this report: run rephrase_corpus and name it in synthetic."
+        return Section("synthetic", "Synthetic text", "", absent=line)
+    lead = (
+        "Every row asked of the generator was kept, rejected or quarantined, with a reason. The examples are the first "
+        "rows by their hash, not the best."
+    )
+    examples = tuple(example for each in study.synthetic.values() for example in each.examples)
+    return Section("synthetic", "Synthetic text", lead, (), tuple(data.synthetic_tables(study)), examples)
+
+
+def _packed(study: Study) -> Section:
+    if not study.packed:
+        line = "The packed set of these runs is not under this root: pack_tokens makes it."
+        return Section("packed", "Training tokens", "", absent=line)
+    lead = (
+        "What the runs drew from each source. Repeated tokens are tokens a run had seen before; a share that needs "
+        "repeats is not compared on equal terms with one that does not."
+    )
+    return Section("packed", "Training tokens", lead, tables=tuple(data.packed_tables(study)))
+
+
+def _cost(study: Study) -> Section:
+    lead = (
+        "What finding out took. Device seconds are wall seconds times workers and leave start-up out; wall seconds of a "
+        "step, where the study's log has them, include everything."
+    )
+    return Section("cost", "Cost of this study", lead, tables=(data.cost_table(study),))
+
+
+def _failures(study: Study) -> Section:
+    table = tables.failures_table(study)
+    if not table.rows:
+        return Section("failures", "Failed and diverged runs", "", absent="None: every run has a result.")
+    lead = "These runs have no loss and are in no fit, no search and no figure."
+    return Section("failures", "Failed and diverged runs", lead, tables=(table,))
+
+
+def _provenance(study: Study) -> Section:
+    lead = (
+        "Artefacts with the hash that identifies each, and what made them. The commands below, run in this order with "
+        "the same configuration files, make everything again."
+    )
+    return Section("provenance", "Provenance", lead, tables=tuple(data.provenance_tables(study)))
+
+
+def _no_runs(study: Study, wanted: str) -> str:
+    return f"The plan {study.config.plan} has no {wanted} with a result yet: pretrain_models trains them."
