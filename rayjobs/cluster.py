@@ -10,25 +10,26 @@ import sys
 def connect(job: str, *, dashboard: bool = False) -> None:
     """Connect to the cluster in RAY_ADDRESS (`ray job submit` sets it), or start one on this machine.
 
-    Does nothing when already connected. A local cluster has the machine's CPUs and GPUs and listens on loopback
-    only; `dashboard` serves its dashboard there and prints the address.
+    Does nothing when already connected. A local cluster has the machine's CPUs and GPUs and asks every client
+    for Ray's token; `dashboard` serves its dashboard on loopback and prints the address.
     """
-    # Ray's accelerator probing and usage report are noise in a job's log; both are settings of the driver alone.
+    # Settings of the driver alone: no usage report, no accelerator warning, and patience on a small busy machine.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # before the import: Ray reads it once, on loading
     import ray
 
     if ray.is_initialized():
         return
-    if address := os.environ.get("RAY_ADDRESS"):
+    if address:
         ray.init(address=address, log_to_driver=True)
         return
     context = ray.init(
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1",
         logging_level=logging.WARNING,
         log_to_driver=True,
     )

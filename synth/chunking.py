@@ -60,14 +60,14 @@ def chunk_spans(text: str, max_length: int, measure: Measure) -> list[Span]:
     pieces = _bounded_pieces(text, max_length, measure)
     if not pieces:
         return []
-    total = sum(length for _, length in pieces)
-    target = total / math.ceil(total / max_length)
+    left = sum(length for _, length in pieces)
     chunks: list[Span] = []
-    start, filled = pieces[0][0].start, 0
+    start, filled, target = pieces[0][0].start, 0, left / math.ceil(left / max_length)
     for span, length in pieces:
         if filled and (filled + length > max_length or filled + length / 2 > target):
             chunks.append(Span(start, span.start))
-            start, filled = span.start, 0
+            left -= filled
+            start, filled, target = span.start, 0, left / math.ceil(left / max_length)
         filled += length
     chunks.append(Span(start, pieces[-1][0].end))
     return [trimmed for chunk in chunks if (trimmed := _trimmed(text, chunk)).end > trimmed.start]

@@ -45,6 +45,8 @@ PARTS_PER_CORPUS_UNIT = 256
 """Parts of a corpus to stay disjoint from that one task reads the ids of."""
 
 MAX_BUCKETS = 4096
+ID_BYTES = 100
+"""What one id of another corpus takes in a merge."""
 SMALL_BUCKET_BYTES = 4 * 2**20
 """A small corpus is cut into up to 16 buckets of at least this much text, so that its merge runs in parallel."""
 
@@ -107,7 +109,9 @@ class CorpusBuild:
     def parents(self) -> dict[str, str]:
         """What the corpus is made from, role -> fingerprint."""
         fingerprints = {role: value for source in self.sources for role, value in source.parents.items()}
-        return fingerprints | {f"disjoint_from.{name}": manifest["hash"] for name, manifest in self.corpora.items()}
+        return fingerprints | {
+            f"disjoint_from.{name}": manifest["hash"] for name, manifest in self.corpora.items()
+        }
 
     def stages(self) -> Iterator[Stage]:
         """Claim the directory, then yield the stages in order; one must be done before the next is asked for.
@@ -118,7 +122,9 @@ class CorpusBuild:
         yield self.read_stage()
         fraction = self.config.held_out_fraction
         buckets = range(self._space.num_buckets)
-        yield self._stage("merge", "buckets", merge_bucket, [MergeTask(self._space, b, fraction) for b in buckets])
+        yield self._stage(
+            "merge", "buckets", merge_bucket, [MergeTask(self._space, b, fraction) for b in buckets]
+        )
         yield self._stage("write", "buckets", write_parts, self._parts_tasks()[1])
 
     def read_stage(self) -> Stage:
@@ -141,10 +147,16 @@ class CorpusBuild:
         dropped = +dropped
         num_rows = sum(entry["rows"] for entry in read)
         if num_rows != num_kept + dropped.total():
-            raise RuntimeError(f"{num_rows} rows read, but {num_kept} kept and {dropped.total()} dropped: {dropped}")
+            raise RuntimeError(
+                f"{num_rows} rows read, but {num_kept} kept and {dropped.total()} dropped: {dropped}"
+            )
         if not num_kept:
-            raise UserError(f"No document is left of {num_rows} rows ({_spoken(dropped)}): change sources or min_characters.")
-        write_json_atomic(self.directory / "inputs.json", [file for source in self.sources for file in source.listing])
+            raise UserError(
+                f"No document is left of {num_rows} rows ({_spoken(dropped)}): change sources or min_characters."
+            )
+        write_json_atomic(
+            self.directory / "inputs.json", [file for source in self.sources for file in source.listing]
+        )
         manifest = finish(
             self.directory,
             artefact_hash(KIND, self.config.identity(), self.parents),
@@ -159,8 +171,8 @@ class CorpusBuild:
 
     def _num_buckets(self) -> int:
         text_bytes = sum(source.text_bytes for source in self.sources)
-        id_bytes = 100 * sum(manifest["documents_kept"] for manifest in self.corpora.values())
-        by_memory = -(-(text_bytes + id_bytes) // RUN_BYTES)
+        num_ids = sum(int(manifest["documents_kept"]) for manifest in self.corpora.values())
+        by_memory = -(-(text_bytes + ID_BYTES * num_ids) // RUN_BYTES)
         for_parallelism = min(16, -(-text_bytes // SMALL_BUCKET_BYTES))
         return min(MAX_BUCKETS, max(1, by_memory, for_parallelism))
 
@@ -177,8 +189,10 @@ class CorpusBuild:
                 for split, counts in manifest["splits"].items()
                 for part in range(counts["parts"])
             )
-            for start in range(0, len(parts), PARTS_PER_CORPUS_UNIT):
-                units.append((f"disjoint_from.{name}", None, CorpusUnit(name, parts[start : start + PARTS_PER_CORPUS_UNIT])))
+            groups = (
+                parts[i : i + PARTS_PER_CORPUS_UNIT] for i in range(0, len(parts), PARTS_PER_CORPUS_UNIT)
+            )
+            units += [(f"disjoint_from.{name}", None, CorpusUnit(name, group)) for group in groups]
         for index, source in enumerate(self.sources):
             units += [(f"sources.{index}", self.config.sources[index], unit) for unit in source.units]
         return [
@@ -278,4 +292,7 @@ def _other_corpus(config: CorpusConfig, name: str) -> dict[str, Any]:
 
 
 def _spoken(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items())) or "none read"
+    return (
+        ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items()))
+        or "none read"
+    )

@@ -26,14 +26,15 @@ STANDARD_LIBRARY = "stdlib"
 """The package name that stands for the standard library."""
 
 SKIPPED_DIRECTORIES = frozenset(
-    {"test", "tests", "_tests", "testdata", "idle_test", "site-packages", "dist-packages", "__pycache__",
-     "_vendor", "_vendored", "vendor", "vendored", "vendored_packages", "extern", "externals", "third_party",
-     "thirdparty", "thirdparty_files"}  # fmt: skip
+    "test tests _tests testdata idle_test site-packages dist-packages __pycache__ _vendor _vendored vendor "  # noqa: SIM905
+    "vendored vendored_packages extern externals third_party thirdparty thirdparty_files".split()
 )
 """Tests are not prose, and vendored copies are other packages' documents under a wrong domain."""
 
 ENGLISH_FUNCTION_WORDS = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "does", "for", "from", "has", "have", "if", "in", "into", "is", "it", "its", "may", "must", "no", "not", "of", "on", "only", "or", "other", "should", "so", "such", "than", "that", "the", "their", "then", "there", "these", "they", "this", "to", "used", "was", "we", "when", "where", "which", "will", "with", "you", "your"]
+    "a an and are as at be been but by can do does for from has have if in into is it its may must no not of on "  # noqa: SIM905
+    "only or other should so such than that the their then there these they this to used was we when where which "
+    "will with you your".split()
 )
 MIN_FUNCTION_WORD_FRACTION = 0.1
 """Running English has 0.35-0.5, a parameter section 0.15-0.3; tables, sessions and ASCII art stay below."""

@@ -63,23 +63,20 @@ def admit(row: Row, min_characters: int) -> Document | str:
     Reasons: `null_text`, `not_text`, `invalid_unicode` (bytes that are not UTF-8, lone surrogates), `too_short`
     (fewer than `min_characters` between the outer white space), or the reader's own.
     """
-    text = row.text
-    if text is None:
-        return row.reason or "null_text"
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError:
-            return "invalid_unicode"
+    text = _decoded(row.text)
     if not isinstance(text, str):
-        return "not_text"
+        return row.reason or ("null_text" if text is None else "not_text")
     text = normalise(text)
     if len(text.strip()) < min_characters:
         return "too_short"
     if row.reason is not None:
         return row.reason
     try:
-        doc_id = document_id(text)
+        return Document(document_id(text), text, row.domain, row.source)
     except UnicodeEncodeError:
         return "invalid_unicode"
-    return Document(doc_id, text, row.domain, row.source)
+
+
+def _decoded(text: object) -> object:
+    # Lone surrogates stand for the bytes that are not UTF-8: no document_id can be made of them.
+    return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text

@@ -11,7 +11,9 @@ class IdentityMismatch(UserError):
     def __init__(self, directory: str, differences: dict[str, tuple[object, object]]) -> None:
         self.directory = directory
         self.differences = differences
-        fields = "; ".join(f"{field}: there {old!r}, asked for {new!r}" for field, (old, new) in differences.items())
+        fields = "; ".join(
+            f"{field}: there {old!r}, asked for {new!r}" for field, (old, new) in differences.items()
+        )
         super().__init__(
             f"{directory} already holds an artefact of another recipe ({fields}). "
             "Give the new one another name, or move the old one away."

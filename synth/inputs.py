@@ -171,7 +171,9 @@ def _list_files(where: str, source: FileSource) -> SourceInputs:
             raise UserError(_nothing_to_read(name, pattern, found))
         if len(readable) < len(found) and not single:
             skipped = next(file.label for file in found if not file_format(source, file.url))
-            warnings.append(f"{name}: {len(found) - len(readable)} files of unknown ending are not read ({skipped})")
+            warnings.append(
+                f"{name}: {len(found) - len(readable)} files of unknown ending are not read ({skipped})"
+            )
         files.update((file.url, file) for file in readable)
     ordered = [files[url] for url in sorted(files)]
     groups = _grouped(((file, file.num_bytes or UNIT_BYTES) for file in ordered), UNIT_BYTES)
@@ -205,7 +207,9 @@ def _find(name: str, pattern: str) -> tuple[list[InputFile], bool]:
     except FileNotFoundError:
         raise UserError(f"{name} = {pattern!r} is not there: correct the path.") from None
     except Exception as error:  # every fsspec backend raises its own library's errors
-        raise UserError(f"{name} = {pattern!r} cannot be listed ({type(error).__name__}: {error}).") from error
+        raise UserError(
+            f"{name} = {pattern!r} cannot be listed ({type(error).__name__}: {error})."
+        ) from error
     found = [
         _input_file(file_system, base, path, info)
         for path, info in infos.items()
@@ -215,7 +219,9 @@ def _find(name: str, pattern: str) -> tuple[list[InputFile], bool]:
 
 
 def _input_file(file_system: Any, base: str, path: str, info: dict[str, Any]) -> InputFile:
-    version = next((info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if info.get(key)), "")
+    version = next(
+        (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if info.get(key)), ""
+    )
     if "file" in _protocols(file_system):
         url = path
         label = PurePosixPath(os.path.relpath(path, os.path.dirname(base) or "/")).as_posix()
@@ -264,7 +270,11 @@ def open_dataset(source: HuggingFaceSource, revision: str) -> Any:
 
     local = os.path.isdir(source.dataset)
     return datasets.load_dataset(
-        source.dataset, source.subset, split=source.split, revision=None if local else revision, streaming=True
+        source.dataset,
+        source.subset,
+        split=source.split,
+        revision=None if local else revision,
+        streaming=True,
     )
 
 

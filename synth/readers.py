@@ -73,7 +73,9 @@ def _one_sentence(label: str) -> Iterator[None]:
         raise
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{label} cannot be read to its end ({reason}): replace the file or leave it out.") from error
+        raise UserError(
+            f"{label} cannot be read to its end ({reason}): replace the file or leave it out."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -126,7 +128,9 @@ def _read_parquet(where: str, source: FileSource, file: InputFile) -> Iterator[R
         number = 0
         for batch in parquet.iter_batches(ROWS_PER_BATCH, columns=columns):
             texts = _undecoded(batch.column(source.text_field))
-            domains = batch.column(source.domain_field).to_pylist() if source.domain_field else [None] * len(texts)
+            domains = (
+                batch.column(source.domain_field).to_pylist() if source.domain_field else [None] * len(texts)
+            )
             for text, domain in zip(texts, domains, strict=True):
                 number += 1
                 yield Row(text, source.domain if domain is None else str(domain), f"{file.label}#{number}")
@@ -148,14 +152,20 @@ def _undecoded(column: pa.Array) -> list[Any]:
     """Return strings as their bytes, so that one text that is not UTF-8 costs its row and not its file."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+    if (
+        pa.types.is_string(column.type)
+        or pa.types.is_large_string(column.type)
+        or pa.types.is_string_view(column.type)
+    ):
         column = column.cast(pa.large_binary())
     values: list[Any] = column.to_pylist()
     return values
 
 
 def _read_shard(where: str, source: HuggingFaceSource, unit: ShardUnit) -> Iterator[Row]:
-    label = f"{source.dataset.rstrip('/').rpartition('/')[2]}/{source.split}-{unit.index}-of-{unit.num_shards}"
+    label = (
+        f"{source.dataset.rstrip('/').rpartition('/')[2]}/{source.split}-{unit.index}-of-{unit.num_shards}"
+    )
     with _one_sentence(label):
         shard = open_dataset(source, unit.revision).shard(num_shards=unit.num_shards, index=unit.index)
         for number, value in enumerate(shard, start=1):

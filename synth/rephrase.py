@@ -387,7 +387,7 @@ class RephraseWorker:
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=num_bytes,
                 prompt_format=self._engine.tokenizer.prompt_format, engine_version=self._engine.version,
                 device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
-                engine_deaths=usage.deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
+                engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
                 quarantined=[
                     {"row": draft.key, "reason": outcome.reason, "detail": outcome.detail}
                     for draft, outcome in zip(drafts, outcomes, strict=True) if isinstance(outcome, Quarantined)

@@ -206,7 +206,9 @@ def merge_bucket(task: MergeTask) -> None:
     table = pa.concat_tables(list(_row_groups(space, bucket))).combine_chunks()
     kept, dropped = _first_copies(table)
     documents = table.take(kept).cast(DOCUMENT_SCHEMA)
-    held_out = np.array([is_held_out(i, task.held_out_fraction) for i in documents["doc_id"].to_pylist()], dtype=bool)
+    held_out = np.array(
+        [is_held_out(i, task.held_out_fraction) for i in documents["doc_id"].to_pylist()], dtype=bool
+    )
     entry: dict[str, Any] = {"dropped": dropped, "kept": {}}
     for split, mask in zip(SPLITS, (~held_out, held_out), strict=True):
         side = documents.filter(pa.array(mask))
@@ -252,7 +254,10 @@ def lowest_documents(space: Workspace, kept: list[dict[str, int]], limit: int) -
     for bucket, counts in enumerate(kept):
         if sum(counts.values()) > left:
             # Only the bucket the limit falls into is looked at: the splits take turns inside it.
-            ids = {split: read_parquet(space.merged(split, bucket), ["doc_id"])["doc_id"].to_pylist() for split in SPLITS}
+            ids = {
+                split: read_parquet(space.merged(split, bucket), ["doc_id"])["doc_id"].to_pylist()
+                for split in SPLITS
+            }
             taken = sorted((doc_id, split) for split, in_split in ids.items() for doc_id in in_split)[:left]
             counts = {split: sum(side == split for _, side in taken) for split in SPLITS}
         lowest.append(counts)
@@ -281,7 +286,14 @@ def plan_parts(
         first = [min(-(-int(end) // documents_per_part), num_parts[split]) for end in ends]
         first_part[split] = first
         slices[split] = [
-            tuple(_slices(ends, bucket, first[bucket] * documents_per_part, min(total, first[bucket + 1] * documents_per_part)))
+            tuple(
+                _slices(
+                    ends,
+                    bucket,
+                    first[bucket] * documents_per_part,
+                    min(total, first[bucket + 1] * documents_per_part),
+                )
+            )
             for bucket in range(len(kept))
         ]
     tasks = [

@@ -2,7 +2,8 @@
 
 When the engine dies, every request in flight is a suspect. They are tried again in halves, with nothing else
 running, until the ones that kill an engine alone are known; those are quarantined, everybody else gets an answer.
-Isolating one row among n takes at most log2(n) + 2 deaths. Deaths are counted per part and bounded.
+Isolating one row among n takes at most log2(n) + 2 deaths. The halves follow the parts, so a death soon has rows of
+one part alone in it; those are counted for the part and bounded, and an innocent part is never charged.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class PartUsage:
     start_seconds: float = 0.0
     """Starts of the engine that happened on its account."""
     deaths: int = 0
-    """Engine deaths its rows were suspects of."""
+    """Engine deaths with rows of this part alone in flight: its own doing, or chance."""
+    shared_deaths: int = 0
+    """Engine deaths with rows of several parts in flight, each counted for one of them."""
     retries: int = 0
     """Attempts after the first of requests that failed by themselves."""
 
@@ -143,12 +146,20 @@ class Supervisor:
         raise AssertionError("the last attempt returns or raises")
 
     async def _normal_service(self, part: int) -> None:
-        """Wait until the engine is up and no search for a killer is on: strangers would spoil its result."""
+        """Wait until the engine is up and no search for a killer is on: strangers would spoil its result.
+
+        Raises TooManyDeaths when the part has been given up meanwhile.
+        """
         while True:
             await self._calm.wait()
             await self._engine_up(part)
             if self._calm.is_set():
-                return
+                break
+        if (deaths := self._deaths(part)) > self._max_deaths:
+            raise TooManyDeaths(part, deaths)
+
+    def _deaths(self, part: int) -> int:
+        return self._usage[part].deaths if part in self._usage else 0
 
     async def _engine_up(self, part: int) -> None:
         """Start the engine unless it is up, on account of this part."""
@@ -181,7 +192,7 @@ class Supervisor:
     async def _search(self, suspects: list[_Suspect]) -> None:
         try:
             await self._bury(suspects)
-            groups = [suspects]
+            groups = [sorted(suspects, key=lambda suspect: suspect.part)]
             while groups:
                 groups.extend(await self._narrow(groups.pop()))
         # Whatever ends the search early (the engine does not start again, a bug here) must reach every request that
@@ -198,6 +209,9 @@ class Supervisor:
 
     async def _narrow(self, group: list[_Suspect]) -> list[list[_Suspect]]:
         """Try a group that holds a killer, if it was not chance; return the smaller groups that still may hold one."""
+        for suspect in group:
+            if not suspect.answer.done() and (deaths := self._deaths(suspect.part)) > self._max_deaths:
+                suspect.answer.set_exception(TooManyDeaths(suspect.part, deaths))
         group = [suspect for suspect in group if not suspect.answer.done()]
         if len(group) <= 1:
             for suspect in await self._unanswered(group):
@@ -230,15 +244,14 @@ class Supervisor:
         return True
 
     async def _bury(self, suspects: list[_Suspect]) -> None:
-        """Count a death for the parts whose rows were in it, and take down what is left of the engine."""
+        """Take down what is left of the engine, and charge a part whose rows alone were in it."""
         await self._engine_down()
-        for part in {suspect.part for suspect in suspects}:
-            usage = self._usage.setdefault(part, PartUsage())
-            usage.deaths += 1
-            if usage.deaths > self._max_deaths:
-                for suspect in suspects:
-                    if suspect.part == part and not suspect.answer.done():
-                        suspect.answer.set_exception(TooManyDeaths(part, usage.deaths))
+        parts = {suspect.part for suspect in suspects}
+        usage = self._usage.setdefault(min(parts), PartUsage())
+        if len(parts) > 1:
+            usage.shared_deaths += 1
+            return
+        usage.deaths += 1
 
     # --- accounting ----------------------------------------------------------------------------------------------
 

@@ -77,7 +77,11 @@ def open_engine(module: Pretrainer, run: RunConfig, placement: TrainPlacement, p
     num_params = sum(parameter.numel() for parameter in module.parameters())
     config = deepspeed_config(run, placement, world_size(), num_params)
     optimizer = _adam(module, run, clips=config["gradient_clipping"] == 0, peak_rate=peak_rate)
+    buffers = dict(module.named_buffers())
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    for name, buffer in buffers.items():  # DeepSpeed rounds buffers to bfloat16 too: the rotary frequencies must not be
+        owner, _, own_name = name.rpartition(".")
+        setattr(module.get_submodule(owner), own_name, buffer.to(engine.device))
     if placement.zero_stage == 3:  # the loss reads this weight itself, so stage 3 must gather it for the whole module
         deepspeed.zero.register_external_parameter(module, module.llama.lm_head.weight)
     try:
@@ -92,6 +96,16 @@ def set_learning_rate(engine: Any, rate: float) -> None:
     """Set the learning rate of the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def whole_weights(engine: Any, placement: TrainPlacement) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which every worker can read all weights, also where ZeRO 3 has taken them apart."""
+    import deepspeed
+
+    if placement.zero_stage < 3:
+        return contextlib.nullcontext()
+    gathered: contextlib.AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(engine.parameters()))
+    return gathered
 
 
 class _ClippingAdamW(torch.optim.AdamW):

@@ -32,6 +32,8 @@ KIND = "plan"
 MADE_BY = "pretrain_models"
 PLAN_FILE = "plan.json"
 
+STATUSES = ("complete", "diverged", "failed")
+
 FEW_STEPS = 50
 """A run with fewer optimiser steps than this is warned about."""
 
@@ -158,7 +160,7 @@ def finish_plan(config: PretrainConfig, identity: str, records: Sequence[RunReco
         plan_directory(config.root, config.name),
         identity,
         runs={record.run_id: record.status for record in records},
-        **{status: sum(record.status == status for record in records) for status in ("complete", "diverged", "failed")},
+        **{status: sum(record.status == status for record in records) for status in STATUSES},
     )
 
 
@@ -188,19 +190,21 @@ def check_placement(runs: Iterable[RunConfig], packed: PackedInfo, placement: Tr
 
 def summary(records: Sequence[RunRecord]) -> str:
     """Return in one sentence how the runs ended, with the reason of the first that did not complete."""
-    counts = collections.Counter(record.status for record in records)
-    ended = ", ".join(f"{counts[status]} {status}" for status in ("complete", "diverged", "failed") if counts[status])
+    counts = collections.Counter[str](record.status for record in records)
+    ended = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     worst = next((record for record in records if record.status != "complete"), None)
     if worst is None:
-        return f"{len(records)} runs: {ended}"
-    reasons = f"run {worst.run_id} {worst.status}: {worst.reason}"
-    return f"{len(records)} runs: {ended} ({reasons}); to train one again delete its runs/<run_id>/record.json"
+        return f"runs: {ended}"
+    return (
+        f"runs: {ended} (run {worst.run_id} {worst.status}: {worst.reason}); "
+        "to train one of them again delete its runs/<run_id>/record.json"
+    )
 
 
 def count_statuses(records: Iterable[RunRecord]) -> dict[str, object]:
     """Return how many runs diverged and failed, each only if any did."""
-    counts = collections.Counter(record.status for record in records)
-    return {f"runs {status}": counts[status] for status in ("diverged", "failed") if counts[status]}
+    counts = collections.Counter[str](record.status for record in records)
+    return {f"runs {status}": counts[status] for status in STATUSES[1:] if counts[status]}
 
 
 def _run(

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
+import enum
+import functools
 import gc
 import itertools
 import os
-import pkgutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
+from upath import UPath
 
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.progress import Progress
-from synth.storage import study_path
-from train import packing
-from train.config import PackConfig, PretrainConfig, RunConfig, TrainPlacement
+from synth.storage import read_json, study_path
+from train import generator, packing
+from train.config import GeneratorConfig, PackConfig, PretrainConfig, RunConfig, TrainPlacement
 from train.grid import (
+    check_placement,
     claim_plan,
     finish_plan,
     in_training_order,
@@ -116,8 +119,15 @@ CLOSE_SECONDS = 10.0
 MAX_SUBMITTED = 1000
 """Runs one caller has in the queue at once; the actor keeps a slot for each."""
 
-STOP, WAIT = "stop", "wait"
-Order = Assignment | Literal["stop", "wait"]
+
+class Word(enum.Enum):
+    """What a lane is told when there is no run for it."""
+
+    WAIT = "wait"
+    STOP = "stop"
+
+
+Order = Assignment | Word
 
 
 @ray.remote(num_cpus=0, max_concurrency=10_000)
@@ -161,8 +171,8 @@ class _QueueActor:
                     else:  # its group died between the record and telling us
                         await self.done(record)
         except TimeoutError:
-            return WAIT
-        return STOP
+            return Word.WAIT
+        return Word.STOP
 
     async def beat(self, run_id: str, tokens: int) -> None:
         """Hear how far a run is, tokens."""
@@ -224,6 +234,16 @@ class _QueueActor:
         return LanesLost(f"no lane is left to train on ({reasons}). Finished runs are kept: run the job again to go on")
 
 
+Trainer = Callable[..., RunRecord]
+"""Called as `train.loop.train_run` is; it travels to the workers, so its module must load there."""
+
+
+def _train_run(*arguments: Any, **options: Any) -> RunRecord:
+    from train.loop import train_run  # here, so that the driver needs no torch
+
+    return train_run(*arguments, **options)
+
+
 @dataclass(frozen=True)
 class _LaneSettings:
     """What a warm group is started with; it learns the rest from the queue."""
@@ -232,13 +252,13 @@ class _LaneSettings:
     lane: int
     placement: TrainPlacement
     queue: Any
-    trainer: str
+    trainer: Trainer
 
 
 def _train_from_queue(config: dict[str, _LaneSettings]) -> None:
     """Run on every rank of a warm group: take a run, train it, see it recorded, until told to stop."""
     worker = _LaneWorker(config["settings"])
-    while (order := worker.next_order()) != STOP:
+    while (order := worker.next_order()) != Word.STOP:
         if isinstance(order, Assignment):
             worker.carry_out(order)
             if worker.settings.placement.zero_stage == 3:
@@ -256,13 +276,12 @@ class _LaneWorker:
         self._leads = dist.get_rank() == 0
         self._control = dist.new_group(backend="gloo")  # orders and errors travel on the CPU, also beside NCCL
         self._group = uuid.uuid4().hex
-        self._train: Callable[..., RunRecord] = pkgutil.resolve_name(settings.trainer)
 
     def next_order(self) -> Order:
         """Return what the queue tells the leading worker, on all of them."""
         import torch.distributed as dist
 
-        order: list[Order] = [STOP]
+        order: list[Order] = [Word.STOP]
         if self._leads:
             with contextlib.suppress(ray.exceptions.RayActorError):  # without its queue a lane has nothing to do
                 order = [ray.get(self._queue.take.remote(self.settings.lane, self._group, POLL_SECONDS))]
@@ -291,7 +310,7 @@ class _LaneWorker:
 
         settings = self.settings
         try:
-            return self._train(
+            record: RunRecord = settings.trainer(
                 run,
                 PackedSet.open(settings.root, run.packed),
                 settings.placement,
@@ -299,6 +318,7 @@ class _LaneWorker:
                 device=ray.train.torch.get_device(),
                 report=beats,
             )
+            return record
         except UserError as error:
             return _Refused(str(error))
         except OSError as error:  # a full disk or a store out of reach is no property of the run: it is tried again
@@ -318,7 +338,7 @@ class _LaneWorker:
         """
         import torch.distributed as dist
 
-        patience = None if isinstance(outcome, RunRecord) else datetime.timedelta(seconds=PATIENCE_SECONDS)
+        patience = None if isinstance(outcome, RunRecord) else dt.timedelta(seconds=PATIENCE_SECONDS)
         outcomes: list[Any] = [None] * dist.get_world_size()
         dist.monitored_barrier(self._control, timeout=patience)
         dist.all_gather_object(outcomes, outcome, group=self._control)
@@ -334,7 +354,7 @@ class _LaneWorker:
             tokens=max(assignment.tokens, beats.tokens),
             seconds=seconds,
             tokens_per_second=beats.tokens_per_second,
-            attempts=read_attempts(run_directory(root, run.run_id)),
+            attempts=_attempts(run_directory(root, run.run_id)),
         )
         write_record(root, record)
         return record
@@ -398,18 +418,18 @@ class Lanes:
     through `queue`, an actor handle that Tune trials can take along: `ray.get(lanes.queue.submit.remote(run))`.
     """
 
-    def __init__(self, root: str, placement: TrainPlacement, *, trainer: str = "train.loop:train_run") -> None:
-        """Prepare lanes under a study root. `trainer` names the function that trains a run, as `module:function`."""
+    def __init__(self, root: str, placement: TrainPlacement, *, trainer: Trainer | None = None) -> None:
+        """Prepare lanes under a study root. `trainer` is called in place of `train.loop.train_run`, with its arguments."""
         self.placement = placement
         self._root = str(study_path(root))  # workers run in another directory
-        self._trainer = trainer
+        self._trainer = trainer or _train_run
         self._name = f"lanes-{uuid.uuid4().hex[:12]}"  # Ray Train resumes under a known name, so each start is its own
         self._threads: list[threading.Thread] = []
         self._opened = time.monotonic()
         self._spoken_of: set[str] = set()
 
     def __enter__(self) -> Lanes:
-        self.queue = _QueueActor.remote(self._root, self.placement.lanes)
+        self.queue: Any = _QueueActor.remote(self._root, self.placement.lanes)
         for lane in range(self.placement.lanes):
             thread = threading.Thread(target=self._keep_up, args=(lane,), name=f"{self._name}-{lane}", daemon=True)
             thread.start()
@@ -429,7 +449,8 @@ class Lanes:
 
         `progress` is told in training tokens. Raises LanesLost and UserError as `submit` says.
         """
-        waiting, records = iter(runs), {}
+        waiting = iter(runs)
+        records: dict[str, RunRecord] = {}
         pending: dict[Any, RunConfig] = {}
         tokens = progress.done
         while True:
@@ -501,7 +522,7 @@ class Lanes:
                 name=f"{self._name}-{lane}-{uuid.uuid4().hex[:6]}",
                 storage_path=str(study_path(self._root, ".lanes")),
                 failure_config=ray.train.FailureConfig(max_failures=placement.max_restarts),
-                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": environment},
             ),
         )
@@ -549,6 +570,27 @@ def _train_missing(
         return own.run_all(missing, progress)
 
 
+def train_generator(config: GeneratorConfig) -> dict[str, Any]:
+    """Make a generator: exchanges of its corpus, packed, learnt in one lane, exported; return its manifest.
+
+    Raises UserError (see `plan_generator`; or when training did not complete), LanesLost when its lane is lost.
+    """
+    config = config.model_copy(update={"root": str(study_path(config.root))})  # workers run in another directory
+    identity = generator.claim_generator(config)
+    directory = generator.generator_directory(config)
+    if is_finished(directory):
+        return read_manifest(directory, generator.MADE_BY)
+    generator.write_exchanges(config)
+    pack_tokens(generator.pack_config(config))
+    run = generator.run_config(config)
+    check_placement([run], PackedInfo.read(config.root, run.packed), config.placement)
+    if (record := generator.exported_record(config, run)) is None:
+        trainer = functools.partial(generator.train_and_export, config)
+        with Lanes(config.root, config.placement.model_copy(update={"lanes": 1}), trainer=trainer) as lanes:
+            (record,) = lanes.run_all([run], _token_progress(generator.MADE_BY, [run], [run]))
+    return generator.finish_generator(config, identity, record)
+
+
 def _token_progress(step: str, runs: Sequence[RunConfig], missing: Sequence[RunConfig]) -> Progress:
     total, left = (sum(run.num_steps * run.tokens_per_step for run in each) for each in (runs, missing))
     return Progress(step, total, "tokens", already=total - left)
@@ -564,11 +606,20 @@ def _record_of(reference: Any) -> RunRecord:
     return record
 
 
+def _attempts(directory: UPath) -> int:
+    from train.loop import ATTEMPTS_FILE
+
+    try:
+        return int(read_json(directory / ATTEMPTS_FILE)["attempts"])
+    except FileNotFoundError:
+        return 1
+
+
 def _why_ended(error: Exception) -> str:
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
-    lines = str(first).strip().splitlines()
-    return lines[-1].strip() if lines else type(first).__name__
+    lines = str(first).strip().splitlines() or ["it gave no reason"]
+    return f"{type(first).__name__}: {lines[0] if isinstance(first, ray.exceptions.RayError) else lines[-1]}"
 
 
 def _free_resources() -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlamaForCausalLM
 from upath import UPath
 
 from synth.errors import UserError
@@ -22,7 +23,17 @@ from synth.storage import read_json, write_json_atomic
 from train.checkpoint import RunState, load_checkpoint, remove_checkpoints, save_checkpoint
 from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import rows_per_microbatch
-from train.distributed import agreed, join_process_group, leads, open_engine, rank, set_learning_rate, total, world_size
+from train.distributed import (
+    agreed,
+    join_process_group,
+    leads,
+    open_engine,
+    rank,
+    set_learning_rate,
+    total,
+    whole_weights,
+    world_size,
+)
 from train.divergence import LossWatch
 from train.evaluation import evaluate, evaluation_steps
 from train.flops import count_parameters, train_flops, train_flops_6nd
@@ -48,12 +59,17 @@ def train_run(
     *,
     device: str | torch.device = "cpu",
     report: Callable[[int], None] | None = None,
+    deliver: Callable[[LlamaForCausalLM], None] | None = None,
 ) -> RunRecord:
     """Train a run, or what is left of it, and return its record, which lies in `directory` by then.
 
     Called by every worker of a process group, or by one process alone. `report` hears the training tokens done, before
-    the first step and after every step. A run that diverges has a record that says so. Raises UserError for a run that
-    cannot be trained as it is configured and placed; whatever else is raised is for the caller to record.
+    the first step and after every step. `deliver` gets the trained model of a complete run, on the leading worker,
+    before the record is written (`train.export.export_checkpoint` makes it a checkpoint others can load); it may be
+    called again if the run is interrupted right then.
+
+    A run that diverges has a record that says so. Raises UserError for a run that cannot be trained as it is configured
+    and placed; whatever else is raised is for the caller to record.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -66,6 +82,10 @@ def train_run(
         training = _Training(run, packed, placement, directory, engine, rate)
         reason = training.run_to_end(report or (lambda tokens: None))
         record = agreed(training.record(reason, attempts) if leads() else None)
+        if deliver and not reason:
+            with whole_weights(engine, placement):
+                if leads():
+                    deliver(engine.module.llama)
     if leads():
         write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
         remove_checkpoints(directory)
@@ -180,7 +200,10 @@ class _Training:
         now = time.perf_counter()
         self.train_seconds, self.mark = self.train_seconds + now - self.mark, now
         self.window += losses
-        return self.watch.see(losses, self.step - len(losses) + 1), ask > 0
+        reason = self.watch.see(losses, self.step - len(losses) + 1)
+        if reason is None and self.engine.skipped_steps:  # DeepSpeed leaves such a step out and goes on
+            reason = f"the gradient of a step was not finite, at or before step {self.step}"
+        return reason, ask > 0
 
     def _write_line(self, rate: float) -> None:
         seconds = self.train_seconds - self.line_train_seconds

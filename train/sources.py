@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,15 +16,14 @@ from upath import UPath
 
 from synth.corpus import open_corpus
 from synth.errors import UserError
-from synth.identity import read_manifest
-from synth.storage import list_names, read_parquet, study_path
+from synth.ledger import open_synthetic
+from synth.storage import read_parquet
 from train.config import PackConfig, PackSource
 
 CHUNK_SEPARATOR = "\n\n"
 
 
-@dataclass(frozen=True)
-class Documents:
+class Documents(NamedTuple):
     """Some documents, in training order."""
 
     names: list[str]
@@ -39,9 +39,6 @@ class Parts:
     """The Parquet files, in order."""
     hash: str
     """Identity of the corpus or synthetic set."""
-    num_documents: int | None
-    num_bytes: int | None
-    """Documents and UTF-8 bytes of text in them, as far as their manifest says."""
     made_by: str
     """Job that makes them."""
 
@@ -63,6 +60,10 @@ class Source:
     """One training source of a packed set: parts, and how a part becomes documents."""
 
     parts: Parts
+    num_documents: int | None
+    """Documents in it; null for a synthetic one, whose manifest counts chunks."""
+    num_bytes: int
+    """UTF-8 bytes of text in a corpus; characters of kept text in a synthetic set."""
     is_synthetic: bool
     recipe: str | None
     """Only rows of this recipe; null takes all."""
@@ -83,42 +84,58 @@ class Source:
         table = table.filter(wanted).sort_by([(column, "ascending") for column in order])
         keys = zip(*(table[column].to_pylist() for column in order[:3]), strict=True)
         rows = zip(keys, table["text"].to_pylist(), strict=True)
-        names, texts = [], []
+        documents = Documents([], [])
         for (doc_id, recipe, sample), chunks in itertools.groupby(rows, key=lambda row: row[0]):
-            names.append(f"{doc_id}/{recipe}/{sample}")
-            texts.append(CHUNK_SEPARATOR.join(text for _, text in chunks))
-        return Documents(names, texts)
+            documents.names.append(f"{doc_id}/{recipe}/{sample}")
+            documents.texts.append(CHUNK_SEPARATOR.join(text for _, text in chunks))
+        return documents
 
 
 def open_sources(config: PackConfig) -> dict[str, Source]:
-    """Return the training sources of a packed set by name. Raises UserError when one is not finished or has no part."""
+    """Return the training sources of a packed set by name.
+
+    Raises UserError when one is not finished, has no part, or lacks the recipe it is to give.
+    """
     return {name: _open_source(config.root, name, source) for name, source in config.sources.items()}
-
-
-def _open_source(root: str, name: str, source: PackSource) -> Source:
-    if source.corpus is not None:
-        parts = corpus_parts(root, source.corpus, "train")
-    else:
-        parts = _synthetic_parts(root, str(source.synthetic))
-    if not parts.paths:
-        raise UserError(f"source {name!r} has no part to pack: take it out of sources, or make a larger one.")
-    return Source(parts, source.synthetic is not None, source.recipe)
 
 
 def held_out_parts(config: PackConfig) -> dict[str, Parts]:
     """Return the held-out split of every corpus to evaluate on. Raises IncompleteArtefact when one is not finished."""
-    return {name: corpus_parts(config.root, name, "held_out") for name in config.evaluate_on}
+    found = {}
+    for name in config.evaluate_on:
+        paths, manifest = open_corpus(config.root, name, "held_out")
+        found[name] = Parts(tuple(paths), manifest["hash"], "build_corpus")
+    return found
 
 
-def corpus_parts(root: str, name: str, split: str) -> Parts:
-    """Return the parts of a corpus, `train` or `held_out`. Raises IncompleteArtefact when it is not finished."""
-    paths, manifest = open_corpus(root, name, split)
-    counts = manifest["splits"][split]
-    return Parts(tuple(paths), manifest["hash"], counts["documents"], counts["bytes"], "build_corpus")
-
-
-def _synthetic_parts(root: str, name: str) -> Parts:
-    directory = study_path(root, "synthetic", name)
-    manifest = read_manifest(directory, "rephrase_corpus")
-    paths = tuple(directory / part for part in list_names(directory, ".parquet"))
-    return Parts(paths, manifest["hash"], None, None, "rephrase_corpus")
+def _open_source(root: str, name: str, source: PackSource) -> Source:
+    if source.corpus is not None:
+        paths, manifest = open_corpus(root, source.corpus, "train")
+        counts = manifest["splits"]["train"]
+        opened = Source(
+            parts=Parts(tuple(paths), manifest["hash"], "build_corpus"),
+            num_documents=counts["documents"],
+            num_bytes=counts["bytes"],
+            is_synthetic=False,
+            recipe=None,
+        )
+    else:
+        assert source.synthetic is not None
+        paths, manifest = open_synthetic(root, source.synthetic)
+        recipes = manifest["recipes"]
+        if source.recipe is not None and source.recipe not in recipes:
+            raise UserError(
+                f"sources.{name}.recipe = {source.recipe!r} made no row of synthetic/{source.synthetic}: "
+                f"choose one of {', '.join(sorted(recipes))}."
+            )
+        chosen = recipes if source.recipe is None else [source.recipe]
+        opened = Source(
+            parts=Parts(tuple(paths), manifest["hash"], "rephrase_corpus"),
+            num_documents=None,
+            num_bytes=sum(recipes[recipe]["kept_characters"] for recipe in chosen),
+            is_synthetic=True,
+            recipe=source.recipe,
+        )
+    if not opened.parts.paths:
+        raise UserError(f"source {name!r} has no part to pack: take it out of sources, or make a larger one.")
+    return opened

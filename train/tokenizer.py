@@ -28,8 +28,8 @@ from train.tokens import token_dtype
 END_OF_TEXT = "<|endoftext|>"
 """The special token before every document."""
 
-MAX_TRAINING_BYTES = 64 * 2**20
-"""A tokenizer is trained on at most this much text, UTF-8 bytes, split evenly over its sources."""
+TRAINING_BYTES_PER_TOKEN = 4096
+"""Text a tokenizer is trained on at most, for each token of its vocabulary, UTF-8 bytes; split evenly over sources."""
 
 ROOT_PREFIX = "root:"
 """A path that starts with this is relative to the study root."""
@@ -66,11 +66,8 @@ class Encoder:
 
     @classmethod
     def read(cls, directory: UPath) -> Encoder:
-        """Open the tokenizer of a packed set from its `tokenizer` directory."""
-        info = TokenizerInfo.model_validate(read_json(directory / MARKER))
-        return cls(
-            tokenizers.Tokenizer.from_str((directory / "tokenizer.json").read_text(encoding="utf-8")), info
-        )
+        """Open the tokenizer of a packed set from its `tokenizer` directory; a worker opens it once."""
+        return _opened(directory, TokenizerInfo.model_validate(read_json(directory / MARKER)))
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """Return `[EOT, t1 .. tn]` of each document, uint16 or uint32."""
@@ -102,6 +99,12 @@ class Encoder:
             int(self.token_bytes[ids].sum()) != len(text.encode())
             for text, ids in zip(texts, documents, strict=True)
         )
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(directory: UPath, info: TokenizerInfo) -> Encoder:
+    definition = (directory / "tokenizer.json").read_text(encoding="utf-8")
+    return Encoder(tokenizers.Tokenizer.from_str(definition), info)
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, directory: UPath) -> TokenizerInfo:

@@ -135,7 +135,7 @@ def draw_joint(
         axes.set(xlim=(low, high))
         axes.set_xlabel("predicted loss, nats per token")
         axes.set_ylabel("measured loss, nats per token")
-        _legend(axes, "upper left")
+        _legend(axes)
         alt = f"{title}: " + "; ".join(_joint_summary(fitted, rows) for fitted in fits) + "."
         return finish_drawing(figure, f"{law.replace('_', '-')}-law", title, alt, _runs(fits), tips)
 
@@ -152,7 +152,7 @@ def draw_residuals(
         for number, (law, chosen) in enumerate(laws.items()):
             axes = figure.add_subplot(len(laws), 1, number + 1)
             axis = "num_params" if chosen[0].record.axis == "params" else "train_tokens"
-            axes.set_title(f"{law} law", pad=6)
+            axes.set_title(f"{law} law", loc="left", pad=6)
             axes.axhline(0.0, color=light("muted"), linewidth=0.9)
             for index, fitted in enumerate(chosen):
                 measured, predicted, used = _fitted_points(fitted, rows)
@@ -162,7 +162,7 @@ def draw_residuals(
                           label=fitted.record.group, gid=gid)  # fmt: skip
                 tips[gid] = [_tip(fitted, row, value) for row, value in zip(used, predicted, strict=True)]
             _log_axis(axes, AXIS_LABELS[axis])
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.1%}" if value else "0"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2%}" if value else "0"))
             if number == 0:
                 _legend(axes)
         alt = f"{title}. " + "; ".join(f"{fitted.record.law}, {_joint_summary(fitted, rows)}" for fitted in fits) + "."
@@ -212,7 +212,7 @@ def _joint_summary(fitted: FittedLaw, rows: Mapping[str, Observation]) -> str:
 def _panel(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, pad=8)
+    axes.set_title(title, loc="left", pad=8)
     return figure, axes
 
 
@@ -226,10 +226,12 @@ def _log_axis(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _legend(axes: Axes, place: str = "upper right") -> None:
-    _, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        axes.legend(loc=place, handlelength=1.2, labelspacing=0.3, borderaxespad=0.1)
+def _legend(axes: Axes) -> None:
+    """Put the groups above the panel, where no point can lie under them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure = axes.get_figure()
+    if len(labels) > 1 and isinstance(figure, Figure):
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.0, columnspacing=1.0)
 
 
 def _size(points: int) -> float:

@@ -20,9 +20,9 @@ from synth.plan import Plan
 from synth.progress import Progress
 from synth.storage import study_path, write_json_atomic
 from tune.config import LawsConfig
-from tune.laws import FittedLaw, Objective, describe
+from tune.laws import FittedLaw, Objective, tabulate
 from tune.laws.estimate import Settings, Task, fit_all
-from tune.laws.forms import CHINCHILLA, DATA, LAWS, MODEL
+from tune.laws.forms import CHINCHILLA, DATA, MODEL
 from tune.laws.law import Law
 from tune.laws.rows import check_rows, too_few
 from tune.laws.saved import FIT_FILE, load_directory, save_samples
@@ -64,7 +64,7 @@ def fit_laws(config: LawsConfig) -> FitFile:
     if is_finished(directory):
         return load_directory(directory).file
     progress = Progress("fit_laws", len(tasks), "fits")
-    fits = fit_all(tasks, _settings(config), lambda fitted: _show(progress, fitted))
+    fits = fit_all(tasks, _settings(config), lambda fitted: progress.advance(note=f"{fitted.law.name} law of {fitted.record.group}"))
     file = FitFile(
         hash=identity,
         recipe=recipe,
@@ -74,8 +74,8 @@ def fit_laws(config: LawsConfig) -> FitFile:
         provenance=provenance(),
     )
     figures = _write(directory, file, fits, observations)
-    for warning in skipped:
-        progress.say(f"! {warning}")
+    for line in [*tabulate(file.fits), *(f"! {sentence}" for sentence in skipped)]:
+        progress.say(line)
     finish(directory, identity, fits=len(fits), rows=len(file.rows), figures=figures)
     progress.say(f"{len(fits)} fits in {directory}")
     return file
@@ -168,12 +168,6 @@ def _settings(config: LawsConfig) -> Settings:
         hold_out_largest=config.hold_out_largest,
         seed=config.seed,
     )
-
-
-def _show(progress: Progress, fitted: FittedLaw) -> None:
-    for line in describe(fitted.record).splitlines():
-        progress.say(line)
-    progress.advance()
 
 
 def _listed(observations: Observations, fits: Sequence[FittedLaw]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 import ray.tune
 import ray.tune.search
 from ray.tune.search.optuna import OptunaSearch
+from upath import UPath
 
 from synth.identity import finish, is_finished, read_manifest
 from synth.progress import Progress
@@ -18,12 +20,16 @@ from train.config import RunConfig, TrainPlacement
 from train.job import Lanes
 from train.record import read_record
 from train.tokens import PackedInfo
+from tune.cells import Trial, search_directory
 from tune.config import SearchConfig
 from tune.results import TrialResult
 from tune.sampler import SHARE, CurveSampler
-from tune.search import ShareSearch, Trial, check_search, claim_search, search_directory
+from tune.search import ShareSearch, check_search, claim_search
 
 LOSS = "loss"
+
+QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+"""Tune reads these in this process: no table of its own on the terminal, no log files a trial, which nobody reads."""
 
 TRIAL_RESOURCES = {"memory": 1}
 """What a trial asks of the cluster, bytes. Tune wants some resource; a share of a CPU would wait for ever beside lanes that
@@ -80,7 +86,9 @@ def _lanes(config: SearchConfig, lanes: Lanes | None) -> Iterator[Lanes]:
     if lanes is not None:
         yield lanes
         return
-    placement = TrainPlacement(**{name: getattr(config.placement, name) for name in TrainPlacement.model_fields})
+    placement = TrainPlacement(
+        **{name: getattr(config.placement, name) for name in TrainPlacement.model_fields}
+    )
     with Lanes(config.root, placement) as own:
         yield own
 
@@ -88,8 +96,12 @@ def _lanes(config: SearchConfig, lanes: Lanes | None) -> Iterator[Lanes]:
 def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
     """Let Tune run trials until every cell is done. Raises RuntimeError when it ends before that."""
     config = search.config
-    progress = Progress("search_mixture", search.num_trials, "trials", already=search.num_settled, interval_seconds=0)
+    progress = Progress(
+        "search_mixture", search.num_trials, "trials", already=search.num_settled, interval_seconds=0
+    )
+    os.environ.update(QUIET_TUNE)
     storage = search_directory(config) / ".tune"
+    _remove(storage)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trial, queue=lanes.queue), TRIAL_RESOURCES),
         tune_config=ray.tune.TuneConfig(
@@ -97,14 +109,22 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
             num_samples=-1,
             max_concurrent_trials=config.placement.concurrent_trials,
             reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
     )
     results = tuner.fit()
+    _remove(storage)
     if results.errors:
-        raise RuntimeError(f"a trial could not be run: {results.errors[0]}")
+        raise RuntimeError(f"a trial could not be run: {results.errors[0]}") from results.errors[0]
     if not search.over:
         raise RuntimeError("the search was stopped before every cell was done: run it again to go on")
+
+
+def _remove(directory: UPath) -> None:
+    """Remove a directory of Tune's, if it is there: what Tune would restore a search from is not needed here."""
+    if directory.exists():
+        directory.fs.rm(directory.path, recursive=True)
 
 
 def _trial(config: dict[str, Any], queue: Any) -> None:
@@ -126,14 +146,16 @@ class _Searcher(ray.tune.search.Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial, None when Tune shall ask again later, FINISHED when there is nothing left to do."""
         if self._broken or self._search.over:
-            return self.FINISHED
+            return str(self.FINISHED)
         trial = self._search.take()
         if trial is None:
             return None
         self._running[trial_id] = trial
         return {"cell": trial.cell, SHARE: trial.share, "run": trial.run.model_dump(mode="json")}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Settle a trial from its run's record; a trial without one broke, and no more are started."""
         trial = self._running.pop(trial_id)
         record = None if error else read_record(self._search.config.root, trial.run.run_id)

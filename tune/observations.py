@@ -26,7 +26,7 @@ from synth.storage import read_json
 from train.grid import MADE_BY, PLAN_FILE, plan_directory
 from train.record import RunRecord, read_record
 from tune.config import ColumnMapping, LawsConfig
-from tune.laws.forms import LAWS
+from tune.laws.registry import LAWS
 from tune.laws.rows import Rows
 from tune.results import ExcludedRow
 
@@ -233,7 +233,8 @@ def _parse(path: str, data: bytes) -> pa.Table:
     try:
         if path.endswith(".parquet"):
             return pq.read_table(io.BytesIO(data))
-        return pyarrow.csv.read_csv(io.BytesIO(data))
+        blanks = pyarrow.csv.ConvertOptions(null_values=[""])  # "nan" and "NA" are shown as they stand, not as empty
+        return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=blanks)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"runs = {path!r} cannot be read as a table: {reason}") from None

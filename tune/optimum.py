@@ -30,13 +30,16 @@ MIN_POINTS = 3
 GRID_STEPS = 96
 """Steps of the grid the curve is drawn on over [0, 1]: fine enough for any use of a share, and it holds the thirds."""
 
-NUM_DRAWS = 2000
+NUM_DRAWS = 4000
+"""Curves drawn, before those with more than one valley are set aside."""
+MIN_VALLEYS = 0.05
+"""With a smaller part of single valleys than this, all curves are kept: the losses do not look like one valley."""
 LENGTHS = (0.35, 0.55, 0.9, 1.4, 2.2)
 """Length scales averaged over, in units of the whole share range: from one tight bend to a straight line."""
 AMPLITUDES = tuple(np.geomspace(0.3, 30.0, 8))
 """Amplitudes averaged over, in units of the spread of the losses."""
-NOISE_MEDIAN, NOISE_LOG_SD = 2e-3, 1.5
-"""Prior of the noise: log-normal, median 0.2 % of the mean loss, 95 % within 0.01 % and 4 %."""
+NOISE_MEDIAN, NOISE_LOG_SD = 2e-3, 1.2
+"""Prior of the noise: log-normal, median 0.2 % of the mean loss, 95 % within 0.02 % and 2 %."""
 NOISE_Z = np.linspace(-2.5, 2.5, 7)
 CONSTANT_SPREADS = 100.0
 """Prior standard deviation of the constant, in spreads of the losses: wide enough not to matter."""
@@ -53,14 +56,20 @@ class Curve:
     noise: Floats
     """[K] standard deviation of the noise that goes with each curve, nats per token."""
     single_valley_fraction: float
-    """Part of the drawn curves that had one valley; the others are not in `draws` (unless fewer than 5 % had)."""
+    """Part of the drawn curves that had one valley; the others are not in `draws`, unless fewer than MIN_VALLEYS had."""
     confidence: float
     """Level of all intervals, (0, 1)."""
 
     @property
+    def looks_like_one_valley(self) -> bool:
+        """Whether the losses allow a curve with one valley."""
+        return self.single_valley_fraction >= MIN_VALLEYS
+
+    @property
     def mean(self) -> Floats:
         """Return the mean curve, [G], nats per token."""
-        return self.draws.mean(axis=0)
+        mean: Floats = self.draws.mean(axis=0)
+        return mean
 
     @property
     def best_index(self) -> int:
@@ -70,7 +79,8 @@ class Curve:
     @property
     def minima(self) -> Floats:
         """Return the best share of each curve, [K]."""
-        return self.shares[self.draws.argmin(axis=1)]
+        minima: Floats = self.shares[self.draws.argmin(axis=1)]
+        return minima
 
     def best_share(self) -> Interval:
         """Return the minimum of the mean curve, with the interval of the curves' minima."""
@@ -78,7 +88,7 @@ class Curve:
 
     def best_loss(self) -> Interval:
         """Return the loss of the curve at the best share, nats per token; noise of a single run not included."""
-        return _interval(float(self.mean[self.best_index]), self.draws[:, self.best_index], self.confidence)
+        return self.at(float(self.shares[self.best_index]))
 
     def noise_nats(self) -> float:
         """Return the median of the noise's posterior, nats per token."""
@@ -92,16 +102,22 @@ class Curve:
 
     def describe(self) -> str:
         """Return how the curve and its intervals were made, for a record."""
+        kind = "one-valley" if self.looks_like_one_valley else "posterior"
         return (
             "Gaussian process over a constant, averaged over coordinate, length scale, amplitude and noise; "
-            f"{len(self.draws)} posterior curves with one valley; best share = minimum of their mean, "
+            f"{len(self.draws)} {kind} curves; best share = minimum of their mean, "
             f"{self.confidence:.0%} interval = their minima"
         )
 
-    def indistinguishable(self) -> tuple[float, float]:
-        """Return the lowest and highest share whose loss differs from the best by less than one run's noise."""
+    def at(self, share: float) -> Interval:
+        """Return the loss of the curve at the grid's share nearest to this one, nats per token."""
+        index = int(np.abs(self.shares - share).argmin())
+        return _interval(float(self.mean[index]), self.draws[:, index], self.confidence)
+
+    def indistinguishable(self, within: float) -> tuple[float, float]:
+        """Return the lowest and highest share whose loss is within so many nats per token of the best."""
         mean = self.mean
-        close = self.shares[mean <= mean.min() + self.noise_nats()]
+        close = self.shares[mean <= mean.min() + within]
         return float(close.min()), float(close.max())
 
 
@@ -109,10 +125,16 @@ def fit_curve(
     shares: Sequence[float],
     losses: Sequence[float],
     share_range: tuple[float, float] = (0.0, 1.0),
+    *,
+    standard_errors: Sequence[float] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Curve:
-    """Fit the loss (nats per token, positive) against the share. Raises ValueError on fewer than MIN_POINTS points."""
+    """Fit the loss (nats per token, positive) against the share.
+
+    `standard_errors` (nats per token) are known errors of single losses, such as those of a law's predictions; they
+    add to the noise all losses have. Raises ValueError on fewer than MIN_POINTS points.
+    """
     x, y = np.asarray(shares, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if len(x) < MIN_POINTS or len(x) != len(y):
         raise ValueError(f"{len(x)} shares and {len(y)} losses: a curve needs at least {MIN_POINTS} of both")
@@ -123,22 +145,24 @@ def fit_curve(
     spread = max(float(np.ptp(y)), 1e-6 * level)
     noises = NOISE_MEDIAN * level * np.exp(NOISE_LOG_SD * NOISE_Z)
     kernels = [_kernel(_coordinate(grid, arcsine), length) for arcsine in (False, True) for length in LENGTHS]
-    weights = np.stack(
-        [_log_evidence(kernel[np.ix_(at, at)], residual, spread, noises) for kernel in kernels]
-    )  # [kernel, amplitude, noise]
+    known = (
+        np.zeros(len(x)) if standard_errors is None else np.asarray(standard_errors, dtype=np.float64) ** 2
+    )
+    data = _Data(at, residual, known, CONSTANT_SPREADS * spread)
+    amplitudes = spread * np.asarray(AMPLITUDES)
+    weights = np.stack([data.log_evidence(kernel, amplitudes, noises) for kernel in kernels])
     counts = _allocate(np.exp(weights - logsumexp(weights)), NUM_DRAWS)
     random = np.random.default_rng(seed)
-    posterior = _Posterior(at, residual, CONSTANT_SPREADS * spread)
     drawn, noise = [], []
     for k in np.flatnonzero(counts.any(axis=(1, 2))):
         factor = _factor(kernels[k])
         for a, s in np.argwhere(counts[k] > 0):
             count = int(counts[k, a, s])
-            drawn.append(posterior.draw(kernels[k], factor, spread * AMPLITUDES[a], noises[s], count, random))
+            drawn.append(data.draw_curves(kernels[k], factor, amplitudes[a], noises[s], count, random))
             noise.append(np.full(count, noises[s]))
     curves = level + np.concatenate(drawn)
     single = _single_valley(curves)
-    kept = single if single.mean() >= 0.05 else np.ones_like(single)
+    kept = single if single.mean() >= MIN_VALLEYS else np.ones_like(single)
     return Curve(grid, curves[kept], np.concatenate(noise)[kept], float(single.mean()), confidence)
 
 
@@ -189,18 +213,6 @@ def _kernel(coordinate: Floats, length: float) -> Floats:
     return kernel
 
 
-def _log_evidence(kernel: Floats, residual: Floats, spread: float, noises: Floats) -> Floats:
-    """Return log p(losses | kernel, amplitude, noise) + log prior of the noise, [amplitude, noise]."""
-    amplitudes = spread * np.asarray(AMPLITUDES)
-    covariance = amplitudes[:, None, None] ** 2 * kernel + (CONSTANT_SPREADS * spread) ** 2
-    values, vectors = np.linalg.eigh(covariance)
-    rotated = np.einsum("aij,i->aj", vectors, residual)
-    variance = values.clip(min=0.0)[:, None, :] + noises[None, :, None] ** 2  # [amplitude, noise, n]
-    fit = (rotated[:, None, :] ** 2 / variance).sum(axis=2) + np.log(variance).sum(axis=2)
-    evidence: Floats = -0.5 * (fit + NOISE_Z**2)
-    return evidence
-
-
 def _allocate(weights: Floats, total: int) -> NDArray[np.int64]:
     """Share `total` draws out by weight, without randomness: each count is within one of weight x total."""
     edges = np.floor(np.cumsum(weights.ravel()) / weights.sum() * total + 0.5).astype(np.int64)
@@ -214,29 +226,48 @@ def _factor(kernel: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Posterior:
-    """The losses, and how curves are drawn that fit them."""
+class _Data:
+    """The losses of one cell, and what curves of a given kernel have to do with them."""
 
     at: NDArray[np.intp]
-    """[n] indices of the observed shares on the grid."""
+    """[n] indices of the shares on the grid."""
     residual: Floats
     """[n] losses less their mean."""
+    known: Floats
+    """[n] known variances of single losses."""
     constant: float
     """Prior standard deviation of the constant."""
 
-    def draw(
-        self, kernel: Floats, factor: Floats, amplitude: float, noise: float, count: int, random: np.random.Generator
+    def log_evidence(self, kernel: Floats, amplitudes: Floats, noises: Floats) -> Floats:
+        """Return log p(losses | kernel, amplitude, noise) + log prior of the noise, [amplitude, noise]."""
+        prior = amplitudes[:, None, None] ** 2 * kernel[np.ix_(self.at, self.at)] + self.constant**2
+        values, vectors = np.linalg.eigh(prior + np.diag(self.known))
+        rotated = np.einsum("aij,i->aj", vectors, self.residual)
+        variance = values.clip(min=0.0)[:, None, :] + noises[None, :, None] ** 2  # [amplitude, noise, n]
+        misfit = (rotated[:, None, :] ** 2 / variance).sum(axis=2) + np.log(variance).sum(axis=2)
+        evidence: Floats = -0.5 * (misfit + NOISE_Z**2)
+        return evidence
+
+    def draw_curves(
+        self,
+        kernel: Floats,
+        factor: Floats,
+        amplitude: float,
+        noise: float,
+        count: int,
+        random: np.random.Generator,
     ) -> Floats:
-        """Draw curves, [count, G]: draws from the prior, corrected by the losses (Matheron's rule).
+        """Draw posterior curves, [count, G]: draws from the prior, corrected by the losses (Matheron's rule).
 
         The factor of the prior knows nothing of the losses, so a rounding difference in them moves a curve by as
         little; an eigenvector basis of the posterior could turn over and change every draw.
         """
+        variance = self.known + noise**2
         prior = amplitude * (random.standard_normal((count, len(kernel))) @ factor.T)
         prior += self.constant * random.standard_normal((count, 1))
-        errors = noise * random.standard_normal((count, len(self.at)))
+        errors = np.sqrt(variance) * random.standard_normal((count, len(self.at)))
         cross = amplitude**2 * kernel[:, self.at] + self.constant**2
-        gain = np.linalg.solve(cross[self.at] + noise**2 * np.eye(len(self.at)), cross.T)  # [n, G]
+        gain = np.linalg.solve(cross[self.at] + np.diag(variance), cross.T)  # [n, G]
         curves: Floats = prior + (self.residual - prior[:, self.at] - errors) @ gain
         return curves
 
@@ -245,8 +276,7 @@ def _single_valley(curves: Floats) -> NDArray[np.bool_]:
     slopes = np.diff(curves, axis=1)
     before = np.arange(slopes.shape[1])[None, :] < curves.argmin(axis=1)[:, None]
     wrong = np.where(before, slopes > 0, slopes < 0)
-    single: NDArray[np.bool_] = ~wrong.any(axis=1)
-    return single
+    return np.asarray(~wrong.any(axis=1))
 
 
 def _tails(confidence: float) -> tuple[float, float]:

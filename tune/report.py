@@ -30,7 +30,9 @@ def plan_report(config: ReportConfig) -> Plan:
     """Return what `write_report` would do. Raises UserError, naming the job to run, when something named is missing."""
     study = read_study(config)
     directory = _directory(config)
-    warnings = [f"{run.run_id} of plan {config.plan} has no record yet" for run in study.runs if run.record is None]
+    warnings = [
+        f"{run.run_id} of plan {config.plan} has no record yet" for run in study.runs if run.record is None
+    ]
     facts: dict[str, object] = {
         "runs": len(study.records),
         "fits": len(study.laws.fits),
@@ -68,7 +70,9 @@ def _directory(config: ReportConfig) -> UPath:
     names = list_names(directory)
     recipe = read_json(directory / RECIPE_FILE) if RECIPE_FILE in names else {}
     if names and PAGE not in names and recipe.get("kind") != KIND:
-        raise UserError(f"name = {config.name!r}: {directory} holds something that is no report; give the report another name.")
+        raise UserError(
+            f"name = {config.name!r}: {directory} holds something that is no report; give the report another name."
+        )
     return directory
 
 
@@ -79,7 +83,9 @@ def _identity(study: Study) -> tuple[dict[str, Any], dict[str, str]]:
 def _renderer_hash() -> str:
     """Return the hash of the code and templates that draw reports: with other ones, a report is drawn again."""
     package = files("tune")
-    sources = [entry for entry in package.iterdir() if entry.name.startswith("report") and entry.name.endswith(".py")]
+    sources = [
+        entry for entry in package.iterdir() if entry.name.startswith("report") and entry.name.endswith(".py")
+    ]
     sources += [entry for entry in (package / "templates").iterdir() if entry.name.endswith(".j2")]
     digest = hashlib.sha256()
     for entry in sorted(sources, key=lambda entry: entry.name):
@@ -98,7 +104,10 @@ def _is_current(directory: UPath, study: Study) -> bool:
 
 def _replace(directory: UPath, study: Study, contents: dict[str, str]) -> dict[str, Any]:
     """Put a new report in the place of an old one: unfinished first, finished last, nothing left over between."""
-    for name in (MARKER, RECIPE_FILE):  # a kill right here leaves the old page, by which the directory is known
+    for name in (
+        MARKER,
+        RECIPE_FILE,
+    ):  # a kill right here leaves the old page, by which the directory is known
         (directory / name).unlink(missing_ok=True)
     identity = claim_directory(directory, KIND, *_identity(study))
     for name, text in contents.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from train.record import RunRecord
 from tune.report_format import significant
-from tune.report_inputs import Study
+from tune.report_inputs import Study, SyntheticSet
 from tune.report_tables import Column, Table
 
 # --- natural text ----------------------------------------------------------------------------------------------
@@ -32,18 +32,31 @@ def _corpus_table(name: str, manifest: dict[str, Any]) -> Table:
     splits = manifest["splits"]
     domains = sorted({domain for split in splits.values() for domain in split["domains"]})
     rows = [
-        {"domain": domain} | _split_counts({split: splits[split]["domains"].get(domain, {}) for split in splits})
+        {"domain": domain}
+        | _split_counts({split: splits[split]["domains"].get(domain, {}) for split in splits})
         for domain in domains
     ]
     rows.append({"domain": "all"} | _split_counts(splits))
-    dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(manifest["dropped"].items()))
-    note = f"{manifest['rows_read']:,} rows read, {manifest['documents_kept']:,} kept; dropped: {dropped or 'none'}."
-    return Table(f"corpus-{name}", f"Corpus {name}, hash {manifest['hash']}", _CORPUS_COLUMNS, tuple(rows), (note,))
+    note = (
+        f"{manifest['rows_read']:,} rows read, {manifest['documents_kept']:,} documents kept; "
+        f"dropped: {_spoken(manifest['dropped']) or 'none'}."
+    )
+    return Table(
+        f"corpus-{name}", f"Corpus {name}, hash {manifest['hash']}", _CORPUS_COLUMNS, tuple(rows), (note,)
+    )
+
+
+def _spoken(counts: dict[str, int]) -> str:
+    """Return counts by reason in words, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in ordered)
 
 
 def _split_counts(splits: dict[str, dict[str, Any]]) -> dict[str, int]:
     return {
-        f"{split}_{count}": counts.get(count, 0) for split, counts in splits.items() for count in ("documents", "characters")
+        f"{split}_{count}": counts.get(count, 0)
+        for split, counts in splits.items()
+        for count in ("documents", "characters")
     }
 
 
@@ -72,26 +85,33 @@ def _synthetic_table(name: str, manifest: dict[str, Any]) -> Table:
     rows = [_tally_row(recipe, tally) for recipe, tally in sorted(recipes.items())]
     rows.append(_tally_row("all", manifest))
     notes = [
-        f"{recipe}, not kept: " + ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(tally["reasons"].items()))
+        f"{recipe}, not kept: {_spoken(tally['reasons'])}."
         for recipe, tally in sorted(recipes.items())
         if tally["reasons"]
     ]
     speed = manifest["accepted_tokens_per_device_second"]
     if speed is not None:
-        notes.append(f"{significant(speed)} accepted tokens per device second at work; engine starts are not counted in it.")
-    notes.append(f"Engine {', '.join(manifest['engine_versions'])}, prompts by {', '.join(manifest['prompt_formats'])}, "
-                 f"{manifest['engine_deaths']:,} engine deaths, {manifest['retries']:,} retries.")  # fmt: skip
+        notes.append(
+            f"{significant(speed)} accepted tokens per device second at work; engine starts are not counted in it."
+        )
+    notes.append(f"Engine: {', '.join(manifest['engine_versions'])}; prompt format: {', '.join(manifest['prompt_formats'])}; "
+                 f"engine deaths: {manifest['engine_deaths']:,}; retries: {manifest['retries']:,}.")  # fmt: skip
     model = manifest["recipe"]["engine"]["model"]
     caption = f"Synthetic set {name}, hash {manifest['hash']}, from corpus {manifest['recipe']['corpus']} by {model}"
     return Table(f"synthetic-{name}", caption, _SYNTHETIC_COLUMNS, tuple(rows), tuple(notes))
 
 
 def _tally_row(recipe: str, tally: dict[str, Any]) -> dict[str, Any]:
-    counts = {key: tally[key] for key in ("rows", "kept", "rejected", "quarantined", "completion_tokens", "accepted_tokens")}
+    counts = {
+        key: tally[key]
+        for key in ("rows", "kept", "rejected", "quarantined", "completion_tokens", "accepted_tokens")
+    }
     return counts | {
         "recipe": recipe,
         "kept_fraction": tally["kept"] / tally["rows"] if tally["rows"] else None,
-        "length_ratio": tally["kept_characters"] / tally["source_characters"] if tally["source_characters"] else None,
+        "length_ratio": tally["kept_characters"] / tally["source_characters"]
+        if tally["source_characters"]
+        else None,
     }
 
 
@@ -113,7 +133,10 @@ _SOURCE_COLUMNS = (
 
 def packed_tables(study: Study) -> list[Table]:
     """Return one table per packed set: what is in it, and what the runs of this report drew from it."""
-    return [_packed_table(name, manifest, study.records.values()) for name, manifest in sorted(study.packed.items())]
+    return [
+        _packed_table(name, manifest, study.records.values())
+        for name, manifest in sorted(study.packed.items())
+    ]
 
 
 def _packed_table(name: str, manifest: dict[str, Any], records: Iterable[RunRecord]) -> Table:
@@ -138,7 +161,9 @@ def _packed_table(name: str, manifest: dict[str, Any], records: Iterable[RunReco
         f"{manifest['sequence_length']:,} tokens"
     )
     left_out = manifest.get("domains_left_out", {})
-    notes = tuple(f"Held-out domain {domain} left out: {reason}." for domain, reason in sorted(left_out.items()))
+    notes = tuple(
+        f"Held-out domain {domain} left out: {reason}." for domain, reason in sorted(left_out.items())
+    )
     return Table(f"packed-{name}", caption, _SOURCE_COLUMNS, tuple(rows), notes)
 
 
@@ -158,11 +183,19 @@ _COST_COLUMNS = (
 def cost_table(study: Study) -> Table:
     """Return what each step took; a trial that the plan had trained is charged to the plan alone."""
     rows = [*_data_costs(study), *_training_costs(study), *_other_costs(study)]
-    known = {"device_seconds", "tokens", "flops"}
-    total = {key: sum(row[key] for row in rows if row.get(key) is not None) for key in sorted(known)}
-    walls = [row["wall_seconds"] for row in rows if row.get("wall_seconds") is not None]
-    rows.append({"step": "all", "artefact": "", "wall_seconds": sum(walls) if walls else None, **total})
-    notes = ("FLOP of training: every matrix product forward and backward, attention and output projection included.",)
+    known = {
+        key: [row[key] for row in rows if row.get(key) is not None]
+        for key in ("wall_seconds", "device_seconds", "flops")
+    }
+    rows.append(
+        {"step": "sum of what is known", "artefact": ""}
+        | {key: sum(each) for key, each in known.items() if each}
+    )
+    notes = (
+        "Tokens: generated by rephrase_corpus, packed by pack_tokens, trained on by the others, so they do not add up.",
+        "FLOP of training: every matrix product forward and backward, attention and output projection included; of "
+        "generation: 2 x all parameters x tokens read or written, prompt tokens the engine had cached left out.",
+    )
     return Table("cost", "Cost by step", _COST_COLUMNS, tuple(rows), notes)
 
 
@@ -174,6 +207,15 @@ def _wall(study: Study, step: str, name: str) -> float | None:
 def _data_costs(study: Study) -> Iterator[dict[str, Any]]:
     for name in sorted(study.corpora):
         yield {"step": "build_corpus", "artefact": name, "wall_seconds": _wall(study, "build_corpus", name)}
+    for name, manifest in sorted(study.generators.items()):
+        yield {
+            "step": "train_generator",
+            "artefact": name,
+            "wall_seconds": _wall(study, "train_generator", name),
+            "device_seconds": manifest["device_seconds"],
+            "tokens": manifest["train_tokens"],
+            "flops": manifest["train_flops"],
+        }
     for name, each in sorted(study.synthetic.items()):
         yield {
             "step": "rephrase_corpus",
@@ -181,10 +223,25 @@ def _data_costs(study: Study) -> Iterator[dict[str, Any]]:
             "wall_seconds": _wall(study, "rephrase_corpus", name),
             "device_seconds": each.manifest["device_seconds"] + each.manifest["engine_start_seconds"],
             "tokens": each.manifest["completion_tokens"],
+            "flops": _generation_flops(study, each),
         }
     for name, manifest in sorted(study.packed.items()):
         tokens = sum(info["num_tokens"] for info in manifest["sources"].values())
-        yield {"step": "pack_tokens", "artefact": name, "wall_seconds": _wall(study, "pack_tokens", name), "tokens": tokens}
+        yield {
+            "step": "pack_tokens",
+            "artefact": name,
+            "wall_seconds": _wall(study, "pack_tokens", name),
+            "tokens": tokens,
+        }
+
+
+def _generation_flops(study: Study, synthetic: SyntheticSet) -> float | None:
+    """Return 2 N FLOP for each token read or written (forward pass); None when the generator's size is not known."""
+    generator = study.generators.get(synthetic.generator or "")
+    if generator is None:
+        return None
+    tokens = synthetic.manifest["prompt_tokens"] - synthetic.manifest["cached_prompt_tokens"]
+    return float(2 * generator["num_params_total"] * (tokens + synthetic.manifest["completion_tokens"]))
 
 
 def _training_costs(study: Study) -> Iterator[dict[str, Any]]:
@@ -211,7 +268,10 @@ def _records_cost(study: Study, step: str, name: str, records: list[RunRecord]) 
 
 
 def _other_costs(study: Study) -> Iterator[dict[str, Any]]:
-    for step, names in (("fit_laws", [study.config.laws]), ("recommend_mixture", sorted(study.recommendations))):
+    for step, names in (
+        ("fit_laws", [study.config.laws]),
+        ("recommend_mixture", sorted(study.recommendations)),
+    ):
         for name in names:
             yield {"step": step, "artefact": name, "wall_seconds": _wall(study, step, name)}
 
@@ -225,7 +285,7 @@ _ARTEFACT_COLUMNS = (
     Column("created_at", "Made (UTC)"),
     Column("command", "Command", "code"),
 )
-_VERSION_COLUMNS = (Column("software", "Software"), Column("versions", "Version"))
+_VERSION_COLUMNS = (Column("software", "Software"), Column("versions", "Version", "prose"))
 
 
 def provenance_tables(study: Study) -> list[Table]:
@@ -235,7 +295,9 @@ def provenance_tables(study: Study) -> list[Table]:
     for name, each in study.recommendations.items():
         sources[f"recommendations/{name}"] = {"hash": each.hash, "provenance": each.provenance}
     sources.setdefault(f"laws/{study.config.laws}", {"hash": fit.hash, "provenance": fit.provenance})
-    ordered = sorted(sources.items(), key=lambda item: (str(item[1]["provenance"].get("created_at")), item[0]))
+    ordered = sorted(
+        sources.items(), key=lambda item: (str(item[1]["provenance"].get("created_at")), item[0])
+    )
     rows = tuple(
         {
             "artefact": name,
@@ -246,7 +308,9 @@ def provenance_tables(study: Study) -> list[Table]:
         }
         for name, manifest in ordered
     )
-    everything = [manifest["provenance"] for _, manifest in ordered] + [r.provenance for r in study.records.values()]
+    everything = [manifest["provenance"] for _, manifest in ordered] + [
+        r.provenance for r in study.records.values()
+    ]
     return [
         Table("artefacts", "What this report was made from, oldest first", _ARTEFACT_COLUMNS, rows),
         Table("versions", "Versions", _VERSION_COLUMNS, tuple(_versions(everything))),
@@ -265,7 +329,11 @@ def command_line(argv: list[str]) -> str | None:
 def _versions(provenances: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     seen: dict[str, set[str]] = {}
     for each in provenances:
-        software = {"python": each.get("python"), "machine": each.get("machine"), "synthscale": each.get("commit")}
+        software = {
+            "python": each.get("python"),
+            "machine": each.get("machine"),
+            "synthscale": each.get("commit"),
+        }
         for name, version in (software | each.get("packages", {})).items():
             if version:
                 seen.setdefault(name, set()).add(str(version))

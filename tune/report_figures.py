@@ -1,8 +1,7 @@
 """The figures of the report: one small panel each, drawn with matplotlib from typed values, no reading and no fitting.
 
 Panels are narrow on purpose: the page puts them side by side on a desk and below each other on a phone, and their
-text stays readable in both. Colour says the same thing everywhere: grey is natural text, cool colours are shares of
-synthetic text, warm colours are synthetic sources; markers repeat it for readers who do not see the colours.
+text stays readable in both.
 """
 
 from __future__ import annotations
@@ -13,51 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
 from tune.report_format import amount, percent, show_interval
-from tune.report_svg import PALETTE, Drawing, finish_drawing, house_style, light
+from tune.report_style import PANEL_INCHES, Look, label_amounts, open_panel, quarters, write_heading
+from tune.report_svg import Drawing, finish_drawing, house_style, light
 from tune.results import CellOptimum, HeldOutPoint
-
-PANEL_INCHES = (4.5, 3.25)
-_SHARE_ROLES = [role for role in PALETTE if role.startswith("share-")]
-_SOURCE_ROLES = [role for role in PALETTE if role.startswith("source-")]
-_SHARE_MARKERS = ("s", "D", "^", "v", "P", "X", "p", "h")
-_SOURCE_MARKERS = ("o", "s", "D", "^")
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one series is drawn wherever it appears."""
-
-    role: str
-    """Palette role."""
-    marker: str
-
-    @property
-    def colour(self) -> str:
-        """The light colour of the role."""
-        return light(self.role)
-
-
-def share_looks(shares: Sequence[float]) -> dict[float, Look]:
-    """Give every synthetic share of a study its colour and marker: share 0 is grey, the others by rank."""
-    mixed = sorted({share for share in shares if share > 0})
-    looks = {0.0: Look("natural", "o")}
-    for rank, share in enumerate(mixed):
-        place = round(rank * (len(_SHARE_ROLES) - 1) / max(1, len(mixed) - 1))
-        looks[share] = Look(_SHARE_ROLES[place], _SHARE_MARKERS[rank % len(_SHARE_MARKERS)])
-    return looks
-
-
-def source_looks(sources: Sequence[str]) -> dict[str, Look]:
-    """Give every synthetic source of a study its colour and marker, by name."""
-    return {
-        source: Look(_SOURCE_ROLES[i % len(_SOURCE_ROLES)], _SOURCE_MARKERS[i % len(_SOURCE_MARKERS)])
-        for i, source in enumerate(sorted(set(sources)))
-    }
-
 
 # --- loss against share ----------------------------------------------------------------------------------------
 
@@ -91,21 +51,22 @@ def draw_loss_by_share(panel: CellPanel, looks: dict[str, Look]) -> Drawing:
     """Draw loss against synthetic share in a cell: runs of the plan filled, of a search open, optima with intervals."""
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel()
+        figure, axes = open_panel()
         searched = {optimum.synthetic for optimum in panel.optima}
         for optimum in panel.optima:
             _draw_optimum(axes, optimum, looks[optimum.synthetic], tips)
-        for source in sorted({p.source for p in panel.points if p.source is not None} - searched):
+        plain = {point.source for point in panel.points if point.source is not None} - searched
+        for source in sorted(plain):
             _connect_means(axes, [p for p in panel.points if p.source in (None, source)], looks[source])
-        for (source, origin), points in _grouped(panel.points).items():
-            look = Look("natural", "o") if source is None else looks[source]
-            _draw_share_points(axes, source or "natural", origin, points, look, tips)
+        for (mixed, origin), points in _grouped(panel.points).items():
+            look = Look("natural", "o") if mixed is None else looks[mixed]
+            _draw_share_points(axes, mixed or "natural", origin, points, look, tips)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel("synthetic share of training tokens")
         axes.set_ylabel("loss, nats per token")
         title = f"{panel.model} parameters, {amount(panel.train_tokens)} tokens"
-        _heading(figure, axes, title, columns=3)
+        write_heading(figure, axes, title, columns=3)
         alt = f"Loss against synthetic share, {title}: {_share_summary(panel)}"
         runs = [point.run_id for point in panel.points]
         return finish_drawing(figure, panel.name, title, alt, runs, tips)
@@ -157,7 +118,9 @@ def _draw_optimum(axes: Axes, optimum: CellOptimum, look: Look, tips: dict[str, 
                   solid_capstyle="butt", zorder=5)  # fmt: skip
     axes.plot([best.value], [optimum.best_loss.value], marker="*", markersize=12, color=look.colour,
               markeredgecolor=light("paper"), markeredgewidth=0.8, linestyle="none", gid=gid, zorder=6)  # fmt: skip
-    tips[gid] = [f"best share of {optimum.synthetic}: {show_interval(best, 'percent')}, search {optimum.search}"]
+    tips[gid] = [
+        f"best share of {optimum.synthetic}: {show_interval(best, 'percent')}, search {optimum.search}"
+    ]
 
 
 def _share_summary(panel: CellPanel) -> str:
@@ -176,26 +139,38 @@ def draw_best_shares(optima: Sequence[CellOptimum], looks: dict[str, Look]) -> D
     rows = list(reversed(optima))
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel(height=0.95 + 0.42 * len(rows))
+        figure, axes = open_panel(height=0.95 + 0.42 * len(rows))
         for y, optimum in enumerate(rows):
             look, best = looks[optimum.synthetic], optimum.best_share
             if best.low is not None and best.high is not None:
                 axes.plot([best.low, best.high], [y, y], color=look.colour, linewidth=3, alpha=0.55)
             gid = f"best-{y}"
-            axes.plot([best.value], [y], marker=look.marker, color=look.colour, markersize=7, linestyle="none", gid=gid)
+            axes.plot(
+                [best.value],
+                [y],
+                marker=look.marker,
+                color=look.colour,
+                markersize=7,
+                linestyle="none",
+                gid=gid,
+            )
             tips[gid] = [f"{optimum.synthetic}, {optimum.model}: {show_interval(best, 'percent')}"]
-        labels = [f"{o.synthetic} · {o.model} · {amount(o.train_tokens)}" for o in rows]
+        labels = [_cell_label(optimum) for optimum in rows]
         axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
         axes.yaxis.set_major_formatter(FixedFormatter(labels))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(rows) - 0.4))
         axes.set_xlabel("best synthetic share")
-        _heading(figure, axes, "Best share by cell")
+        write_heading(figure, axes, "Best share by cell")
         alt = "Best share by cell: " + "; ".join(
-            f"{label}: {show_interval(o.best_share, 'percent')}" for label, o in zip(labels, rows, strict=True)
+            f"{_cell_label(optimum)}: {show_interval(optimum.best_share, 'percent')}" for optimum in optima
         )
         runs = [trial.run_id for optimum in optima for trial in optimum.trials]
         return finish_drawing(figure, "best-share-by-cell", "Best share by cell", alt, runs, tips)
+
+
+def _cell_label(optimum: CellOptimum) -> str:
+    return f"{optimum.synthetic} · {optimum.model} · {amount(optimum.train_tokens)}"
 
 
 # --- laws along one axis ---------------------------------------------------------------------------------------
@@ -239,14 +214,14 @@ def draw_laws(panel: LawPanel, looks: dict[float, Look]) -> Drawing:
     """Draw losses, fitted curves with bands, and rings around points that the check fit predicted without seeing."""
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel()
+        figure, axes = open_panel()
         axes.set_xscale("log")
         for series in panel.series:
             _draw_law_series(axes, panel, series, looks[series.share], tips)
-        _amount_ticks(axes, sorted({x for series in panel.series for x, _, _ in series.points}))
+        label_amounts(axes, sorted({x for series in panel.series for x, _, _ in series.points}))
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel("loss, nats per token")
-        _heading(figure, axes, panel.title)
+        write_heading(figure, axes, panel.title)
         alt = f"{panel.title}: " + "; ".join(_law_summary(series) for series in panel.series) + "."
         runs = [run_id for series in panel.series for _, _, run_id in series.points]
         return finish_drawing(figure, panel.name, panel.title, alt, runs, tips)
@@ -255,7 +230,7 @@ def draw_laws(panel: LawPanel, looks: dict[float, Look]) -> Drawing:
 def _draw_law_series(
     axes: Axes, panel: LawPanel, series: LawSeries, look: Look, tips: dict[str, list[str]]
 ) -> None:
-    gid = f"points-{series.share!r}"
+    gid = f"points-{series.label}"
     if series.curve is not None:
         if series.curve.low is not None and series.curve.high is not None:
             axes.fill_between(series.curve.x, series.curve.low, series.curve.high, color=look.colour, alpha=0.14,
@@ -265,15 +240,20 @@ def _draw_law_series(
     axes.plot([x for x, _, _ in points], [loss for _, loss, _ in points], linestyle="none", marker=look.marker,
               markersize=5, color=look.colour, label=percent(series.share), gid=gid, zorder=4)  # fmt: skip
     tips[gid] = [f"{series.label}, {amount(x)}: {loss:.4f} nats/token, run {run}" for x, loss, run in points]
-    if series.held_out:
-        xs = [p.train_tokens if panel.on_tokens else p.num_params for p in series.held_out]
-        ring = f"held-out-{series.share!r}"
-        axes.plot(xs, [p.predicted_loss for p in series.held_out], linestyle="none", marker="o", markersize=10.5,
-                  markerfacecolor="none", markeredgecolor=look.colour, markeredgewidth=1.2, gid=ring, zorder=5)  # fmt: skip
+    rings = [
+        (place, point)
+        for point in series.held_out
+        if (place := point.train_tokens if panel.on_tokens else point.num_params) is not None
+    ]
+    if rings:
+        ring = f"held-out-{series.label}"
+        axes.plot([x for x, _ in rings], [point.predicted_loss for _, point in rings], linestyle="none", marker="o",
+                  markersize=10.5, markerfacecolor="none", markeredgecolor=look.colour, markeredgewidth=1.2, gid=ring,
+                  zorder=5)  # fmt: skip
         tips[ring] = [
             f"{series.label}: predicted {p.predicted_loss:.4f} without seeing run {p.run_id} ({p.loss:.4f}), "
             f"{p.relative_error:+.2%}"
-            for p in series.held_out
+            for _, p in rings
         ]
 
 
@@ -281,7 +261,9 @@ def _law_summary(series: LawSeries) -> str:
     if not series.points:
         return f"{series.label} has no point"
     first, last = min(series.points), max(series.points)
-    return f"{series.label} goes from {first[1]:.3f} at {amount(first[0])} to {last[1]:.3f} at {amount(last[0])}"
+    return (
+        f"{series.label} goes from {first[1]:.3f} at {amount(first[0])} to {last[1]:.3f} at {amount(last[0])}"
+    )
 
 
 # --- domains and training --------------------------------------------------------------------------------------
@@ -303,15 +285,19 @@ class HeatMap:
 
 def draw_domain_heat_map(heat: HeatMap) -> Drawing:
     """Draw bits/byte as numbers; colour is the difference from the reference column of the same row."""
-    values = np.array([[math.nan if v is None else v for v in row] for row in heat.bits_per_byte], dtype=np.float64)
+    values = np.array(
+        [[math.nan if v is None else v for v in row] for row in heat.bits_per_byte], dtype=np.float64
+    )
     difference = values - values[:, [heat.reference]]
     top = float(np.nanmax(np.abs(difference))) or 1.0
     width = max(PANEL_INCHES[0], 1.7 + 0.62 * len(heat.mixtures))
     with house_style():
-        figure, axes = _panel(width=width, height=1.25 + 0.3 * len(heat.domains))
+        figure, axes = open_panel(width=width, height=1.25 + 0.3 * len(heat.domains))
         axes.grid(visible=False)
         for row, column in np.ndindex(*values.shape):
-            _draw_heat_cell(axes, heat, row, column, values[row, column], difference[row, column] / top)
+            _draw_heat_cell(
+                axes, heat, row, column, float(values[row, column]), float(difference[row, column]) / top
+            )
         axes.set(xlim=(-0.5, len(heat.mixtures) - 0.5), ylim=(len(heat.domains) - 0.5, -0.5))
         axes.xaxis.set_major_locator(FixedLocator(range(len(heat.mixtures))))
         axes.xaxis.set_major_formatter(FixedFormatter([name.replace(" ", "\n", 1) for name in heat.mixtures]))
@@ -327,10 +313,13 @@ def draw_domain_heat_map(heat: HeatMap) -> Drawing:
             for row, column in np.ndindex(*values.shape)
             if math.isfinite(values[row, column])
         }
-        _heading(figure, axes, heat.title)
-        alt = f"{heat.title}. Bits per byte for {len(heat.domains)} domains and {len(heat.mixtures)} mixtures; "
-        alt += f"{int((difference < 0).sum())} cells are better than {heat.mixtures[heat.reference]}, "
-        alt += f"{int((difference > 0).sum())} worse. The numbers are in evaluations.csv."
+        write_heading(figure, axes, heat.title)
+        alt = (
+            f"{heat.title}. Bits per byte for {len(heat.domains)} domains and {len(heat.mixtures)} mixtures; "
+        )
+        better, worse = int((difference < 0).sum()), int((difference > 0).sum())
+        alt += f"cells better than {heat.mixtures[heat.reference]}: {better}, worse: {worse}. "
+        alt += "The numbers are in evaluations.csv."
         return finish_drawing(figure, "domain-heat-map", heat.title, alt, heat.run_ids, tips)
 
 
@@ -372,13 +361,15 @@ def draw_training(panel: CurvesPanel, looks: dict[float, Look]) -> Drawing:
     """Draw training loss as lines and held-out loss as markers, against tokens trained on."""
     tips: dict[str, list[str]] = {}
     with house_style():
-        figure, axes = _panel()
+        figure, axes = open_panel()
         named: set[float] = set()
         for curve in panel.curves:
             look = looks[curve.share]
             line = f"line-{curve.run_id}"
             if len(curve.tokens) > 1:
-                axes.plot(curve.tokens, curve.loss, color=look.colour, linewidth=1.0, alpha=0.75, gid=line, zorder=2)
+                axes.plot(
+                    curve.tokens, curve.loss, color=look.colour, linewidth=1.0, alpha=0.75, gid=line, zorder=2
+                )
                 tips[line] = [f"{curve.label}, run {curve.run_id}"]
             gid = f"held-out-{curve.run_id}"
             axes.plot(curve.evaluated_tokens, curve.evaluated_loss, linestyle="none", marker=look.marker, markersize=4.5,
@@ -389,45 +380,16 @@ def draw_training(panel: CurvesPanel, looks: dict[float, Look]) -> Drawing:
                 for tokens, loss in zip(curve.evaluated_tokens, curve.evaluated_loss, strict=True)
             ]
             named.add(curve.share)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xscale("log")
+        label_amounts(
+            axes,
+            quarters(
+                [tokens for curve in panel.curves for tokens in (*curve.tokens, *curve.evaluated_tokens)]
+            ),
+        )
         axes.set_xlabel("tokens trained on")
         axes.set_ylabel("loss, nats per token")
-        _heading(figure, axes, panel.title)
+        write_heading(figure, axes, panel.title)
         alt = f"{panel.title}: training loss (lines) and held-out loss (markers) of {len(panel.curves)} runs."
         runs = [curve.run_id for curve in panel.curves]
         return finish_drawing(figure, panel.name, panel.title, alt, runs, tips)
-
-
-# --- shared ----------------------------------------------------------------------------------------------------
-
-
-def _panel(width: float = PANEL_INCHES[0], height: float = PANEL_INCHES[1]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _heading(figure: Figure, axes: Axes, title: str, columns: int = 6) -> None:
-    """Put the title and, below it, the key above the axes, where no data can be."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, title=title, alignment="left", title_fontproperties={"size": 9.5, "weight": "bold"},
-                      loc="outside upper left", ncols=min(columns, len(labels)), handlelength=1.0, columnspacing=1.1,
-                      handletextpad=0.5, labelspacing=0.3, borderpad=0.2)  # fmt: skip
-    else:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=9.5, weight="bold")
-
-
-def _amount_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Label a log axis at measured values, leaving out those that would run into a neighbour."""
-    if not values:
-        return
-    low, high = math.log(values[0]), math.log(values[-1])
-    spacing = max(high - low, 1e-9) / 6
-    kept: list[float] = []
-    for value in values:
-        if not kept or math.log(value / kept[-1]) >= spacing:
-            kept.append(value)
-    axes.xaxis.set_major_locator(FixedLocator(kept))
-    axes.xaxis.set_major_formatter(FixedFormatter([amount(value) for value in kept]))
-    axes.xaxis.set_minor_locator(NullLocator())

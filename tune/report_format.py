@@ -15,7 +15,16 @@ from tune.results import Interval
 ABSENT = "–"
 """Shown where a number was not measured or does not apply; no default stands in for it."""
 
-_PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PREFIXES = (
+    (1e24, "Y"),
+    (1e21, "Z"),
+    (1e18, "E"),
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+)
 _COUNT_PREFIXES = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
 
 
@@ -53,7 +62,9 @@ def count(value: float) -> str:
 def percent(value: float) -> str:
     """Return a fraction as a percentage, one decimal below 10 % unless it is whole, none above."""
     scaled = value * 100
-    return f"{scaled:.0f} %" if abs(scaled) >= 9.95 or abs(scaled - round(scaled)) < 0.005 else f"{scaled:.1f} %"
+    return (
+        f"{scaled:.0f} %" if abs(scaled) >= 9.95 or abs(scaled - round(scaled)) < 0.005 else f"{scaled:.1f} %"
+    )
 
 
 def signed_percent(value: float) -> str:

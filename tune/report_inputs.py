@@ -31,10 +31,20 @@ from tune.search import BEST_FILE
 STUDY_LOG = "study.json"
 """What `run_study` writes: one entry for every time a step ran, with its wall-clock seconds."""
 
+GENERATOR_PREFIX = "root:generators/"
 NUM_EXAMPLES = 5
 EXAMPLE_CHARACTERS = 1200
 """Longest text of an example shown, characters."""
-_EXAMPLE_COLUMNS = ["doc_id", "chunk_start", "chunk_end", "recipe", "text", "verdict", "reject_reasons", "seed"]
+_EXAMPLE_COLUMNS = [
+    "doc_id",
+    "chunk_start",
+    "chunk_end",
+    "recipe",
+    "text",
+    "verdict",
+    "reject_reasons",
+    "seed",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,12 @@ class SyntheticSet:
 
     manifest: dict[str, Any]
     examples: tuple[Example, ...]
+
+    @property
+    def generator(self) -> str | None:
+        """The generator of this study that wrote it; None for a model from elsewhere."""
+        model: str = self.manifest["recipe"]["engine"]["model"]
+        return model.removeprefix(GENERATOR_PREFIX) if model.startswith(GENERATOR_PREFIX) else None
 
 
 @dataclass(frozen=True)
@@ -162,8 +178,11 @@ def read_study(config: ReportConfig) -> Study:
     recommendations = {name: _read_recommendation(reader, name) for name in config.recommendations}
     runs = tuple(_read_run(reader, entry) for entry in plan["runs"])
     trials = sorted({trial.run_id for optimum in optima for trial in optimum.trials})
-    trial_records = {run_id: record for run_id in trials if (record := _read_record(reader, run_id)) is not None}
+    trial_records = {
+        run_id: record for run_id in trials if (record := _read_record(reader, run_id)) is not None
+    }
     records = [*(run.record for run in runs if run.record is not None), *trial_records.values()]
+    synthetic = {name: _read_synthetic(reader, name) for name in config.synthetic}
     study = Study(
         config=config,
         runs=runs,
@@ -173,9 +192,11 @@ def read_study(config: ReportConfig) -> Study:
         optima=optima,
         recommendations=recommendations,
         corpora={name: reader.manifest("build_corpus", "corpora", name) for name in config.corpora},
-        synthetic={name: _read_synthetic(reader, name) for name in config.synthetic},
+        synthetic=synthetic,
         packed=_read_all(reader, "packed", {record.config.packed for record in records}),
-        generators=_read_all(reader, "generators", set(list_names(study_path(config.root, "generators")))),
+        generators=_read_all(
+            reader, "generators", {name for each in synthetic.values() if (name := each.generator)}
+        ),
         steps=_read_steps(reader),
         manifests=reader.manifests,
         inputs={},
@@ -240,13 +261,21 @@ def _read_synthetic(reader: _Reader, name: str) -> SyntheticSet:
     part = part_name(0, manifest["parts"])
     outputs = reader.read("synthetic", name, part)
     corpus_manifest = reader.manifest("build_corpus", "corpora", corpus)
-    sources = reader.read("corpora", corpus, "train", part_name(0, corpus_manifest["splits"]["train"]["parts"]))
+    sources = reader.read(
+        "corpora", corpus, "train", part_name(0, corpus_manifest["splits"]["train"]["parts"])
+    )
     if outputs is None or sources is None:
-        raise UserError(f"synthetic/{name} or corpora/{corpus} has lost its first part: run rephrase_corpus or build_corpus again.")
+        raise UserError(
+            f"synthetic/{name} or corpora/{corpus} has lost its first part: run rephrase_corpus or build_corpus again."
+        )
     texts = pq.read_table(io.BytesIO(sources), columns=["doc_id", "text"]).to_pydict()
     by_id = dict(zip(texts["doc_id"], texts["text"], strict=True))
-    table = pq.read_table(io.BytesIO(outputs), columns=_EXAMPLE_COLUMNS).sort_by("seed").slice(0, NUM_EXAMPLES)
-    return SyntheticSet(manifest, tuple(_example(name, row, by_id[row["doc_id"]]) for row in table.to_pylist()))
+    table = (
+        pq.read_table(io.BytesIO(outputs), columns=_EXAMPLE_COLUMNS).sort_by("seed").slice(0, NUM_EXAMPLES)
+    )
+    return SyntheticSet(
+        manifest, tuple(_example(name, row, by_id[row["doc_id"]]) for row in table.to_pylist())
+    )
 
 
 def _example(name: str, row: dict[str, Any], document: str) -> Example:
@@ -280,5 +309,7 @@ def _read_steps(reader: _Reader) -> tuple[dict[str, Any], ...]:
     entries = [] if data is None else json.loads(data)
     steps = tuple(entry for entry in entries if entry["step"] != "write_report")
     if steps:
-        reader.hashes[f"{STUDY_LOG} (other steps)"] = hashlib.sha256(json.dumps(steps).encode()).hexdigest()[:16]
+        reader.hashes[f"{STUDY_LOG} (other steps)"] = hashlib.sha256(json.dumps(steps).encode()).hexdigest()[
+            :16
+        ]
     return steps

@@ -77,7 +77,9 @@ def scale_cautions(study: Study) -> tuple[str, ...]:
         )
     unfinished = sum(run.record is None for run in study.runs)
     if unfinished:
-        cautions.append(f"{unfinished} of {len(study.runs)} planned runs have no record yet; the report leaves them out.")
+        cautions.append(
+            f"{unfinished} of {len(study.runs)} planned runs have no record yet; the report leaves them out."
+        )
     return tuple(cautions)
 
 
@@ -106,7 +108,11 @@ def _environment() -> jinja2.Environment:
         "indented": lambda text: "\n".join(f"    {line}" for line in clean_text(text).splitlines()),
     }
     environment.tests |= {"interval": lambda value: isinstance(value, Interval) and has_ends(value)}
-    environment.globals |= {"verdict_word": verdict_word, "caption": figure_caption, "markdown_file": markdown_file}
+    environment.globals |= {
+        "verdict_word": verdict_word,
+        "caption": figure_caption,
+        "markdown_file": markdown_file,
+    }
     return environment
 
 
@@ -121,7 +127,10 @@ def html_value(value: Any, kind: str) -> Markup:
         text = html_value(value.value, kind)
         if not has_ends(value):
             return text
-        ends = [escape(show_end(None, kind)) if end is None else html_value(end, kind) for end in (value.low, value.high)]
+        ends = [
+            escape(show_end(None, kind)) if end is None else html_value(end, kind)
+            for end in (value.low, value.high)
+        ]
         return Markup('{} <span class="interval">[{}, {}]</span>').format(text, *ends)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and kind in FORMATS:
         return Markup('<data value="{}">{}</data>').format(repr(value), show(value, kind))
@@ -168,8 +177,7 @@ def markdown_table(table: Table) -> str:
     """Return a table in GitHub's Markdown."""
     lines = [_markdown_row(column.label for column in table.columns)]
     lines.append(_markdown_row("---:" if column.is_number else "---" for column in table.columns))
-    for row in table.rows:
-        lines.append(_markdown_row(_markdown_cell(row.get(column.key), column) for column in table.columns))
+    lines += [_markdown_row(_markdown_cell(row.get(c.key), c) for c in table.columns) for row in table.rows]
     return "\n".join(lines)
 
 
@@ -186,5 +194,3 @@ def _markdown_cell(value: Any, column: Column) -> str:
 def markdown_file(drawing: Drawing) -> str:
     """Return the path of a figure as report.md links it."""
     return f"figures/{drawing.name}.svg"
-
-

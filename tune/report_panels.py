@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,40 +101,61 @@ def _size(study: Study, cell: tuple[str, int]) -> tuple[int, int]:
 
 def law_panels(study: Study, on_tokens: bool) -> list[LawPanel]:
     """Return one panel per synthetic source and fixed value of the other axis: natural text and its mixtures."""
-    axis, name = ("tokens", "D") if on_tokens else ("params", "N")
-    fits = [fitted for fitted in study.laws if fitted.record.axis == axis]
+    fits = [found for fitted in study.laws if (found := _mixture_fit(study, fitted, on_tokens)) is not None]
     panels = []
-    for fixed in sorted({tuple(sorted(fitted.record.fixed.items())) for fitted in fits}):
-        here = [(*_mixture(study, fitted), fitted) for fitted in fits if tuple(sorted(fitted.record.fixed.items())) == fixed]
-        sources = sorted({source for source, _, _ in here if source is not None})
-        held = ", ".join(f"{_SYMBOLS.get(key, key)} = {amount(value)}" for key, value in fixed)
-        slug = "-".join(str(round(value)) for _, value in fixed)
-        for source in sources or [None]:
-            series = [
-                _series(study, fitted, mixture_label(own, share), share, on_tokens)
-                for own, share, fitted in sorted(here, key=lambda each: each[1])
-                if own in (None, source)
-            ]
-            panels.append(
-                LawPanel(
-                    name=f"law-{name.lower()}-{source or 'natural'}-{slug}",
-                    title=f"natural + {source}, {held}" if source else f"natural only, {held}",
-                    x_label="training tokens D" if on_tokens else "non-embedding parameters N",
-                    on_tokens=on_tokens,
-                    series=tuple(series),
-                )
-            )
+    for fixed in sorted({fit.fixed for fit in fits}):
+        here = sorted(
+            (fit for fit in fits if fit.fixed == fixed), key=lambda fit: (fit.share, fit.source or "")
+        )
+        sources: list[str | None] = [*sorted({fit.source for fit in here if fit.source is not None})]
+        panels += [
+            _law_panel(study, source, fixed, [f for f in here if f.source in (None, source)], on_tokens)
+            for source in sources or [None]
+        ]
     return panels
 
 
-_SYMBOLS = {"num_params": "N", "train_tokens": "D"}
+@dataclass(frozen=True)
+class _MixtureFit:
+    """A one-axis law of one mixture."""
+
+    source: str | None
+    share: float
+    fixed: tuple[tuple[str, float], ...]
+    fitted: FittedLaw
 
 
-def _mixture(study: Study, fitted: FittedLaw) -> tuple[str | None, float]:
-    """Return the synthetic source (None: natural only) and the share of the rows behind a fit."""
-    rows = _fitted_rows(study, fitted)
-    share = float(rows[0].get("share") or 0.0)
-    return (rows[0].get("synthetic") if share > 0 else None), share
+def _mixture_fit(study: Study, fitted: FittedLaw, on_tokens: bool) -> _MixtureFit | None:
+    """Return the fit with its mixture; None for the other axis and for rows that say nothing of a mixture."""
+    if fitted.record.axis != ("tokens" if on_tokens else "params"):
+        return None
+    row = _fitted_rows(study, fitted)[0]
+    if row.get("share") is None:
+        return None
+    return _MixtureFit(
+        row["synthetic"], float(row["share"]), tuple(sorted(fitted.record.fixed.items())), fitted
+    )
+
+
+def _law_panel(
+    study: Study,
+    source: str | None,
+    fixed: tuple[tuple[str, float], ...],
+    fits: list[_MixtureFit],
+    on_tokens: bool,
+) -> LawPanel:
+    symbols = {"num_params": "N", "train_tokens": "D"}
+    held = ", ".join(f"{symbols.get(name, name)} = {amount(value)}" for name, value in fixed)
+    slug = "-".join(
+        ["law", "d" if on_tokens else "n", source or "natural", *(str(round(value)) for _, value in fixed)]
+    )
+    return LawPanel(
+        name=slug.replace(".", "-"),
+        title=f"natural + {source}, {held}" if source else f"natural only, {held}",
+        x_label="training tokens D" if on_tokens else "non-embedding parameters N",
+        on_tokens=on_tokens,
+        series=tuple(_series(study, fit, on_tokens) for fit in fits),
+    )
 
 
 def _fitted_rows(study: Study, fitted: FittedLaw) -> list[dict[str, Any]]:
@@ -142,15 +164,16 @@ def _fitted_rows(study: Study, fitted: FittedLaw) -> list[dict[str, Any]]:
     return [row for row in study.laws.file.rows if row["run_id"] in used and row["group"] == group]
 
 
-def _series(study: Study, fitted: FittedLaw, label: str, share: float, on_tokens: bool) -> LawSeries:
+def _series(study: Study, fit: _MixtureFit, on_tokens: bool) -> LawSeries:
     column = "train_tokens" if on_tokens else "num_params"
+    fitted = fit.fitted
     rows = _fitted_rows(study, fitted)
     points = tuple(sorted((float(row[column]), float(row["loss"]), str(row["run_id"])) for row in rows))
     x = np.geomspace(points[0][0], points[-1][0] * BEYOND_DATA, CURVE_POINTS)
     loss, low, high = fitted.curve({column: x})
     curve = LawCurve(x.tolist(), loss.tolist(), _listed(low), _listed(high))
     held_out = fitted.record.hold_out.points if fitted.record.hold_out else ()
-    return LawSeries(label, share, points, held_out, curve)
+    return LawSeries(mixture_label(fit.source, fit.share), fit.share, points, held_out, curve)
 
 
 def _listed(values: Any) -> list[float] | None:
@@ -194,9 +217,13 @@ def training_panels(study: Study) -> list[CurvesPanel]:
             runs = [
                 run
                 for run in study.runs
-                if run.model == model and run.seed == first_seed and (run.share == 0 or run.synthetic == source)
+                if run.model == model
+                and run.seed == first_seed
+                and (run.share == 0 or run.synthetic == source)
             ]
-            curves = tuple(_training_curve(study, run) for run in sorted(runs, key=lambda r: (r.share, r.train_tokens)))
+            curves = tuple(
+                _training_curve(study, run) for run in sorted(runs, key=lambda r: (r.share, r.train_tokens))
+            )
             curves = tuple(curve for curve in curves if curve.tokens or curve.evaluated_tokens)
             if any(len(curve.tokens) > 1 for curve in curves):
                 name = f"training-{source}-{model}".replace(".", "-")

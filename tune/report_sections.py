@@ -16,9 +16,8 @@ from tune.report_figures import (
     draw_laws,
     draw_loss_by_share,
     draw_training,
-    share_looks,
-    source_looks,
 )
+from tune.report_format import percent
 from tune.report_inputs import Example, Study
 from tune.report_panels import (
     all_shares,
@@ -28,6 +27,7 @@ from tune.report_panels import (
     synthetic_sources,
     training_panels,
 )
+from tune.report_style import share_looks, source_looks
 from tune.report_svg import Drawing
 from tune.report_tables import Table
 
@@ -44,6 +44,8 @@ class Section:
     drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
     examples: tuple[Example, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences at its end."""
     absent: str | None = None
     """The one line instead of everything else, when the input is not there."""
     folded: bool = False
@@ -90,7 +92,7 @@ def _loss_by_share(study: Study) -> Section:
     looks = source_looks(synthetic_sources(study))
     lead = (
         "Held-out loss at the end of training, one panel per model size N and budget D. Filled markers are runs of the "
-        f"plan {study.config.plan}, open ones trials of a search. A solid line with a band is the smooth fit of a "
+        f"plan “{study.config.plan}”, open ones trials of a search. A solid line with a band is the smooth fit of a "
         "searched cell, the star its minimum, the thick bar the interval of the best share; dotted lines only join "
         "means. Lower is better."
     )
@@ -98,29 +100,37 @@ def _loss_by_share(study: Study) -> Section:
 
 
 def _law(study: Study, on_tokens: bool) -> Section:
-    name, title = ("data-law", "Loss against data, L(D)") if on_tokens else ("model-law", "Loss against size, L(N)")
+    name, title = (
+        ("data-law", "Loss against data, L(D)") if on_tokens else ("model-law", "Loss against size, L(N)")
+    )
     panels = law_panels(study, on_tokens)
     if not panels:
         varied, law = ("budgets at one size", "data") if on_tokens else ("sizes at one budget", "model")
         line = f"No {law} law was fitted: pretrain_models needs three or more {varied}, then run fit_laws."
         return Section(name, title, "", absent=line)
     looks = share_looks([*all_shares(study), *(series.share for panel in panels for series in panel.series)])
-    level = study.laws.file.fits[0].confidence
+    axis = "budget at a fixed size" if on_tokens else "size at a fixed budget"
     lead = (
-        f"Markers are runs, lines the laws fitted to them (fit {study.config.laws}), drawn to twice the largest value "
-        f"measured; bands are {level:.0%} intervals of the curve. A ring is what a second fit, made without the largest "
-        "scale, predicted there: the closer it sits to its marker, the better the law extrapolates."
+        f"Held-out loss against {axis}. Markers are runs; lines are the laws of the fit “{study.config.laws}”, drawn to twice "
+        f"the largest value measured; bands are {percent(study.laws.file.fits[0].confidence)} intervals of the curve. A ring is "
+        "what a second fit, made without the largest scale, predicted there: the closer to its marker, the better."
     )
     return Section(name, title, lead, drawings=tuple(draw_laws(panel, looks) for panel in panels))
 
 
 def _fits(study: Study) -> Section:
     lead = (
-        f"Fit {study.config.laws}, hash {study.laws.file.hash}. `Starts at optimum` is the part of the starting points "
-        "that ended at the best optimum; `hold-out error` the mean absolute relative error at the largest scale, "
+        f"Fit “{study.config.laws}”, hash {study.laws.file.hash}. “Starts at optimum” is the part of the starting points "
+        "that ended at the best optimum; “hold-out error” the mean absolute relative error at the largest scale, "
         "predicted from the smaller ones. fits.csv has every field."
     )
-    return Section("fits", "The fitted laws", lead, tables=tuple(tables.fit_tables(study)))
+    return Section(
+        "fits",
+        "The fitted laws",
+        lead,
+        tables=tuple(tables.fit_tables(study)),
+        notes=study.laws.file.warnings,
+    )
 
 
 def _best_share(study: Study) -> Section:
@@ -130,12 +140,16 @@ def _best_share(study: Study) -> Section:
     looks = source_looks(synthetic_sources(study))
     lead = "The best share is the minimum of a smooth fit through noisy losses, so it comes with an interval."
     drawing = draw_best_shares(study.optima, looks)
-    return Section("best-share", "Best share per cell", lead, (drawing,), (tables.optima_table(study),))
+    return Section(
+        "best-share", "Best share per cell", lead, drawings=(drawing,), tables=(tables.optima_table(study),)
+    )
 
 
 def _equal_loss(study: Study) -> Section:
     if not study.recommendations:
-        line = "No recommendation is part of this report: run recommend_mixture and name it in recommendations."
+        line = (
+            "No recommendation is part of this report: run recommend_mixture and name it in recommendations."
+        )
         return Section("equal-loss", "Tokens to equal loss", "", absent=line)
     lead = (
         "How many tokens of each mixture reach the loss that natural text alone reaches with the target's tokens. "
@@ -166,7 +180,9 @@ def _training(study: Study) -> Section:
         "Training loss along each run (lines, on its own mixture, so the levels of different shares do not compare) and "
         "held-out loss (markers, on the same text for all, so they do)."
     )
-    return Section("training", "Training curves", lead, drawings=tuple(draw_training(panel, looks) for panel in panels))
+    return Section(
+        "training", "Training curves", lead, drawings=tuple(draw_training(panel, looks) for panel in panels)
+    )
 
 
 # --- data, cost, provenance ------------------------------------------------------------------------------------
@@ -189,7 +205,9 @@ def _synthetic(study: Study) -> Section:
         "rows by their hash, not the best."
     )
     examples = tuple(example for each in study.synthetic.values() for example in each.examples)
-    return Section("synthetic", "Synthetic text", lead, (), tuple(data.synthetic_tables(study)), examples)
+    return Section(
+        "synthetic", "Synthetic text", lead, tables=tuple(data.synthetic_tables(study)), examples=examples
+    )
 
 
 def _packed(study: Study) -> Section:
@@ -228,4 +246,4 @@ def _provenance(study: Study) -> Section:
 
 
 def _no_runs(study: Study, wanted: str) -> str:
-    return f"The plan {study.config.plan} has no {wanted} with a result yet: pretrain_models trains them."
+    return f"The plan “{study.config.plan}” has no {wanted} with a result yet: pretrain_models trains them."

@@ -13,13 +13,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
-FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+FONT_FAMILY = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+)
 
 PALETTE: dict[str, tuple[str, str]] = {
     "paper": ("#ffffff", "#151a21"),
@@ -122,7 +124,7 @@ def finish_drawing(
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ET.fromstring(buffer.getvalue())
     for element in root.iter():
         _plain_element(element)
     for gid, texts in tips.items():
@@ -135,22 +137,22 @@ def finish_drawing(
         {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": alt, "font-family": FONT_FAMILY}
     )
     inline = _themed(root)
-    root.insert(0, ElementTree.Element("rect", width="100%", height="100%", fill=light("paper")))
+    root.insert(0, ET.Element("rect", width="100%", height="100%", fill=light("paper")))
     root.attrib.update({"xmlns": SVG_NAMESPACE, "width": width, "height": height})
     drawn = tuple(dict.fromkeys(run_ids))
-    return Drawing(name, title, alt, drawn, ElementTree.tostring(root, encoding="unicode") + "\n", inline)
+    return Drawing(name, title, alt, drawn, ET.tostring(root, encoding="unicode") + "\n", inline)
 
 
-def _themed(root: ElementTree.Element) -> str:
+def _themed(root: ET.Element) -> str:
     """Return the element as text with every palette colour replaced by the CSS variable of its role."""
     themed = copy.deepcopy(root)
     for element in themed.iter():
         for key in {"style", "fill", "stroke"} & element.attrib.keys():
             element.attrib[key] = _COLOUR.sub(lambda found: _variable(found.group()), element.attrib[key])
-    return ElementTree.tostring(themed, encoding="unicode")
+    return ET.tostring(themed, encoding="unicode")
 
 
-def _plain_element(element: ElementTree.Element) -> None:
+def _plain_element(element: ET.Element) -> None:
     element.tag = element.tag.rpartition("}")[2]
     for key in list(element.attrib):
         if "}" in key:
@@ -159,26 +161,28 @@ def _plain_element(element: ElementTree.Element) -> None:
         element.attrib["d"] = " ".join(element.attrib["d"].split())
     if "style" in element.attrib:
         element.attrib["style"] = _FONT.sub("", element.attrib["style"]).strip()
-    element.text, element.tail = (text if text and text.strip() else None for text in (element.text, element.tail))
+    element.text, element.tail = (
+        text if text and text.strip() else None for text in (element.text, element.tail)
+    )
 
 
-def _add_tips(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None:
+def _add_tips(root: ET.Element, gid: str, texts: Sequence[str]) -> None:
     groups = [element for element in root.iter("g") if element.get("id") == gid]
     marks = [mark for group in groups for mark in group.iter("use")]
     marks = marks or [mark for group in groups for mark in group.iter("path")]
     if len(marks) != len(texts):
         raise ValueError(f"{gid} has {len(marks)} markers and {len(texts)} tooltips")
     for mark, text in zip(marks, texts, strict=True):
-        ElementTree.SubElement(mark, "title").text = text
+        ET.SubElement(mark, "title").text = text
 
 
-def _drop_boilerplate(root: ElementTree.Element) -> None:
+def _drop_boilerplate(root: ET.Element) -> None:
     for child in list(root):
         if child.tag == "metadata" or (child.tag == "defs" and child.find("style") is not None):
             root.remove(child)
 
 
-def _prefix_identifiers(root: ElementTree.Element, name: str) -> None:
+def _prefix_identifiers(root: ET.Element, name: str) -> None:
     """Keep only identifiers something refers to, and make them the drawing's own."""
     used: set[str] = set()
     for element in root.iter():

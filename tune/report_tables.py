@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tune.report_format import FORMATS, amount, percent
 from tune.report_inputs import Study, StudyRun
 from tune.results import CellOptimum, Interval, LawFit, Recommendation
 
@@ -22,12 +23,12 @@ class Column:
     key: str
     label: str
     kind: str = "text"
-    """A format, `text`, `run` (a run id, linked) or `verdict`."""
+    """A format, `text`, `prose` (may wrap), `code`, `run` (a run id, linked) or `verdict`."""
 
     @property
     def is_number(self) -> bool:
         """Whether the column is set flush right."""
-        return self.kind not in ("text", "run", "verdict")
+        return self.kind in FORMATS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def to_csv(columns: Sequence[Column], rows: Iterable[dict[str, Any]]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     heading: list[str] = []
     for column in columns:
-        heading += [column.key, *([f"{column.key}_low", f"{column.key}_high"] if column.key in intervals else [])]
+        heading += [
+            column.key,
+            *([f"{column.key}_low", f"{column.key}_high"] if column.key in intervals else []),
+        ]
     writer.writerow(heading)
     for row in rows:
         fields: list[Any] = []
@@ -88,7 +92,7 @@ RUN_COLUMNS = (
     Column("wall_seconds", "Wall", "seconds"),
     Column("device_seconds", "Device", "seconds"),
     Column("attempts", "Attempts", "count"),
-    Column("reason", "Reason"),
+    Column("reason", "Reason", "prose"),
 )
 
 
@@ -96,9 +100,7 @@ def run_rows(study: Study) -> tuple[dict[str, Any], ...]:
     """Return one row per run of the plan and of the searches, planned runs without a record included."""
     planned = [_run_row(run, "grid") for run in study.runs]
     seen = {run.run_id for run in study.runs}
-    searched = [
-        _run_row(run, f"search {name}") for name, run in search_runs(study) if run.run_id not in seen
-    ]
+    searched = [_run_row(run, f"search {name}") for name, run in search_runs(study) if run.run_id not in seen]
     rows = {row["run_id"]: row for row in [*planned, *searched]}
     return tuple(sorted(rows.values(), key=lambda row: (
         row["num_params_non_embedding"], row["train_tokens"], row["mixture"], row["synthetic_share"], row["run_id"]
@@ -117,7 +119,9 @@ def search_runs(study: Study) -> list[tuple[str, StudyRun]]:
                 train_tokens=optimum.train_tokens,
                 synthetic=optimum.synthetic,
                 share=trial.share,
-                seed=study.trial_records[trial.run_id].config.seed if trial.run_id in study.trial_records else 0,
+                seed=study.trial_records[trial.run_id].config.seed
+                if trial.run_id in study.trial_records
+                else 0,
                 record=study.trial_records.get(trial.run_id),
             ),
         )
@@ -231,7 +235,9 @@ def _fit_row(fit: LawFit) -> dict[str, Any]:
               "starts_at_optimum_fraction", "confidence", "interval_method")  # fmt: skip
     return {name: getattr(fit, name) for name in copied} | {
         **fit.parameters,
-        "fixed": ", ".join(f"{symbols.get(name, name)} = {value:g}" for name, value in sorted(fit.fixed.items())),
+        "fixed": ", ".join(
+            f"{symbols.get(name, name)} = {amount(value)}" for name, value in sorted(fit.fixed.items())
+        ),
         "objective": fit.objective + delta,
         "hold_out_error": fit.hold_out.mean_absolute_relative_error if fit.hold_out else None,
         "runs_used": len(fit.rows_used),
@@ -241,17 +247,30 @@ def _fit_row(fit: LawFit) -> dict[str, Any]:
 
 def fit_tables(study: Study) -> list[Table]:
     """Return one table per law, with that law's parameters and its fits' warnings."""
-    tables = []
-    for law in sorted({fit.law for fit in study.laws.file.fits}, key=["data", "model"].__contains__, reverse=True):
-        fits = [fit for fit in study.laws.file.fits if fit.law == law]
-        keys = ["group", "fixed", *(name for name in ("A", "alpha", "B", "beta", "gamma", "E") if name in fits[0].parameters)]
-        keys += ["objective_value", "starts_at_optimum_fraction", "hold_out_error", "runs_used"]
-        if not any(fit.fixed for fit in fits):
-            keys.remove("fixed")
-        caption = f"{fits[0].formula}. Objective: {_fit_row(fits[0])['objective']}; intervals at {fits[0].confidence:.0%}."
-        notes = tuple(f"{fit.group}: {warning}" for fit in fits for warning in fit.warnings)
-        tables.append(Table(f"fits-{law.replace('_', '-')}", caption, _columns(FIT_COLUMNS, keys), tuple(fit_rows(fits)), notes))
-    return tables
+    found = {fit.law for fit in study.laws.file.fits}
+    ordered = [law for law in ("data", "model") if law in found] + sorted(found - {"data", "model"})
+    return [_fit_table(law, [fit for fit in study.laws.file.fits if fit.law == law]) for law in ordered]
+
+
+def _fit_table(law: str, fits: Sequence[LawFit]) -> Table:
+    rows = fit_rows(fits)
+    parameters = [name for name in ("A", "alpha", "B", "beta", "gamma", "E") if name in fits[0].parameters]
+    fixed = sorted({row["fixed"] for row in rows})
+    keys = [
+        "group",
+        *parameters,
+        "objective_value",
+        "starts_at_optimum_fraction",
+        "hold_out_error",
+        "runs_used",
+    ]
+    if len(fixed) > 1:
+        keys.insert(1, "fixed")
+    at = f", at {fixed[0]}" if len(fixed) == 1 and fixed[0] else ""
+    intervals = f"{percent(fits[0].confidence)} intervals" if fits[0].bootstrap_samples else "no intervals"
+    caption = f"{fits[0].formula}{at}. Objective {rows[0]['objective']}; {intervals}."
+    notes = tuple(f"{fit.group}: {'; '.join(fit.warnings)}." for fit in fits if fit.warnings)
+    return Table(f"fits-{law.replace('_', '-')}", caption, _columns(FIT_COLUMNS, keys), tuple(rows), notes)
 
 
 # --- optima and equal loss -------------------------------------------------------------------------------------
@@ -269,7 +288,7 @@ OPTIMUM_COLUMNS = (
     Column("noise_nats", "Noise, nats", "loss"),
     Column("trials", "Runs", "count"),
     Column("trials_failed", "Without a loss", "count"),
-    Column("method", "Method"),
+    Column("method", "Method", "prose"),
 )
 
 
@@ -290,7 +309,11 @@ def optima_table(study: Study) -> Table:
     """Return the best share per cell."""
     keys = ("synthetic", "model", "train_tokens", "best_share", "best_loss", "natural_only_loss", "gain_nats",
             "noise_nats", "trials", "search")  # fmt: skip
-    notes = [f"{o.synthetic}, {o.model}, {o.train_tokens:,} tokens: {w}" for o in study.optima for w in o.warnings]
+    notes = [
+        f"{o.synthetic}, {o.model}, {amount(o.train_tokens)} tokens: {'; '.join(o.warnings)}."
+        for o in study.optima
+        if o.warnings
+    ]
     methods = sorted({f"Method: {o.method}" for o in study.optima})
     caption = "Best synthetic share of each searched cell: minimum of the smooth fit, with its interval"
     rows = tuple(optimum_rows(study.optima))
@@ -331,7 +354,12 @@ def equal_loss_tables(study: Study) -> list[Table]:
     for name, each in sorted(study.recommendations.items()):
         rows = tuple(equal_loss_rows({name: each}))
         caption = f"Tokens each mixture needs for the loss that natural text alone reaches ({name})"
-        tables.append(Table(f"equal-loss-{name}", caption, _columns(EQUAL_LOSS_COLUMNS, ("group", "tokens", "speed_up")), rows))
+        tables.append(
+            Table(
+                f"equal-loss-{name}",
+                caption,
+                _columns(EQUAL_LOSS_COLUMNS, ("group", "tokens", "speed_up")),
+                rows,
+            )
+        )
     return tables
-
-

@@ -56,8 +56,10 @@ class LawFit(Record):
     """The law written out, with its units."""
     group: str
     """What was fitted apart from the rest: the mixture, or `all`."""
-    axis: Literal["tokens", "params", "both"]
-    """Which of D and N varied."""
+    axis: Literal["tokens", "params", "both", "shares"]
+    """Which of D and N varied; `shares` for a law of the mixture alone."""
+    shares: tuple[str, ...] = ()
+    """Columns of shares the law is written in, for laws of the mixture."""
     fixed: dict[str, float] = Field(default_factory=dict)
     """What was held fixed on a one-axis law: num_params or train_tokens."""
     objective: str
@@ -149,10 +151,18 @@ class Recommendation(Record):
     """`recommendations/<name>.json`."""
 
     hash: str
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """The configuration it was made with."""
+    parents: dict[str, str] = Field(default_factory=dict)
+    """Hashes of the laws and searches it was made from, by role."""
     target_num_params: int
     target_train_tokens: int
     best_share: Interval
+    """Share of the training tokens that are synthetic, [0, 1]."""
     best_group: str
+    """The mixture trained in the study that is nearest to the best share."""
+    synthetic: str | None = None
+    """Source of the synthetic tokens."""
     predicted_loss: Interval
     natural_only_loss: Interval
     equal_loss: tuple[EqualLoss, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -9,10 +10,13 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tune.optimum import MIN_POINTS, fit_curve, next_share, share_grid
+from tune.optimum import GRID_STEPS, MIN_POINTS, fit_curve, next_share, share_grid
 
 SHARE = "share"
 """Name of the one parameter."""
+
+SPACING = 4 / GRID_STEPS
+"""Distance a new share keeps from those that were tried, as long as there is room."""
 
 
 class CurveSampler(BaseSampler):
@@ -40,26 +44,36 @@ class CurveSampler(BaseSampler):
         """Return the next share. Raises ValueError for another parameter than one float named `share`."""
         if param_name != SHARE or not isinstance(param_distribution, FloatDistribution):
             raise ValueError(f"this sampler knows one float parameter, {SHARE!r}, not {param_name!r}")
-        others = [each for each in study.get_trials(deepcopy=False) if SHARE in each.params]
-        complete = [each for each in others if each.state == TrialState.COMPLETE]
-        pending = [float(each.params[SHARE]) for each in others if each.state == TrialState.RUNNING]
+        trials = [each for each in study.get_trials(deepcopy=False) if SHARE in each.params]
+        complete = [each for each in trials if each.state == TrialState.COMPLETE]
         return propose(
-            [float(each.params[SHARE]) for each in complete],
-            [float(each.values[0]) for each in complete],
-            [float(each.params[SHARE]) for each in others],
-            pending,
+            {float(each.params[SHARE]): float(each.values[0]) for each in complete},
+            [float(each.params[SHARE]) for each in trials if each.state == TrialState.RUNNING],
+            [float(each.params[SHARE]) for each in trials if each.state == TrialState.FAIL],
             (param_distribution.low, param_distribution.high),
         )
 
 
 def propose(
-    shares: list[float], losses: list[float], tried: list[float], pending: list[float], share_range: tuple[float, float]
+    losses: Mapping[float, float],
+    pending: Sequence[float],
+    failed: Sequence[float],
+    share_range: tuple[float, float],
 ) -> float:
-    """Return the next share: never one of `tried`, since the same run would only give the same loss.
+    """Return the next share, given losses by share, shares in training, and shares whose run failed.
 
-    With too few losses for a curve it is the share farthest from all that were tried.
+    It keeps away from all of them as long as there is room: the same run would only give the same loss, one at nearly
+    the same share shares much of its noise, and one beside a share that diverged is likely to diverge too. With too
+    few losses for a curve it is the share farthest from all that were tried.
     """
-    candidates = [share for share in share_grid(share_range) if share not in tried]
-    if len(shares) < MIN_POINTS:
-        return max(candidates, key=lambda share: min((abs(share - each) for each in tried), default=0.0))
-    return next_share(fit_curve(shares, losses, share_range), candidates, pending)
+    tried = dict.fromkeys((*losses, *pending), SPACING) | dict.fromkeys(failed, 2 * SPACING)
+    room = {
+        share: min((abs(share - each) / far for each, far in tried.items()), default=1.0)
+        for share in share_grid(share_range)
+    }
+    candidates = [share for share in room if room[share] >= 1.0 - 1e-9] or [
+        share for share in room if room[share] > 0.0
+    ]
+    if len(losses) < MIN_POINTS:
+        return max(candidates, key=lambda share: room[share])
+    return next_share(fit_curve(list(losses), list(losses.values()), share_range), candidates, pending)

@@ -25,7 +25,15 @@ def labels(found) -> list[str]:
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("raw/b.jsonl", "raw/a.parquet", "raw/sub/c.txt", "raw/README.md", "raw/_SUCCESS", "raw/.d.jsonl", "x.bin"):
+    for name in (
+        "raw/b.jsonl",
+        "raw/a.parquet",
+        "raw/sub/c.txt",
+        "raw/README.md",
+        "raw/_SUCCESS",
+        "raw/.d.jsonl",
+        "x.bin",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
@@ -40,7 +48,9 @@ def test_a_directory_stands_for_the_readable_files_under_it(tree):
 
 
 def test_a_glob_and_a_file_are_named_the_same_on_every_machine(tree):
-    found = listed({"kind": "files", "paths": [str(tree / "raw" / "*.jsonl"), str(tree / "raw" / "**" / "*.txt")]})
+    found = listed(
+        {"kind": "files", "paths": [str(tree / "raw" / "*.jsonl"), str(tree / "raw" / "**" / "*.txt")]}
+    )
     assert labels(found) == ["raw/b.jsonl", "raw/sub/c.txt"]
     assert labels(listed({"kind": "files", "paths": [str(tree / "raw" / "b.jsonl")]})) == ["raw/b.jsonl"]
 
@@ -127,7 +137,13 @@ def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path, monkeypatch):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * size)
     found = listed({"kind": "files", "paths": [str(tmp_path)]})
     assert all(isinstance(unit, FileUnit) for unit in found.units)
-    assert [[file.num_bytes for file in unit.files] for unit in found.units] == [[40, 40], [40], [500], [10] * 4, [10]]
+    assert [[file.num_bytes for file in unit.files] for unit in found.units] == [
+        [40, 40],
+        [40],
+        [500],
+        [10] * 4,
+        [10],
+    ]
 
 
 def test_packages_are_cut_into_units_and_fingerprinted_by_version(monkeypatch):
@@ -140,5 +156,7 @@ def test_packages_are_cut_into_units_and_fingerprinted_by_version(monkeypatch):
 
 
 def test_a_package_that_is_not_installed_is_named_by_its_field():
-    with pytest.raises(UserError, match=r"sources\.0\.packages\.1: Python package 'no_such' is not installed"):
+    with pytest.raises(
+        UserError, match=r"sources\.0\.packages\.1: Python package 'no_such' is not installed"
+    ):
         listed({"kind": "docstrings", "packages": ["json", "no_such"]})

@@ -19,24 +19,13 @@ from synth.job import build_corpus
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
-# On a busy machine Ray's agents need longer than the 30 s after which the raylet gives up on itself.
-PATIENT_RAY = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
 PACKAGES = ("numpy", "hypothesis", "yaml")
-
-DRIVER = """
-import sys
-import ray
-from synth.config import CorpusConfig
-from synth.job import build_corpus
-
-if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False)
-    build_corpus(CorpusConfig.model_validate_json(sys.argv[1]))
-"""
 
 
 def docstrings_config(root) -> CorpusConfig:
-    return CorpusConfig(root=str(root), sources=({"kind": "docstrings", "packages": PACKAGES},), documents_per_part=32)
+    return CorpusConfig(
+        root=str(root), sources=({"kind": "docstrings", "packages": PACKAGES},), documents_per_part=32
+    )
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -61,12 +50,23 @@ def reference(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in PATIENT_RAY.items():
-            patch.setenv(name, value)
-        ray.init(num_cpus=2, include_dashboard=False)
-        yield
-        ray.shutdown()
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+def start_ray() -> None:
+    # On a busy machine a raylet gives its agents 15 s to start, then ends itself, whatever Ray is told to wait for.
+    for _ in range(10):
+        try:
+            ray.init(num_cpus=2, include_dashboard=False)
+        except Exception as error:  # Ray raises nothing narrower
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
+    raise RuntimeError("Ray did not start")
 
 
 def test_a_corpus_built_on_ray_has_the_same_bytes(tmp_path, reference, cluster, capfd):
@@ -85,7 +85,9 @@ def test_a_broken_input_is_the_same_sentence_on_a_worker(tmp_path, cluster):
     (tmp_path / "good.jsonl").write_text(json.dumps({"text": "The quick reader of the row. " * 20}) + "\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08")
     sources = ({"kind": "files", "paths": [str(tmp_path / "*.jsonl*")]},)
-    with pytest.raises(UserError, match=r"^\S+/cut\.jsonl\.gz cannot be read to its end \(.*\): replace the file") as caught:
+    with pytest.raises(
+        UserError, match=r"^\S+/cut\.jsonl\.gz cannot be read to its end \(.*\): replace the file"
+    ) as caught:
         build_corpus(CorpusConfig(root=str(tmp_path), sources=sources))
     assert type(caught.value) is UserError
     assert "\n" not in str(caught.value)
@@ -105,11 +107,10 @@ def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(tmp_path, re
 
 
 def start(scratch: Path, config: CorpusConfig) -> subprocess.Popen:
-    script = scratch / "driver.py"
-    script.write_text(DRIVER)
-    environment = os.environ | PATIENT_RAY | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, __file__, config.model_dump_json()]
     with (scratch / "driver.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, script, config.model_dump_json()], env=environment, stderr=log, stdout=log)
+        return subprocess.Popen(command, env=environment, stderr=log, stdout=log)
 
 
 def ledgers_after_kill(scratch: Path, config: CorpusConfig, moment) -> dict[str, int]:
@@ -125,3 +126,8 @@ def ledgers_after_kill(scratch: Path, config: CorpusConfig, moment) -> dict[str,
     assert not alive, f"Ray outlived its driver: {alive}"
     ledgers = (scratch / "corpora" / "natural" / ".work").rglob("*.json")
     return {path.as_posix(): path.stat().st_mtime_ns for path in ledgers}
+
+
+if __name__ == "__main__":  # the driver that the test above kills
+    start_ray()
+    build_corpus(CorpusConfig.model_validate_json(sys.argv[1]))

@@ -30,11 +30,20 @@ def files(*paths, **fields) -> dict:
 
 @pytest.mark.parametrize("ending", COMPRESS)
 def test_jsonl_is_read_line_by_line_whatever_it_is_packed_in(tmp_path, ending):
-    lines = ['{"text": "one"}', "", '  {"text": "zwei ✓ 😀", "topic": "b"}', '{"text": "a\\u2028b", "topic": null}']
+    lines = [
+        '{"text": "one"}',
+        "",
+        '  {"text": "zwei ✓ 😀", "topic": "b"}',
+        '{"text": "a\\u2028b", "topic": null}',
+    ]
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(COMPRESS[ending](b"\xef\xbb\xbf" + "\n".join(lines).encode()))
     rows = rows_of(files(path, domain_field="topic", domain="rest"))
-    assert [(row.text, row.domain) for row in rows] == [("one", "rest"), ("zwei ✓ 😀", "b"), ("a\u2028b", "rest")]
+    assert [(row.text, row.domain) for row in rows] == [
+        ("one", "rest"),
+        ("zwei ✓ 😀", "b"),
+        ("a\u2028b", "rest"),
+    ]
     label = f"{tmp_path.name}/a.jsonl{ending}"
     assert [row.source for row in rows] == [f"{label}#1", f"{label}#3", f"{label}#4"]
 
@@ -55,7 +64,9 @@ def test_a_file_cut_off_is_an_error_that_names_it(tmp_path, ending, lost_bytes):
     lines = "".join(json.dumps({"text": f"document {n} {n * 7919 % 10007}"}) + "\n" for n in range(5000))
     path = tmp_path / f"cut.jsonl{ending}"
     path.write_bytes(COMPRESS[ending](lines.encode())[:-lost_bytes])
-    with pytest.raises(UserError, match=rf"cut\.jsonl\{ending}.*(cannot be read to its end|is not JSON in line)"):
+    with pytest.raises(
+        UserError, match=rf"cut\.jsonl\{ending}.*(cannot be read to its end|is not JSON in line)"
+    ):
         rows_of(files(path))
 
 
@@ -83,7 +94,9 @@ def test_a_corrupt_file_is_one_sentence_that_names_it(tmp_path, name, content):
 
 def test_a_parquet_file_with_a_hole_in_it_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": [f"text {n} {n * 7919 % 10007}" for n in range(20_000)]}), path, row_group_size=1000)
+    pq.write_table(
+        pa.table({"text": [f"text {n} {n * 7919 % 10007}" for n in range(20_000)]}), path, row_group_size=1000
+    )
     content = bytearray(path.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 4000] = bytes(4000)
     path.write_bytes(content)
@@ -105,7 +118,11 @@ def test_parquet_text_of_any_string_type(tmp_path, column):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": column, "n": [1, 2, 3]}), path)
     verdicts = [admit(row, 1) for row in rows_of(files(path))]
-    assert [verdict if isinstance(verdict, str) else verdict.text for verdict in verdicts] == ["one", "null_text", "drei"]
+    assert [verdict if isinstance(verdict, str) else verdict.text for verdict in verdicts] == [
+        "one",
+        "null_text",
+        "drei",
+    ]
 
 
 def test_a_parquet_row_that_is_not_utf8_costs_itself_and_not_the_file(tmp_path):
@@ -139,7 +156,9 @@ def test_a_wrong_column_name_is_told_with_the_right_ones(tmp_path, name):
         pq.write_table(pa.table({"body": ["x"], "id": [1]}), path)
     else:
         path.write_text('{"body": "x", "id": 1}\n')
-    with pytest.raises(UserError, match=r"sources\.0\.text_field = 'text' is not a column of .*: choose one of body, id"):
+    with pytest.raises(
+        UserError, match=r"sources\.0\.text_field = 'text' is not a column of .*: choose one of body, id"
+    ):
         rows_of(files(path))
     assert [row.text for row in rows_of(files(path, text_field="body"))] in (["x"], [b"x"])
 
@@ -162,7 +181,9 @@ def test_template_and_prompt_syntax_in_a_document_is_data(tmp_path):
 @pytest.mark.slow  # datasets imports torch
 def test_a_dataset_is_streamed_shard_by_shard(tmp_path):
     for shard in range(3):
-        table = pa.table({"text": [f"text {shard}.{row}" for row in range(4)], "topic": ["a", "b", None, "a"]})
+        table = pa.table(
+            {"text": [f"text {shard}.{row}" for row in range(4)], "topic": ["a", "b", None, "a"]}
+        )
         pq.write_table(table, tmp_path / f"train-{shard:05d}-of-00003.parquet")
     source = {"kind": "huggingface", "dataset": str(tmp_path), "domain_field": "topic"}
     inputs = list_source(0, CorpusConfig(sources=(source,)))
@@ -183,7 +204,9 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_wrong_column_of_a_dataset_is_told_before_anything_is_read(tmp_path):
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"sources\.0\.text_field = 'text' is not a column of .*: choose one of body"):
+    with pytest.raises(
+        UserError, match=r"sources\.0\.text_field = 'text' is not a column of .*: choose one of body"
+    ):
         list_source(0, CorpusConfig(sources=({"kind": "huggingface", "dataset": str(tmp_path)},)))
 
 

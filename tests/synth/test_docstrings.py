@@ -82,7 +82,14 @@ def test_every_definition_is_found_with_its_qualified_name():
 
 @pytest.mark.parametrize(
     "source",
-    [b'"""broken', b'"""doc"""\nprint "python 2"', b'"""doc"""\n{{ template }} {% if %}', b'"""doc"""\n\0', b"", b'"""\xff"""'],
+    [
+        b'"""broken',
+        b'"""doc"""\nprint "python 2"',
+        b'"""doc"""\n{{ template }} {% if %}',
+        b'"""doc"""\n\0',
+        b"",
+        b'"""\xff"""',
+    ],
 )
 def test_a_file_that_is_not_this_python_has_no_docstrings(source):
     assert list(docstrings_of(source, "x.py")) == []
@@ -120,7 +127,9 @@ def test_a_package_without_python_source_is_named():
 def test_another_version_of_the_package_on_this_node_is_noticed(package):
     files = list_package("lagoonlib")
     (package / "b.py").write_text('"""B, but longer."""')
-    with pytest.raises(UserError, match="lagoonlib/b.py of package 'lagoonlib' is not the file that was listed"):
+    with pytest.raises(
+        UserError, match=r"lagoonlib/b\.py of package 'lagoonlib' is not the file that was listed"
+    ):
         list(read_docstrings("lagoonlib", files))
     with pytest.raises(UserError, match="0 bytes here, 9 there"):
         list(read_docstrings("lagoonlib", (PythonFile("lagoonlib/gone.py", 9),)))

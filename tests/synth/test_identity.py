@@ -61,7 +61,13 @@ def test_a_directory_is_claimed_once_and_recognised_again(directory):
 @pytest.mark.parametrize(
     ("kind", "recipe", "parents", "field", "values"),
     [
-        ("corpus", RECIPE | {"held_out_fraction": 0.1}, {"source": "1"}, "recipe.held_out_fraction", (0.05, 0.1)),
+        (
+            "corpus",
+            RECIPE | {"held_out_fraction": 0.1},
+            {"source": "1"},
+            "recipe.held_out_fraction",
+            (0.05, 0.1),
+        ),
         ("corpus", RECIPE | {"extra": 1}, {"source": "1"}, "recipe.extra", (None, 1)),
         ("corpus", RECIPE, {"source": "2"}, "parents.source", ("1", "2")),
         ("corpus", RECIPE, {}, "parents.source", ("1", None)),
@@ -104,7 +110,11 @@ def test_provenance_says_where_a_result_is_from_and_nothing_secret(monkeypatch):
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("one sentence"), IdentityMismatch("d", {"recipe.a": (1, 2)}), IncompleteArtefact("d", "build_corpus")],
+    [
+        UserError("one sentence"),
+        IdentityMismatch("d", {"recipe.a": (1, 2)}),
+        IncompleteArtefact("d", "build_corpus"),
+    ],
 )
 def test_errors_cross_processes_whole(error):
     copy = pickle.loads(pickle.dumps(error))

@@ -18,7 +18,8 @@ def now(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (-3, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3661, "1:01:01")]
+    ("seconds", "text"),
+    [(0, "0:00"), (-3, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3661, "1:01:01")],
 )
 def test_durations_read_like_a_clock(seconds, text):
     assert clock(seconds) == text

@@ -50,7 +50,9 @@ def object_store():
 def root(request, tmp_path):
     if request.param == "s3":
         return f"{request.getfixturevalue('object_store')[0]}/{tmp_path.name}"
-    return {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{tmp_path.name}"}[request.param]
+    return {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{tmp_path.name}"}[
+        request.param
+    ]
 
 
 def test_what_is_written_is_read_back(root):
@@ -58,7 +60,9 @@ def test_what_is_written_is_read_back(root):
     write_json_atomic(directory / "a.json", {"b": [1, 2.5, None], "a": "ü"})
     write_text_atomic(directory / "b.txt", "grün\n")
     num_bytes = write_parquet_atomic(directory / "c.parquet", TABLE)
-    assert (directory / "a.json").read_bytes() == '{\n  "a": "ü",\n  "b": [\n    1,\n    2.5,\n    null\n  ]\n}\n'.encode()
+    assert (
+        directory / "a.json"
+    ).read_bytes() == '{\n  "a": "ü",\n  "b": [\n    1,\n    2.5,\n    null\n  ]\n}\n'.encode()
     assert read_json(directory / "a.json") == {"b": [1, 2.5, None], "a": "ü"}
     assert (directory / "b.txt").read_text(encoding="utf-8") == "grün\n"
     assert read_parquet(directory / "c.parquet").equals(TABLE)

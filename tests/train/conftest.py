@@ -3,21 +3,32 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import hypothesis
 import pyarrow as pa
 import pytest
 
 from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.identity import claim_directory, finish, is_finished, read_manifest
+from synth.rows import REPHRASED_SCHEMA
 from synth.storage import study_path, write_parquet_atomic
 from train import packing
 from train.config import PackConfig
 from train.tokens import PackedSet
+
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture
 def write_corpus() -> Callable[..., list[str]]:
     """`write_corpus(root, name, texts, held_out={domain: texts})` -> the train texts in the order they are packed."""
     return _write_corpus
+
+
+@pytest.fixture
+def write_synthetic() -> Callable[..., None]:
+    """`write_synthetic(root, name, parts)`: each part a list of rows (doc_id, recipe, sample, chunk, text, keep)."""
+    return _write_synthetic
 
 
 @pytest.fixture
@@ -74,3 +85,19 @@ def _write_corpus(
         counts[split] = {"parts": num_parts, "documents": len(rows), "bytes": num_bytes}
     finish(directory, identity, splits=counts)
     return [text for _, text, _, _ in splits["train"]]
+
+
+def _write_synthetic(root: str, name: str, parts: list[list[tuple[str, str, int, int, str, bool]]]) -> None:
+    directory = study_path(root, "synthetic", name)
+    identity = claim_directory(directory, "synthetic", {"rows": document_id(repr(parts))}, {})
+    columns = ("doc_id", "recipe", "sample", "chunk", "text", "keep")
+    recipes: dict[str, dict[str, int]] = {}
+    for part, rows in enumerate(parts):
+        named = [dict(zip(columns, row, strict=True)) for row in rows]
+        schema = pa.schema([REPHRASED_SCHEMA.field(column) for column in columns])
+        table = pa.Table.from_pylist(named, schema=schema)
+        write_parquet_atomic(directory / f"part-{part:05d}-of-{len(parts):05d}.parquet", table)
+        for row in named:
+            tally = recipes.setdefault(row["recipe"], {"kept_characters": 0})
+            tally["kept_characters"] += len(row["text"]) * row["keep"]
+    finish(directory, identity, parts=len(parts), recipes=recipes)

@@ -152,7 +152,7 @@ def test_a_document_that_spells_the_mark_does_not_end_there(tmp_path, write_corp
 def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path, write_corpus, pack):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(alphabet)}
-    vocabulary |= {f"zz{number}": number for number in range(256, 70_000)}
+    vocabulary["zz"] = 70_000
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -163,9 +163,58 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path, write_corpus, pac
     )
     order = write_corpus(str(tmp_path), "natural", TEXTS, {"web": ["held out text"]})
     packed = pack(config_of(str(tmp_path), tokenizer={"kind": "load", "path": "root:tok"}))
-    assert (packed.eot_id, packed.vocab_size) == (70_000, 70_001)
+    assert packed.vocab_size == 70_001
     assert packed.sources["natural"].rows(np.arange(1)).dtype == "<u4"
     assert documents_of(packed, "natural") == order
+
+
+# --- synthetic sources -----------------------------------------------------------------------------------------
+
+FIRST_PART = [
+    ("d1", "qa", 0, 1, "second chunk", True),
+    ("d1", "qa", 0, 0, "first chunk", True),
+    ("d1", "hq", 0, 0, "high quality", True),
+    ("d0", "qa", 1, 0, "another sample", True),
+    ("d0", "qa", 0, 0, "kept", True),
+    ("d0", "qa", 0, 1, "REJECTED", False),
+    ("d0", "qa", 0, 2, "kept too", True),
+]
+SECOND_PART = [("d2", "hq", 0, 0, "REJECTED", False), ("d3", "hq", 0, 0, "the last", True)]
+
+
+def test_chunks_of_a_document_are_joined_in_order_without_the_rejected(root, pack, write_synthetic):
+    write_synthetic(root, "made", [FIRST_PART, SECOND_PART])
+    packed = pack(config_of(root, sources={"natural": {"corpus": "natural"}, "all": {"synthetic": "made"}}))
+    assert packed.sources["all"].documents()["document"].to_pylist() == [
+        "d0/qa/0",
+        "d0/qa/1",
+        "d1/hq/0",
+        "d1/qa/0",
+        "d3/hq/0",
+    ]
+    assert documents_of(packed, "all") == [
+        "kept\n\nkept too", "another sample", "high quality", "first chunk\n\nsecond chunk", "the last"
+    ]  # fmt: skip
+    assert documents_of(packed, "natural") == IN_ORDER
+
+
+def test_a_source_can_be_one_recipe_of_a_set(root, pack, write_synthetic):
+    write_synthetic(root, "made", [FIRST_PART, SECOND_PART, []])
+    packed = pack(config_of(root, sources={"hq": {"synthetic": "made", "recipe": "hq"}}))
+    assert documents_of(packed, "hq") == ["high quality", "the last"]
+    with pytest.raises(
+        UserError, match=r"sources\.x\.recipe = 'faq' made no row of synthetic/made: choose one of hq, qa"
+    ):
+        packing.plan_pack(
+            config_of(root, name="other", sources={"x": {"synthetic": "made", "recipe": "faq"}})
+        )
+
+
+def test_a_source_without_a_kept_row_has_no_rows(root, pack, write_synthetic):
+    write_synthetic(root, "made", [[("d2", "hq", 0, 0, "REJECTED", False)]])
+    packed = pack(config_of(root, sources={"natural": {"corpus": "natural"}, "hq": {"synthetic": "made"}}))
+    assert packed.info.num_rows == {"natural": 4, "hq": 0}
+    assert packed.sources["hq"].num_tokens == 0
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------
@@ -292,7 +341,7 @@ def test_the_plan_counts_what_is_missing(root):
     plan = packing.plan_pack(config)
     assert not plan.finished
     assert plan.facts["shards missing"] == plan.facts["shards"] == 3
-    assert plan.facts["documents"] == 5
+    assert plan.facts["natural: documents"] == 5
     assert not (Path(root) / "packed").exists()
     packing.claim(config)
     packing.prepare_tokenizer(config)
@@ -341,7 +390,9 @@ def test_a_damaged_part_is_named(root, pack, damage):
         path.write_bytes(data)
     else:
         write_parquet_atomic(UPath(path), pa.table({"doc_id": ["a"]}))
-    with pytest.raises(UserError, match=r"part-00001-of-00003\.parquet cannot be read.*run build_corpus again"):
+    with pytest.raises(
+        UserError, match=r"part-00001-of-00003\.parquet cannot be read.*run build_corpus again"
+    ):
         pack(config_of(root))
 
 

@@ -21,6 +21,11 @@ def test_sizes_are_listed_smallest_first():
     assert counts == sorted(counts)
 
 
+def test_every_size_can_be_served():
+    from_vllm = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256}
+    assert {model.hidden_size // model.num_heads for model in SIZES.values()} <= from_vllm
+
+
 def test_large_sizes_have_heads_of_64_to_128():
     large = {name: model for name, model in SIZES.items() if model.hidden_size >= 320}
     assert len(large) == 8

@@ -9,28 +9,41 @@ from hypothesis import strategies as st
 
 from synth.errors import UserError
 from tune.laws import LAWS, OBJECTIVES, Objective, fit, law_named
-from tune.laws.bootstrap import Noise, residual_noise, resampled_weights
+from tune.laws.bootstrap import Noise, resampled_weights, residual_noise
 from tune.laws.estimate import Settings, Task, fit_all, optimise
 from tune.laws.minimise import multi_start
 from tune.laws.polish import gradient_norm
 from tune.laws.problem import Problem
 
+MIXING = law_named("exponential_mixing", ("web", "code"))
+ALL_LAWS = {**LAWS, "exponential_mixing": MIXING}
+JOINT = {"A": 60.0, "B": 300.0, "E": 1.8, "alpha": 0.25, "beta": 0.3}
 TRUTH = {
     "data": {"B": 300.0, "beta": 0.3, "E": 2.2},
     "model": {"A": 60.0, "alpha": 0.25, "E": 2.0},
-    "chinchilla": {"A": 60.0, "B": 300.0, "E": 1.8, "alpha": 0.25, "beta": 0.3},
+    "chinchilla": JOINT,
     "chinchilla_tied": {"A": 90.0, "B": 300.0, "E": 1.8, "gamma": 0.3},
+    "over_training": {"a": 100.0, "b": 500.0, "E": 1.8, "eta": 0.15},
+    "rectified": {"B": 300.0, "D_l": 60.0, "beta": 0.3, "E": 1.8},
+    "data_constrained": {**JOINT, "R": 8.0},
+    "ratio_floor": {**JOINT, "e1": -0.1, "e2": 0.12},
+    "ratio_data": {**JOINT, "e1": -0.1, "e2": 0.12, "b1": -0.4, "b2": 0.5},
+    "ratio_full": {**JOINT, "e1": -0.1, "e2": 0.12, "b1": -0.4, "b2": 0.5, "a1": 0.1, "beta1": 0.02},
+    "bivariate_mixing": {"B": 200.0, "C": 1.8, "alpha": 0.1, "beta": 0.3},
+    "exponential_mixing": {"c": 1.8, "k": 1.5, "t_web": -0.8, "t_code": 0.6},
 }
 
 
 def grid_rows(law, noise=0.0, seed=0, num_params=(1e5, 3e5, 1e6, 3e6), train_tokens=(1e6, 3e6, 1e7, 3e7, 1e8)):
-    """Rows of a full grid with losses from a law's TRUTH and log-normal noise."""
-    law = law_named(law)
-    n, d = (axis.ravel() for axis in np.meshgrid(num_params, train_tokens))
-    rows = {"num_params": n, "train_tokens": d}
+    """Rows of a full grid of whatever the law needs, with losses from its TRUTH and log-normal noise."""
+    law = ALL_LAWS[law]
+    axes = {"num_params": num_params, "train_tokens": train_tokens, "unique_tokens": (4e6, 5e7), "share": (0.05, 1 / 3, 2 / 3, 1.0),
+            "web": (0.0, 0.2, 0.5), "code": (0.1, 0.3, 0.5)}  # fmt: skip
+    used = [name for name in axes if name in law.columns_needed or name in ("num_params", "train_tokens")]
+    rows = dict(zip(used, (axis.ravel() for axis in np.meshgrid(*(axes[name] for name in used))), strict=True))
     theta = law.to_theta(np.array([list(TRUTH[law.name].values())]))
     log_loss = law.log_prediction(theta, law.columns(rows))[0]
-    return {**rows, "loss": np.exp(log_loss + noise * np.random.default_rng(seed).normal(size=len(n)))}
+    return {**rows, "loss": np.exp(log_loss + noise * np.random.default_rng(seed).normal(size=len(log_loss)))}
 
 
 def five_points(noise, seed=0):
@@ -44,18 +57,18 @@ def objective_named(name):
 
 
 def random_thetas(problem, count=6, seed=0):
-    low, high = problem.bounds()
-    share = np.random.default_rng(seed).uniform(0.3, 0.9, size=(count, len(low)))
-    return low + share * (np.minimum(high, problem.log_level + 1.0) - low)
+    """Points around the truth, in solver coordinates."""
+    truth = problem.law.to_theta(np.array([list(TRUTH[problem.law.name].values())]), problem.centre)
+    return truth + 0.3 * np.random.default_rng(seed).normal(size=(count, truth.shape[1]))
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", ALL_LAWS)
 def test_gradient_is_the_derivative(law, objective):
-    problem = Problem.of(LAWS[law], grid_rows(law, noise=0.05), objective_named(objective))
+    problem = Problem.of(ALL_LAWS[law], grid_rows(law, noise=0.05), objective_named(objective))
     theta = random_thetas(problem)
     _, gradient = problem.value_and_gradient(theta)
     for i in range(theta.shape[1]):
@@ -64,9 +77,9 @@ def test_gradient_is_the_derivative(law, objective):
         np.testing.assert_allclose(gradient[:, i], (above - below) / 2e-6, rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", ALL_LAWS)
 def test_jacobian_is_the_derivative_of_the_prediction(law):
-    law = LAWS[law]
+    law = ALL_LAWS[law]
     rows = grid_rows(law.name)
     x = law.columns(rows, law.centre(rows))
     theta = random_thetas(Problem.of(law, rows, Objective("mse_log")))
@@ -110,12 +123,12 @@ def test_a_weight_of_three_is_the_row_three_times():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", ALL_LAWS)
 def test_exact_losses_give_back_the_parameters(law, objective):
-    fitted = fit(law, grid_rows(law), objective, bootstrap_samples=0)
+    fitted = fit(ALL_LAWS[law], grid_rows(law), objective, bootstrap_samples=0, hold_out_largest=False)
     assert fitted.record.converged
     for name, value in TRUTH[law].items():
-        assert fitted.parameters[name] == pytest.approx(value, rel=1e-4), name
+        assert fitted.parameters[name] == pytest.approx(value, rel=1e-3), name
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -319,7 +332,9 @@ def test_a_straight_line_in_logarithms_has_no_floor():
     [
         ("data", {"loss": np.array([1.0, np.nan, 1.0, 1.0, 1.0])}, "loss of row 2 is nan; it must be a positive number"),
         ("data", {"train_tokens": np.array([1.0, 2.0, -3.0, 4.0, 5.0])}, "train_tokens of row 3 is -3"),
-        ("data", {"train_tokens": np.array([1.0, 1.0, 2.0, 2.0, 2.0])}, "2 different points and its 3 parameters"),
+        ("data", {"train_tokens": np.array([1.0, 1.0, 2.0, 2.0, 2.0])}, "train_tokens takes 2 different values"),
+        ("chinchilla", {"num_params": np.array([1.0, 2.0, 2.0, 2.0, 2.0]), "train_tokens": np.array([1.0, 1.0, 2.0, 3.0, 3.0])},
+         "there are 4 different points and its 5 parameters need at least 5"),
         ("chinchilla", {}, "num_params takes 1 different value and must take at least 2"),
         ("data", {"loss": np.array(["a", "b", "c", "d", "e"])}, "'loss' holds something that is not a number"),
     ],

@@ -27,14 +27,21 @@ combining `fitted.samples` of two groups row by row gives resamples of any contr
 
 from tune.laws.bootstrap import Noise
 from tune.laws.estimate import fit
-from tune.laws.fitted import FittedLaw, describe
-from tune.laws.forms import LAWS, law_named
+from tune.laws.fitted import FittedLaw
+from tune.laws.forms import CHINCHILLA, CHINCHILLA_TIED, DATA, MODEL
 from tune.laws.law import Law, Parameter
 from tune.laws.objectives import OBJECTIVES, Objective
+from tune.laws.registry import LAW_NAMES, LAWS, law_named
 from tune.laws.saved import SavedLaws, load_directory, load_fit
+from tune.laws.summary import describe, tabulate
 
 __all__ = [
+    "CHINCHILLA",
+    "CHINCHILLA_TIED",
+    "DATA",
     "LAWS",
+    "LAW_NAMES",
+    "MODEL",
     "OBJECTIVES",
     "FittedLaw",
     "Law",
@@ -47,4 +54,5 @@ __all__ = [
     "law_named",
     "load_directory",
     "load_fit",
+    "tabulate",
 ]

@@ -11,13 +11,13 @@ import numpy as np
 
 from tune.laws.bootstrap import Noise, method_for, pairs_bootstrap, parametric_bootstrap, residual_noise
 from tune.laws.fitted import FittedLaw, interval_from
-from tune.laws.forms import law_named
 from tune.laws.identify import bound_warnings, flat_direction_warning, vanished_terms, width_warnings
 from tune.laws.law import Floats, Law
 from tune.laws.minimise import multi_start
 from tune.laws.objectives import Objective
 from tune.laws.polish import gradient_norm, has_converged, polish
 from tune.laws.problem import Problem
+from tune.laws.registry import law_named
 from tune.laws.rows import Rows, check_rows, column, row_names, run_numbers, select, too_few
 from tune.results import ExcludedRow, HeldOutPoint, HoldOut, Interval, LawFit
 
@@ -138,7 +138,7 @@ def optimise(law: Law, rows: Rows, objective: Objective, starts: Floats | None =
 
 
 def hold_out(law: Law, rows: Rows, objective: Objective) -> HoldOut | None:
-    """Predict the largest scale from a fit without it; None when the rest would not determine the law.
+    """Predict the largest scale from a fit without it; None when there is none or the rest cannot determine the law.
 
     Left out are all rows at the largest N and all at the largest D, as far as the law has them.
     """
@@ -146,7 +146,7 @@ def hold_out(law: Law, rows: Rows, objective: Objective) -> HoldOut | None:
     for name in {"num_params", "train_tokens"} & set(law.inputs):
         largest |= column(rows, name) == column(rows, name).max()
     rest, held = select(rows, ~largest), select(rows, largest)
-    if largest.all() or too_few(law, rest):
+    if largest.all() or not largest.any() or too_few(law, rest):
         return None
     optimum = optimise(law, rest, objective)
     predicted = np.exp(law.log_prediction(optimum.theta[None], law.columns(held, optimum.problem.centre)))[0]
@@ -186,6 +186,7 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
         formula=law.formula,
         group=task.group,
         axis=_axis(law),
+        shares=law.shares,
         fixed=dict(task.fixed),
         objective=settings.objective.name,
         huber_delta=settings.objective.delta,
@@ -198,7 +199,7 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
         bootstrap_samples=len(samples),
         noise_log=noise.standard_deviation if noise else None,
         noise_degrees_of_freedom=noise.degrees_of_freedom if noise else 0,
-        ranges={name: (_low(task.rows, name), _high(task.rows, name)) for name in law.inputs},
+        ranges={name: (_low(task.rows, name), _high(task.rows, name)) for name in law.columns_needed},
         num_starts=optimum.num_starts,
         starts_at_optimum_fraction=optimum.at_optimum_fraction,
         rows_used=tuple(row_names(task.rows)),
@@ -226,7 +227,7 @@ def _bootstrap(
 
 def _revived(problem: Problem, ends: Floats) -> Floats:
     """Return a few of these ends [k, p] with every term brought back to at least a tenth of the median loss."""
-    logs = np.array([parameter.is_log for parameter in problem.law.parameters])
+    logs = np.array([parameter.of_loss for parameter in problem.law.parameters])
     chosen = ends[np.linspace(0, len(ends) - 1, EXTRA_STARTS).round().astype(int)]
     return np.where(logs, np.maximum(chosen, problem.log_level + np.log(0.1)), chosen)
 
@@ -260,7 +261,9 @@ def _warnings(task: Task, optimum: Optimum, parameters: Mapping[str, Interval], 
     return said + width_warnings(law, parameters, float(column(task.rows, "loss").min()))
 
 
-def _axis(law: Law) -> Literal["tokens", "params", "both"]:
+def _axis(law: Law) -> Literal["tokens", "params", "both", "shares"]:
+    if not law.inputs:
+        return "shares"
     if law.inputs == ("train_tokens",):
         return "tokens"
     return "params" if law.inputs == ("num_params",) else "both"

@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike
 
 from synth.errors import UserError
 from tune.laws.law import Floats, Law
+from tune.laws.summary import describe
 from tune.results import Interval, LawFit
 
 LOG_TOKENS_LIMIT = float(np.log(1e18))
 """A loss that would take more tokens than this counts as never reached."""
+SHARE_STEPS = 1000
 BISECTED_TOGETHER = 64
 """Resamples solved for at once: each is evaluated at the points of all, and the diagonal is what counts."""
 FIXED_TOLERANCE = 0.01
@@ -72,6 +74,21 @@ class FittedLaw:
             return None
         return self._interval(float(best), self._tokens(self.samples, point, loss))
 
+    def best_share(self, num_params: float, train_tokens: float) -> Interval:
+        """Return the synthetic share with the lowest predicted loss at a size and budget, for a law in `share`.
+
+        Raises UserError for a law that does not know the share. Shares are searched in steps of 1 / SHARE_STEPS.
+        """
+        if "share" not in self.law.shares:
+            raise UserError(f"the {self.law.name} law has no share to choose: fit ratio_floor, ratio_data or ratio_full")
+        shares = np.linspace(0.0, 1.0, SHARE_STEPS + 1)
+        same = np.ones_like(shares)
+        value, samples = self._losses(
+            {"num_params": num_params * same, "train_tokens": train_tokens * same, "share": shares}
+        )
+        best = shares[np.argmin(samples, axis=1)] if len(samples) else np.empty(0)
+        return self._interval(float(shares[np.argmin(value)]), best)
+
     def interval_of(self, function: Callable[[dict[str, Floats]], Floats]) -> Interval:
         """Return any function of the parameters with its interval.
 
@@ -119,11 +136,10 @@ class FittedLaw:
                     f"the {self.law.name} law of {self.record.group!r} was fitted at {name} = {held:g} and says nothing "
                     f"about {value:g}: use the chinchilla law"
                 )
-        needed = (*self.law.inputs, *self.law.shares)
-        missing = [name for name in needed if asked.get(name) is None]
+        missing = [name for name in self.law.columns_needed if asked.get(name) is None]
         if missing:
             raise UserError(f"the {self.law.name} law needs {missing[0]} to predict a loss")
-        return {name: np.array([asked[name]], dtype=np.float64) for name in needed}
+        return {name: np.array([asked[name]], dtype=np.float64) for name in self.law.columns_needed}
 
     def _tokens(self, parameters: Floats, asked: Mapping[str, float | None], loss: float) -> Floats:
         """Return the tokens at which each parameter vector [S, p] reaches the loss, inf where never."""
@@ -162,36 +178,3 @@ def interval_from(value: float, samples: Floats, confidence: float) -> Interval:
         high=float(high) if np.isfinite(high) else None,
         standard_error=error,
     )
-
-
-def describe(record: LawFit) -> str:
-    """Return a fit as a compact text table."""
-    fixed = "".join(f", {name} = {value:g}" for name, value in record.fixed.items())
-    delta = f" (delta {record.huber_delta:g})" if record.huber_delta is not None else ""
-    lines = [
-        f"{record.law} law, {record.group}: {record.formula}{fixed}",
-        f"  {len(record.rows_used)} rows, {record.objective}{delta} = {record.objective_value:.10g}, "
-        f"gradient {record.gradient_norm:.1e}, {'converged' if record.converged else 'NOT CONVERGED'}, "
-        f"{record.starts_at_optimum_fraction:.0%} of the polished starts at the optimum",
-    ]
-    level = f"{record.confidence:.0%} interval"
-    lines += [f"  {name:<6} {_number(i.value):>12}   {_ends(i, level)}" for name, i in record.parameters.items()]
-    if record.hold_out is not None:
-        predicted = len(record.hold_out.points)
-        lines.append(
-            f"  held-out largest scale ({predicted} run{'s' * (predicted != 1)}): mean absolute relative error "
-            f"{record.hold_out.mean_absolute_relative_error:.2%}"
-        )
-    lines += [f"  ! {warning}" for warning in record.warnings]
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
-
-
-def _ends(interval: Interval, level: str) -> str:
-    if interval.low is None and interval.high is None:
-        return "no interval"
-    ends = ["unbounded" if end is None else _number(end) for end in (interval.low, interval.high)]
-    return f"{level} {ends[0]} to {ends[1]}"

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tune.laws.law import Floats, Law
+from tune.laws.law import Floats, Law, Parameter
 from tune.laws.problem import Problem
 from tune.results import Interval
 
 NEGLIGIBLE_SHARE = 1e-3
 """A term that never makes up this fraction of the predicted loss is not seen in the data."""
-WEAK_EXPONENT_RATIO = 3.0
-"""An exponent whose interval spans more than this factor is weakly identified."""
+WEAK_RATIO = 3.0
+"""An exponent or a scale whose interval spans more than this factor is weakly identified."""
 WEAK_FLOOR_FRACTION = 0.25
 """So is an irreducible loss whose interval is wider than this fraction of the lowest measured loss."""
 FLAT_MOVE = 1.0
@@ -26,7 +26,7 @@ def vanished_terms(problem: Problem, theta: Floats) -> tuple[str, ...]:
     total = problem.terms.log_prediction(theta[None])
     shares = [float(np.exp(term - total).max()) for term in log_terms]
     jacobians = problem.terms.jacobians(theta[None])
-    logs = [i for i, parameter in enumerate(problem.law.parameters) if parameter.is_log]
+    logs = [i for i, parameter in enumerate(problem.law.parameters) if parameter.of_loss]
     gone = []
     for share, jacobian in zip(shares, jacobians, strict=True):
         own = [i for i in logs if np.any(jacobian[0, :, i])]
@@ -44,9 +44,13 @@ def bound_warnings(problem: Problem, theta: Floats) -> list[str]:
         for name in gone
     ]
     for i, parameter in enumerate(problem.law.parameters):
-        if not parameter.is_log and (theta[i] <= low[i] + 1e-9 or theta[i] >= high[i] - 1e-9):
-            said.append(f"{parameter.name} ended at its bound {theta[i]:g}: these rows do not determine it")
+        if not parameter.of_loss and (theta[i] <= low[i] + 1e-9 or theta[i] >= high[i] - 1e-9):
+            said.append(f"{parameter.name} ended at its bound {_shown(parameter, theta[i])}: these rows do not determine it")
     return said
+
+
+def _shown(parameter: Parameter, value: float) -> str:
+    return f"{float(np.exp(value)) if parameter.is_log else value:.3g}"
 
 
 def flat_direction_warning(problem: Problem, theta: Floats, noise: float | None) -> str | None:
@@ -76,12 +80,12 @@ def width_warnings(law: Law, intervals: Mapping[str, Interval], lowest_loss: flo
         interval = intervals[parameter.name]
         if interval.low is None or interval.high is None:
             continue
-        if parameter.unit == "nats/token":
+        if parameter.kind == "floor":
             weak = interval.high - interval.low > WEAK_FLOOR_FRACTION * lowest_loss
-        elif parameter.is_log:
+        elif parameter.kind in ("exponent", "scale"):
+            weak = interval.low <= 0 or interval.high > WEAK_RATIO * interval.low
+        else:  # a coefficient follows its exponent, and a slope may well be 0
             continue
-        else:
-            weak = interval.low <= 0 or interval.high > WEAK_EXPONENT_RATIO * interval.low
         if weak:
             said.append(
                 f"{parameter.name} is weakly identified: {interval.low:.3g} to {interval.high:.3g} fit about equally well"

@@ -14,6 +14,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +31,11 @@ MAX_STARTS = 4500
 """Most starting points of a multi-start; a larger grid is thinned evenly."""
 
 
+Kind = Literal["coefficient", "floor", "exponent", "scale", "slope"]
+"""Coefficients and floors are positive and in units of the loss, scales are positive in units of their own; the solver
+works on the logarithm of these three. Exponents and slopes are used as they are; slopes may be negative."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a law, and where the search for it begins and ends."""
@@ -37,39 +43,54 @@ class Parameter:
     name: str
     meaning: str
     unit: str
-    is_log: bool
-    """Whether the solver works on its logarithm; then starts and bounds count from the log of the median loss."""
+    kind: Kind
     starts: tuple[float, ...]
-    """Starting values in solver coordinates."""
+    """Starting values in solver coordinates; those of the loss's unit count from the log of the median loss."""
     low: float
     high: float
-    """Bounds in solver coordinates; an optimum that lies on one is reported as not identified."""
+    """Bounds, counted likewise; an optimum that lies on one is reported as not identified."""
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the solver works on its logarithm."""
+        return self.kind in ("coefficient", "floor", "scale")
+
+    @property
+    def of_loss(self) -> bool:
+        """Whether it is measured in units of the loss."""
+        return self.kind in ("coefficient", "floor")
 
 
 def coefficient(name: str, meaning: str, unit: str) -> Parameter:
     """Return a positive coefficient whose term, at the centre of the data, is a fraction of the median loss."""
     starts = tuple(float(np.log(fraction)) for fraction in (0.003, 0.02, 0.1, 0.3, 0.6, 1.0))
-    return Parameter(name, meaning, unit, True, starts, -14.0, 4.0)
+    return Parameter(name, meaning, unit, "coefficient", starts, -14.0, 4.0)
 
 
 def floor(name: str, meaning: str) -> Parameter:
     """Return the irreducible loss: a constant term."""
     starts = tuple(float(np.log(fraction)) for fraction in (0.1, 0.4, 0.65, 0.85, 0.97))
-    return Parameter(name, meaning, "nats/token", True, starts, -14.0, 4.0)
+    return Parameter(name, meaning, "nats/token", "floor", starts, -14.0, 4.0)
 
 
 def exponent(name: str, meaning: str) -> Parameter:
     """Return a decay exponent."""
-    return Parameter(name, meaning, "1", False, (0.05, 0.2, 0.4, 0.8, 1.6), 0.0, 5.0)
+    return Parameter(name, meaning, "1", "exponent", (0.05, 0.2, 0.4, 0.8, 1.6), 0.0, 5.0)
+
+
+def slope(name: str, meaning: str, starts: tuple[float, ...] = (0.0,)) -> Parameter:
+    """Return how fast the logarithm of something changes with a share; either sign."""
+    return Parameter(name, meaning, "1", "slope", starts, -20.0, 20.0)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How centring an input moves a log coefficient: coefficient += exponent * centre (undoing it: minus)."""
+    """How centring an input moves a log coefficient: coefficient += times * exponent * centre, undone by minus."""
 
     coefficient: int
     exponent: int
     of: str
+    times: float = 1.0
 
 
 Linearised = tuple[Sequence[Floats], Callable[[Sequence[Floats]], Floats]]
@@ -163,9 +184,14 @@ class Law:
     """Rows -> terms."""
     shifts: tuple[Shift, ...] = ()
     shares: tuple[str, ...] = ()
-    """Columns that enter as they are, in [0, 1]."""
+    """Columns that enter as they are: shares of the training tokens, in [0, 1]."""
     centred_with: Mapping[str, str] = field(default_factory=dict)
     """Inputs that take the centre of another input, because the law adds or compares the two."""
+
+    @property
+    def columns_needed(self) -> tuple[str, ...]:
+        """Every column a row must have beside its loss."""
+        return (*self.inputs, *self.shares)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -179,7 +205,7 @@ class Law:
 
     def columns(self, rows: Mapping[str, ArrayLike], centre: Mapping[str, float] | None = None) -> Columns:
         """Return rows as the solver sees them. Raises UserError when a column the law needs is not there."""
-        missing = [name for name in (*self.inputs, *self.shares) if name not in rows]
+        missing = [name for name in self.columns_needed if name not in rows]
         if missing:
             raise UserError(f"the {self.name} law needs the column {missing[0]}, which the rows do not have")
         centre = centre or {}
@@ -213,7 +239,7 @@ class Law:
 
     def starts(self, log_level: float) -> Floats:
         """Return the multi-start grid [S, p] for rows whose median log loss is `log_level`."""
-        levels = log_level * np.array([parameter.is_log for parameter in self.parameters])
+        levels = log_level * np.array([parameter.of_loss for parameter in self.parameters])
         counts = [len(parameter.starts) for parameter in self.parameters]
         if np.prod([float(count) for count in counts]) <= MAX_STARTS:
             return np.array(list(itertools.product(*(parameter.starts for parameter in self.parameters)))) + levels
@@ -223,12 +249,13 @@ class Law:
 
     def bounds(self, log_level: float) -> tuple[Floats, Floats]:
         """Return the lower and upper bounds [p] in solver coordinates."""
-        levels = log_level * np.array([parameter.is_log for parameter in self.parameters])
+        levels = log_level * np.array([parameter.of_loss for parameter in self.parameters])
         low = np.array([parameter.low for parameter in self.parameters]) + levels
         return low, np.array([parameter.high for parameter in self.parameters]) + levels
 
     def _moved(self, theta: Floats, centre: Mapping[str, float], sign: float) -> Floats:
         moved = np.array(theta, dtype=np.float64)
         for shift in self.shifts:
-            moved[..., shift.coefficient] += sign * theta[..., shift.exponent] * centre.get(shift.of, 0.0)
+            move = shift.times * theta[..., shift.exponent] * centre.get(shift.of, 0.0)
+            moved[..., shift.coefficient] += sign * move
         return moved

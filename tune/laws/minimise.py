@@ -16,9 +16,8 @@ from tune.laws.problem import Problem
 
 ARMIJO = 1e-4
 SHORTEST_STEP = 1e-12
-PRUNE_EVALUATIONS = 8
-"""Evaluations every start gets before the weak ones are dropped."""
-KEPT_FRACTION = 0.05
+PRUNINGS = ((4, 1 / 3), (5, 0.15))
+"""Rounds of a multi-start: evaluations each start still in the race gets, then the fraction of them that goes on."""
 KEPT_AT_LEAST = 32
 SMOOTHINGS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 """Corners of the rounded absolute value, in log residuals, by which l1_log is approached."""
@@ -58,6 +57,13 @@ class _Descent:
         self.evaluations = size
         self.active = np.arange(size)
         self._aim(self.active)
+
+    def run(self, evaluations: int) -> None:
+        """Advance so many times, or until no row is active."""
+        for _ in range(evaluations):
+            if not len(self.active):
+                break
+            self.advance()
 
     def advance(self) -> None:
         """Try one point for every active row; accept it or shorten the step."""
@@ -146,26 +152,24 @@ class Effort:
     """Stop when the next step promises less than this fraction of the objective."""
 
 
-TO_THE_END = Effort(600, 1e-16)
+TO_AN_OPTIMUM = Effort(600, 1e-12)
+"""Near enough to tell which optimum a start belongs to; the best one is polished to the last digit."""
 FOR_A_RESAMPLE = Effort(200, 1e-9)
 """A resample's optimum is needed to a small part of the spread of all of them, not to the last digit."""
 
 
-def descend(problem: Problem, theta: Floats, *, effort: Effort = TO_THE_END, batched: bool = False) -> Minima:
+def descend(problem: Problem, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False) -> Minima:
     """Minimise from each of theta [S, p] within the law's bounds.
 
     `batched` says that the problem's losses or weights have one row for each start.
     """
     state = _Descent(problem, theta, batched, effort.tolerance)
-    for _ in range(effort.evaluations):
-        if not len(state.active):
-            break
-        state.advance()
+    state.run(effort.evaluations)
     return Minima(state.theta, state.value, state.evaluations)
 
 
 def minimise_from(
-    problem: Problem, theta: Floats, *, effort: Effort = TO_THE_END, batched: bool = False
+    problem: Problem, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False
 ) -> Minima:
     """Minimise from each start; an absolute-value objective through ever sharper smoothings of it."""
     if problem.objective.name != "l1_log":
@@ -179,10 +183,21 @@ def minimise_from(
 
 
 def multi_start(problem: Problem, starts: Floats) -> Minima:
-    """Minimise from a grid of starts [S, p]: a few evaluations for all, then the best of them to the end."""
+    """Minimise from a grid of starts [S, p]: a few evaluations for all, then the best of them to the end.
+
+    Returns the ends of the starts that were carried to the end.
+    """
     smooth = problem.smoothed(SMOOTHINGS[0]) if problem.objective.name == "l1_log" else problem
-    first = descend(smooth, starts, effort=Effort(PRUNE_EVALUATIONS, TO_THE_END.tolerance))
-    keep = max(KEPT_AT_LEAST, round(KEPT_FRACTION * len(starts)))
-    chosen = np.argsort(first.value, kind="stable")[:keep]
-    found = minimise_from(problem, first.theta[chosen])
-    return Minima(found.theta, found.value, first.evaluations + found.evaluations)
+    state = _Descent(smooth, starts, False, TO_AN_OPTIMUM.tolerance)
+    racing = np.arange(len(starts))
+    for evaluations, fraction in PRUNINGS:
+        state.run(evaluations)
+        keep = min(len(racing), max(KEPT_AT_LEAST, round(fraction * len(racing))))
+        racing = racing[np.argsort(state.value[racing], kind="stable")[:keep]]
+        state.active = np.intersect1d(state.active, racing)
+    state.run(TO_AN_OPTIMUM.evaluations)
+    if problem.objective.name != "l1_log":
+        return Minima(state.theta[racing], state.value[racing], state.evaluations)
+    best = racing[np.argsort(state.value[racing], kind="stable")[:KEPT_AT_LEAST]]
+    found = minimise_from(problem, state.theta[best])
+    return Minima(found.theta, found.value, state.evaluations + found.evaluations)

@@ -48,27 +48,33 @@ def select(rows: Rows, mask: Flags) -> dict[str, NDArray[np.generic]]:
 
 
 def check_rows(law: Law, rows: Rows, group: str) -> None:
-    """Raise UserError unless the rows are positive numbers, and enough of them to determine the law."""
+    """Raise UserError unless every value can be what it says it is, and the rows are enough to determine the law."""
     for name in (*law.inputs, "loss"):
         values = column(rows, name)
-        good = np.isfinite(values) & (values > 0)
-        if not good.all():
-            first = int(np.argmin(good))
-            raise UserError(f"{name} of {row_names(rows)[first]} is {values[first]:g}; it must be a positive number")
+        _refuse_first(rows, name, values, np.isfinite(values) & (values > 0), "a positive number")
+    for name in law.shares:
+        values = column(rows, name)
+        _refuse_first(rows, name, values, (values >= 0) & (values <= 1), "a share between 0 and 1")
     shortage = too_few(law, rows)
     if shortage:
         raise UserError(f"too few runs for the {law.name} law of {group!r}: {shortage}")
 
 
+def _refuse_first(rows: Rows, name: str, values: Floats, good: Flags, wanted: str) -> None:
+    if not good.all():
+        first = int(np.argmin(good))
+        raise UserError(f"{name} of {row_names(rows)[first]} is {values[first]:g}; it must be {wanted}")
+
+
 def too_few(law: Law, rows: Rows) -> str | None:
     """Return what these rows lack to determine the law, as half a sentence; None when they suffice."""
-    columns = [column(rows, name).tolist() for name in (*law.inputs, *law.shares)]
-    points, needed = len(set(zip(*columns, strict=True))), len(law.names)
+    columns = {name: column(rows, name).tolist() for name in law.columns_needed}
+    least = 3 if len(columns) == 1 else 2
+    for name, values in columns.items():
+        levels = len(set(values))
+        if levels < least and name != "unique_tokens":
+            return f"{name} takes {levels} different value{'s' * (levels != 1)} and must take at least {least}"
+    points, needed = len(set(zip(*columns.values(), strict=True))), len(law.names)
     if points < needed:
         return f"there are {points} different points and its {needed} parameters need at least {needed}"
-    least = 3 if len(columns) == 1 else 2
-    for name in law.inputs:
-        levels = len(set(column(rows, name).tolist()))
-        if levels < least:
-            return f"{name} takes {levels} different value{'s' * (levels != 1)} and must take at least {least}"
     return None

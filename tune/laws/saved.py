@@ -12,7 +12,7 @@ from upath import UPath
 from synth.identity import read_manifest
 from synth.storage import study_path, write_bytes_atomic
 from tune.laws.fitted import FittedLaw
-from tune.laws.forms import law_named
+from tune.laws.registry import law_named
 from tune.results import FitFile
 
 FIT_FILE = "fit.json"
@@ -52,7 +52,7 @@ def load_directory(directory: UPath) -> SavedLaws:
     with np.load(io.BytesIO((directory / SAMPLES_FILE).read_bytes()), allow_pickle=False) as arrays:
         samples = [arrays[_key(index)] for index in range(len(file.fits))]
     pairs = zip(file.fits, samples, strict=True)
-    return SavedLaws(file, tuple(FittedLaw(law_named(record.law), record, drawn) for record, drawn in pairs))
+    return SavedLaws(file, tuple(FittedLaw(law_named(record.law, record.shares), record, drawn) for record, drawn in pairs))
 
 
 def save_samples(directory: UPath, fits: tuple[FittedLaw, ...]) -> None:

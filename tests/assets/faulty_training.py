@@ -1,0 +1,39 @@
+"""`train_run` with faults: what a run of a certain seed does to itself and to its worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from upath import UPath
+
+from train.config import RunConfig
+from train.record import RunRecord
+
+RAISES, DIES_ONCE, DIES_ALWAYS, LOSES_DISK = 901, 902, 903, 904
+"""Seeds of runs that raise half-way, SIGKILL their worker half-way (once, or each time), meet an OSError each time."""
+
+
+def train_run(run: RunConfig, packed: Any, placement: Any, directory: UPath, *, device: Any, report: Callable[[int], None]) -> RunRecord:
+    """Train the run, with the fault its seed stands for."""
+    from train.loop import train_run as train
+
+    def report_and_fail(tokens: int) -> None:
+        report(tokens)
+        if tokens >= run.train_tokens // 2:
+            _fail(run.seed, directory)
+
+    return train(run, packed, placement, directory, device=device, report=report_and_fail)
+
+
+def _fail(seed: int, directory: UPath) -> None:
+    died = directory / "died"
+    if seed == RAISES:
+        raise ValueError("this run cannot be trained")
+    if seed == LOSES_DISK:
+        raise OSError("no space left on device")
+    if seed == DIES_ALWAYS or (seed == DIES_ONCE and not died.exists()):
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)

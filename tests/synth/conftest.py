@@ -1,0 +1,72 @@
+"""A finished corpus in a moment, without the job that builds one, and what the rephrasing tests share."""
+
+import hashlib
+
+import pyarrow as pa
+import pytest
+
+from synth.config import RephraseConfig
+from synth.documents import DOCUMENT_SCHEMA
+from synth.identity import claim_directory, finish
+from synth.shuffle import part_name
+from synth.storage import study_path, write_parquet_atomic
+
+TOPICS = ("harbour", "glacier", "orchard", "compass", "lantern", "quarry", "meadow", "printer", "violin", "turbine")
+
+
+def sentence(number):
+    first, second, third = (TOPICS[(number * step + step) % len(TOPICS)] for step in (1, 3, 7))
+    return f"The {first} number {number} stands beside the {second}, and nobody has moved the {third} since."
+
+
+def text_of(number, sentences=4):
+    return " ".join(sentence(number * 31 + at) for at in range(sentences))
+
+
+@pytest.fixture
+def make_corpus():
+    """`make(root, texts, documents_per_part=4, name="natural")`: write a finished corpus of these texts."""
+
+    def make(root, texts, documents_per_part=4, name="natural"):
+        directory = study_path(str(root), "corpora", name)
+        identity = claim_directory(directory, "corpus", {"texts": list(texts)}, {})
+        num_parts = -(-len(texts) // documents_per_part)
+        rows = [(hashlib.sha256(f"{at} {text}".encode()).hexdigest()[:24], text, f"domain{at % 2}", "test") for at, text in enumerate(texts)]
+        for part in range(num_parts):
+            chosen = rows[part * documents_per_part : (part + 1) * documents_per_part]
+            values = [dict(zip(DOCUMENT_SCHEMA.names, row, strict=True)) for row in chosen]
+            table = pa.Table.from_pylist(values, schema=DOCUMENT_SCHEMA)
+            write_parquet_atomic(directory / "train" / part_name(part, num_parts), table)
+        counts = {"parts": num_parts, "documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+        finish(directory, identity, splits={"train": counts})
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def natural(tmp_path, make_corpus):
+    """A study root with a corpus of 24 documents in 6 parts."""
+    make_corpus(tmp_path, [text_of(number) for number in range(24)])
+    return str(tmp_path)
+
+
+LAX = {"max_prompt_echo": 1.0, "min_words": 1, "min_length_ratio": 0.0, "max_length_ratio": 100.0, "max_repetition": 1.0, "min_source_words": 0.0, "max_source_overlap": 1.0}  # fmt: skip
+"""Thresholds under which only what a test asks of the fake engine is rejected."""
+
+
+@pytest.fixture
+def fake_config(natural):
+    """`config(behaviour={...}, **fields)`: a RephraseConfig over `natural` with the fake engine."""
+
+    def config(behaviour=None, root=natural, **fields):
+        values = {
+            "root": root,
+            "corpus": "natural",
+            "recipes": ("hq", "qa"),
+            "engine": {"kind": "fake", "model": "fake", "engine_arguments": behaviour or {}},
+            "recipe_overrides": {"thresholds": LAX},
+        }
+        return RephraseConfig.model_validate(values | fields)
+
+    return config

@@ -1,0 +1,164 @@
+"""`rephrase_corpus` on a real Ray: kills of the driver and of actors, failures told in one sentence, and real vLLM."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from synth.config import RephraseConfig
+from synth.ledger import missing_parts, open_synthetic, read_entries
+from synth.rephrase import open_work
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+REPOSITORY = Path(__file__).parents[2]
+# On a busy machine Ray's agents need longer than the 30 s after which the raylet gives up on itself.
+PATIENT_RAY = {"RAY_agent_register_timeout_ms": "300000"}
+KILLS = int(os.environ.get("SYNTHSCALE_TEST_KILLS", "4"))
+
+
+class Job:
+    """One run of the job as a user starts it, in a process group of its own."""
+
+    def __init__(self, config: RephraseConfig, log: Path) -> None:
+        file = log.with_suffix(".json")
+        arguments = [f"--{name}={json.dumps(value) if isinstance(value, (dict, list, tuple)) else value}" for name, value in values_of(config).items()]
+        command = [sys.executable, "-m", "rayjobs.rephrase_corpus", *arguments]
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=REPOSITORY, env=os.environ | PATIENT_RAY, start_new_session=True, stdout=output, stderr=output
+            )
+        del file
+
+    def wait(self, seconds: float = 900) -> int:
+        return self.process.wait(seconds)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """SIGKILL the driver alone, as an out-of-memory killer would; what it started must go by itself."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert not left, f"{[process.name() for process in left]} outlive their driver"
+
+
+def values_of(config):
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@pytest.fixture
+def start(tmp_path):
+    jobs = []
+
+    def start(config):
+        jobs.append(Job(config, tmp_path / f"job{len(jobs)}.log"))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.process.poll() is None:
+            os.killpg(job.process.pid, signal.SIGKILL)
+            job.process.wait()
+
+
+def finished(job):
+    assert job.wait() == 0, job.said()[-6000:]
+
+
+def parts_of(config):
+    parts, _ = open_synthetic(config.root, config.name)
+    return {part.name: part.read_bytes() for part in parts}
+
+
+SLOW_FAKE = {"latency_seconds": 0.3, "refusal_fraction": 0.1, "failure_fraction": 0.05}
+
+
+def test_a_driver_killed_at_random_moments_leaves_the_same_bytes_in_the_end(start, fake_config):
+    undisturbed = fake_config(SLOW_FAKE, name="undisturbed")
+    finished(start(undisturbed))
+    config = fake_config(SLOW_FAKE, name="killed", placement={"max_num_seqs": 2, "parts_in_flight": 2})
+    work, moments, done_before = open_work(config), random.Random(0), {}
+    for _ in range(KILLS):
+        job = start(config)
+        left = len(missing_parts(work.directory, work.num_parts))
+        while job.process.poll() is None and len(missing_parts(work.directory, work.num_parts)) == left:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.8))
+        if job.process.poll() is not None:
+            break
+        job.kill()
+        for path in work.directory.glob("ledger/*.json"):
+            done_before.setdefault(path, path.stat().st_mtime_ns)
+    finished(start(config))
+    assert parts_of(config) == parts_of(undisturbed)
+    assert done_before
+    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before, "finished parts were made again"
+
+
+def actors(job):
+    return [p for p in psutil.Process(job.process.pid).children(recursive=True) if "MapWorker" in "".join(p.cmdline())]
+
+
+def test_a_killed_actor_is_replaced_and_its_parts_are_made_again(start, fake_config):
+    undisturbed = fake_config(SLOW_FAKE, name="undisturbed")
+    finished(start(undisturbed))
+    config = fake_config(SLOW_FAKE, name="killed", placement={"max_num_seqs": 2, "parts_in_flight": 2})
+    work = open_work(config)
+    job = start(config)
+    while len(missing_parts(work.directory, work.num_parts)) == work.num_parts:
+        assert job.process.poll() is None, job.said()[-4000:]
+        time.sleep(0.02)
+    victims = actors(job)
+    assert len(victims) == 1, job.said()[-4000:]
+    victims[0].kill()
+    finished(job)
+    assert parts_of(config) == parts_of(undisturbed)
+
+
+def test_poison_and_death_in_an_actor_leave_an_accounted_set(start, fake_config, make_corpus, tmp_path):
+    root = str(tmp_path / "poisoned")
+    texts = [f"Buoy number {n} marks the channel. It is red and lit. {'☠' if n % 33 == 5 else ''}" for n in range(100)]
+    make_corpus(root, texts, documents_per_part=20)
+    config = fake_config({"poison": "☠", "dies_every": 50}, root=root, recipes=("hq",))
+    finished(start(config))
+    _, manifest = open_synthetic(root, config.name)
+    assert (manifest["rows"], manifest["quarantined"]) == (100, 3)
+    assert manifest["rows"] == manifest["kept"] + manifest["rejected"] + manifest["quarantined"]
+
+
+def test_several_engines_side_by_side_make_the_same_bytes(start, fake_config):
+    one, three = fake_config(name="one"), fake_config(name="three", placement={"engines": 3, "cpus_per_engine": 0.25})
+    finished(start(one))
+    finished(start(three))
+    assert parts_of(one) == parts_of(three)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"engine": {"kind": "fake", "model": "fake", "engine_arguments": {"start_failure": "no weights"}}},
+         "rephrase_corpus: the fake engine did not start: no weights"),
+        ({"engine": {"kind": "fake", "model": "fake", "engine_arguments": {"latency": 1}}},
+         "rephrase_corpus: engine.engine_arguments.latency does not suit the fake engine"),
+        ({"engine": {"kind": "fake", "model": "fake", "max_model_len": 256}},
+         "rephrase_corpus: engine.max_model_len = 256 leaves"),
+    ],
+)  # fmt: skip
+def test_a_failure_in_an_actor_is_one_sentence_and_exit_code_two(start, fake_config, change, sentence):
+    job = start(fake_config(**change))
+    assert job.wait() == 2, job.said()[-4000:]
+    lines = [line for line in job.said().splitlines() if line.startswith("rephrase_corpus: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(sentence)

@@ -1,0 +1,151 @@
+"""From documents to requests and from outcomes to rows: exact small cases."""
+
+import pyarrow as pa
+import pytest
+
+from synth.documents import DOCUMENT_SCHEMA
+from synth.engine import GenerationResult
+from synth.engine_fake import CharacterTokenizer
+from synth.errors import UserError
+from synth.recipe import load_recipe
+from synth.rows import (
+    REPHRASED_SCHEMA,
+    Provenance,
+    draft_rows,
+    draw_keywords,
+    finished_table,
+    prepare_recipe,
+    row_seed,
+    tally_rows,
+)
+from synth.supervisor import Quarantined
+
+TOKENIZER = CharacterTokenizer()
+PROVENANCE = Provenance("m", "h", "fake 1")
+TEXT = "The reef lies north of the cape. Ships keep away from it. The lamp is lit every evening."
+
+
+def table(*texts):
+    rows = [{"doc_id": f"d{at}", "text": text, "domain": "sea", "source": "test"} for at, text in enumerate(texts)]
+    return pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA)
+
+
+def prepared(name="hq", max_model_len=4096, **overrides):
+    return prepare_recipe(load_recipe(name, overrides), TOKENIZER, max_model_len)
+
+
+def drafts_of(texts, recipes, **options):
+    return draft_rows(table(*texts), recipes, TOKENIZER, **{"seed": 0, "samples_per_chunk": 1} | options)
+
+
+def answer(text="A reef lies to the north, and a lamp warns ships each evening.", finish_reason="stop"):
+    return GenerationResult(text, finish_reason, None, 10, 4, len(text), 0.1)
+
+
+def test_rows_come_in_the_order_document_chunk_recipe_sample():
+    short = {"chunking": {"unit": "characters", "max_length": 60}}
+    drafts = drafts_of([TEXT, "One more."], [prepared("qa", **short), prepared("hq", **short)], samples_per_chunk=2)
+    keys = [draft.key for draft in drafts]
+    assert keys == [
+        "d0/0/qa/0", "d0/0/qa/1", "d0/0/hq/0", "d0/0/hq/1", "d0/1/qa/0", "d0/1/qa/1", "d0/1/hq/0", "d0/1/hq/1",
+        "d1/0/qa/0", "d1/0/qa/1", "d1/0/hq/0", "d1/0/hq/1",
+    ]  # fmt: skip
+    assert [TEXT[draft.span.start : draft.span.end] for draft in drafts[:8:4]] == [draft.chunk_text for draft in drafts[:8:4]]
+
+
+def test_a_seed_belongs_to_its_row_and_to_nothing_else():
+    assert row_seed(0, "d", 1, "hq", 2) == row_seed(0, "d", 1, "hq", 2)
+    others = [row_seed(*key) for key in [(1, "d", 1, "hq", 2), (0, "e", 1, "hq", 2), (0, "d", 2, "hq", 2), (0, "d", 1, "qa", 2), (0, "d", 1, "hq", 3)]]
+    assert len({row_seed(0, "d", 1, "hq", 2), *others}) == 6
+    assert all(0 <= seed < 2**63 for seed in others)
+    alone = drafts_of([TEXT], [prepared("hq")])[0]
+    among = drafts_of([TEXT, TEXT + " More."], [prepared("qa"), prepared("hq")], samples_per_chunk=3)
+    assert alone.seed == next(draft.seed for draft in among if draft.key == alone.key)
+
+
+def test_prompts_hold_the_chunk_and_nothing_is_cut_off_a_chunk_in_tokens():
+    draft = drafts_of([TEXT], [prepared("hq")])[0]
+    assert f"Text:\n{TEXT}\n\nRewritten text:" in "".join(map(chr, draft.prompt_token_ids))
+    assert draft.input_truncated_tokens == 0
+
+
+def test_what_does_not_fit_a_prompt_is_cut_off_and_counted():
+    whole = {"chunking": {"unit": "characters", "max_length": 10_000}, "max_input_tokens": 50}
+    draft = drafts_of([TEXT], [prepared("hq", **whole)])[0]
+    assert draft.input_truncated_tokens == len(TEXT) - 50
+    assert TEXT[:50] in "".join(map(chr, draft.prompt_token_ids))
+    assert TEXT[:51] not in "".join(map(chr, draft.prompt_token_ids))
+
+
+def test_a_short_window_shares_its_room_between_chunk_and_answer():
+    wide = prepared("hq", max_model_len=10_000)
+    assert (wide.max_chunk_length, wide.max_output_tokens) == (512, 768)
+    room = 400
+    tight = prepared("hq", max_model_len=wide.template.num_tokens + room)
+    assert (tight.max_input_tokens, tight.max_output_tokens, tight.max_chunk_length) == (200, 200, 200)
+    drafts = drafts_of([TEXT * 20], [tight])
+    assert len(drafts) > 5
+    longest = max(len(draft.prompt_token_ids) for draft in drafts)
+    assert longest + tight.max_output_tokens <= wide.template.num_tokens + room
+    assert sum(draft.input_truncated_tokens for draft in drafts) == 0, "shorter chunks, not truncated ones"
+
+
+def test_a_window_without_room_is_refused_with_the_numbers():
+    with pytest.raises(UserError, match=r"engine.max_model_len = 300 leaves 0 tokens beside the prompt of recipe 'hq' \(\d+ tokens\)"):
+        prepared("hq", max_model_len=300)
+
+
+def test_a_document_without_text_is_one_rejected_row():
+    drafts = drafts_of(["", " \n ", TEXT], [prepared("hq")])
+    assert [draft.key for draft in drafts] == ["d0/0/hq/0", "d1/0/hq/0", "d2/0/hq/0"]
+    assert [bool(draft.prompt_token_ids) for draft in drafts] == [False, False, True]
+    rows = finished_table(drafts, [None, None, answer()], PROVENANCE).to_pylist()
+    assert [(row["verdict"], row["reject_reasons"]) for row in rows[:2]] == [("rejected", ["empty_input"])] * 2
+
+
+def test_a_textbook_is_seeded_by_words_of_the_document_only():
+    draft = drafts_of([TEXT], [prepared("textbook")])[0]
+    prompt = "".join(map(chr, draft.prompt_token_ids))
+    assert TEXT not in prompt
+    keywords = prompt.split("keywords together: ")[1].split(".\n")[0].split(", ")
+    assert len(keywords) == len(set(keywords)) == 8
+    assert set(keywords) <= set(TEXT.lower().replace(".", "").split())
+
+
+def test_keywords_follow_the_seed():
+    assert draw_keywords(TEXT, 4, 1) == draw_keywords(TEXT, 4, 1)
+    assert len({tuple(draw_keywords(TEXT, 4, seed)) for seed in range(20)}) > 10
+    assert draw_keywords("a bb 1234", 4, 0) == []
+
+
+def test_outcomes_become_rows_with_verdict_and_measures():
+    drafts = drafts_of([TEXT] * 4, [prepared("hq")])
+    outcomes = [
+        answer(), answer("Sure! Here is the rewritten text: " + answer().text), answer("I'm sorry, but I cannot help with that."),
+        Quarantined("killed_engine", "it died"),
+    ]  # fmt: skip
+    result = finished_table(drafts, outcomes, PROVENANCE)
+    assert result.schema.equals(REPHRASED_SCHEMA)
+    kept, stripped, refused, poison = result.to_pylist()
+    assert (kept["verdict"], kept["keep"], kept["text"], kept["raw_text"]) == ("kept", True, answer().text, None)
+    assert (stripped["text"], stripped["raw_text"]) == (answer().text, "Sure! Here is the rewritten text: " + answer().text)
+    assert (refused["verdict"], refused["keep"], refused["is_refusal"]) == ("rejected", False, True)
+    assert "refusal" in refused["reject_reasons"]
+    assert (poison["verdict"], poison["reject_reasons"], poison["text"]) == ("quarantined", ["killed_engine"], "")
+    assert poison["finish_reason"] is None
+    assert poison["length_ratio"] is None
+    assert (kept["model"], kept["model_hash"], kept["engine_version"]) == ("m", "h", "fake 1")
+
+
+def test_a_tally_accounts_for_every_row_and_token():
+    drafts = drafts_of([TEXT] * 4, [prepared("hq")])
+    outcomes = [answer(), answer("", "stop"), answer("no " * 30, "length"), Quarantined("too_long", "")]
+    result = finished_table(drafts, outcomes, PROVENANCE)
+    tally = tally_rows(result, drafts, outcomes)["hq"]
+    assert (tally.rows, tally.kept, tally.rejected, tally.quarantined) == (4, 1, 2, 1)
+    assert tally.completion_tokens == len(answer().text) + 90
+    assert tally.accepted_tokens == len(answer().text)
+    assert tally.cached_prompt_tokens == 12
+    assert tally.finish_reasons == {"stop": 2, "length": 1}
+    assert tally.reasons["empty"] == tally.reasons["truncated"] == tally.reasons["too_long"] == 1
+    assert tally.source_characters == 4 * len(TEXT)

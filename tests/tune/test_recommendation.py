@@ -1,0 +1,231 @@
+"""`recommend_mixture`: the share, the loss and the costs it gives for a study whose laws are known, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
+from synth.identity import claim_directory, finish
+from synth.storage import study_path, write_json_atomic
+from tests.assets.packed_set import write_packed_set
+from train.config import PretrainConfig, TrainPlacement
+from train.flops import count_parameters
+from train.grid import claim_plan, finish_plan, plan_runs
+from train.record import DomainLoss, Evaluation, RunRecord, write_record
+from train.tokens import PackedInfo
+from tune.at_target import combine_shares
+from tune.config import LawsConfig, RecommendConfig
+from tune.fitting import fit_laws
+from tune.recommendation import plan_recommend, recommend_mixture
+from tune.results import CellOptimum, Interval
+
+MODELS, BUDGETS = ("12k", "25k", "49k", "98k"), (16_384, 32_768, 65_536, 131_072, 262_144)
+BEST_SHARE = 0.4
+TARGET_N, TARGET_D = 200_000, 1_000_000
+
+
+def true_loss(num_params: float, train_tokens: float, share: float) -> float:
+    """Chinchilla with a data term that is smallest at BEST_SHARE: there, natural text needs 2.5 times the tokens."""
+    gain = 2.5 ** (-0.3 * (1.0 - ((share - BEST_SHARE) / BEST_SHARE) ** 2))
+    return 2.0 + 20.0 * num_params**-0.3 + 30.0 * gain * train_tokens**-0.3
+
+
+def write_study(root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), **changes: object) -> None:
+    """Write a finished study: a plan whose losses follow `true_loss` within 0.05 %, its laws, and what made its tokens."""
+    write_packed_set(root, sources={"natural": 4000, "hq": 4000})
+    # What made the set is written by hand: the generator read 3 and wrote 2 tokens for each training token.
+    directory = study_path(root, "synthetic", "rephrased")
+    identity = claim_directory(directory, "synthetic", {"engine": {"model": "root:generators/tiny"}}, {})
+    num_tokens = PackedInfo.read(root, "tiny").sources["hq"].num_tokens
+    counts = {"prompt_tokens": 3 * num_tokens, "completion_tokens": 2 * num_tokens, "accepted_tokens": num_tokens // 2}
+    finish(directory, identity, recipes={"hq": counts}, accepted_tokens_per_device_second=50.0, **counts)
+    generator = study_path(root, "generators", "tiny")
+    finish(generator, claim_directory(generator, "generator", {}, {}), num_params_total=1000)
+    recipe = study_path(root, "packed", "tiny", "recipe.json")
+    told = json.loads(recipe.read_text())
+    told["recipe"]["sources"] = {"natural": {"corpus": "natural"}, "hq": {"synthetic": "rephrased", "recipe": "hq"}}
+    write_json_atomic(recipe, told)
+
+    config = PretrainConfig(
+        root=root, packed="tiny", synthetic=("hq",), shares=shares,
+        axes=({"models": ("98k",), "train_tokens": BUDGETS}, {"models": MODELS, "train_tokens": (131_072,)}),
+        run={"max_epochs": None},
+    )  # fmt: skip
+    packed = PackedInfo.read(root, "tiny")
+    planned = plan_runs(config, packed)
+    records = []
+    for each in planned:
+        counts_of_model = count_parameters(each.run.model, packed.vocab_size)
+        tokens = each.run.num_steps * each.run.tokens_per_step
+        noise = 5e-4 * np.random.default_rng(int(each.run.run_id, 16) % 2**32).normal()
+        loss = true_loss(counts_of_model.non_embedding, tokens, each.share) * math.exp(noise)
+        domain = DomainLoss(loss_nats_per_token=loss, bits_per_byte=1.0, tokens=10, bytes=40)
+        final = Evaluation(
+            train_tokens=tokens, domains={"web": domain}, loss_nats_per_token=loss, macro_loss_nats_per_token=loss,
+            bits_per_byte=1.0,
+        )  # fmt: skip
+        record = RunRecord(
+            run_id=each.run.run_id, config=each.run, status="complete", num_params_total=counts_of_model.total,
+            num_params_non_embedding=counts_of_model.non_embedding, train_tokens=tokens, train_flops=1.0, sources={},
+            train_flops_6nd=6.0 * counts_of_model.non_embedding * tokens, final=final, peak_learning_rate=1e-3,
+            wall_seconds=1.0, device_seconds=1.0, tokens_per_second=10_000.0, placement=TrainPlacement(), provenance={},
+        )  # fmt: skip
+        write_record(root, record)
+        records.append(record)
+    finish_plan(config, claim_plan(config, packed, planned), records)
+    fit_laws(LawsConfig(root=root, bootstrap_samples=100, objective="mse_log", **{"law": "chinchilla", **changes}))
+
+
+def write_search(root: str, name: str, best: Interval, num_params: int, train_tokens: int, synthetic: str = "hq") -> None:
+    directory = study_path(root, "searches", name)
+    identity = claim_directory(directory, "search", {}, {})
+    optimum = CellOptimum(
+        search=name, natural="natural", synthetic=synthetic, model="98k", num_params=num_params, train_tokens=train_tokens,
+        trials=(), best_share=best, best_loss=Interval(value=3.0), natural_only_loss=None, curve=(), noise_nats=None, method="",
+    )  # fmt: skip
+    write_json_atomic(directory / "cell" / "best.json", optimum.model_dump(mode="json"))
+    finish(directory, identity, cells=["cell"])
+
+
+def asked(root: str, **changes: object) -> RecommendConfig:
+    return RecommendConfig.model_validate(
+        {"root": root, "target_num_params": TARGET_N, "target_train_tokens": TARGET_D, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("study"))
+    write_study(root)
+    return root
+
+
+def test_finds_the_share_the_loss_and_the_speed_up_of_the_truth(study):
+    found = recommend_mixture(asked(study, name="truth"))
+    assert found.synthetic == "hq"
+    assert found.best_group == "hq 33 %"
+    assert found.best_share.low <= BEST_SHARE <= found.best_share.high
+    assert found.best_share.value == pytest.approx(BEST_SHARE, abs=0.12)
+    assert found.predicted_loss.value == pytest.approx(true_loss(TARGET_N, TARGET_D, BEST_SHARE), rel=0.01)
+    assert found.natural_only_loss.value == pytest.approx(true_loss(TARGET_N, TARGET_D, 0.0), rel=0.01)
+    speed_ups = {each.group: each.speed_up for each in found.equal_loss}
+    assert speed_ups["hq 33 %"].value == pytest.approx(2.5 ** (1 - (1 / 6) ** 2), rel=0.15)
+    assert speed_ups["hq 33 %"].low < 2.5 < 1.3 * speed_ups["hq 33 %"].high
+
+
+def test_counts_what_it_costs(study):
+    prices = {"generation_per_device_hour": 2.0, "training_per_device_hour": 3.0}
+    found = recommend_mixture(asked(study, name="costs", prices=prices))
+    synthetic = found.best_share.value * TARGET_D
+    assert found.synthetic_tokens == synthetic
+    assert found.training_flops == 6.0 * TARGET_N * TARGET_D
+    assert found.generation_flops == pytest.approx(2.0 * 1000 * 5 * synthetic)  # 2 N, five tokens for each one trained on
+    assert found.generation_device_hours == pytest.approx(synthetic / 2 / 50.0 / 3600, rel=1e-4)  # half of them accepted
+    largest = 6.0 * 98_000 * 10_000  # FLOP/s of the runs of the largest model, about
+    assert found.training_device_hours == pytest.approx(found.training_flops / largest / 3600, rel=0.05)
+    assert found.cost == pytest.approx(2.0 * found.generation_device_hours + 3.0 * found.training_device_hours)
+
+
+def test_pays_while_generation_is_cheap_and_not_when_it_is_dear(study):
+    assert recommend_mixture(asked(study, name="cheap")).pays == "yes"
+    dear = recommend_mixture(asked(study, name="dear", prices={"generator_num_params": 1_000_000_000}))
+    assert dear.pays == "no"
+    assert "times as much" in dear.pays_reason
+    free_flops = {"generation_per_device_hour": 0.0, "training_per_device_hour": 1.0, "generator_num_params": 1_000_000_000}
+    assert recommend_mixture(asked(study, name="free", prices=free_flops)).pays == "yes"  # money counts where it is known
+
+
+def test_says_how_far_the_target_lies_outside_the_data(study):
+    warnings = recommend_mixture(asked(study, name="far", target_train_tokens=104_857_600)).warnings
+    assert any("target D = 104,857,600 is 400 times beyond the largest trained (262,144)" in each for each in warnings)
+    assert any("target N = 200,000 is 2.05 times beyond" in each and "far outside" not in each for each in warnings)
+    assert any("rehearses the method" in each for each in warnings)
+
+
+def test_gives_the_same_bytes_again_and_refuses_another_recipe_under_the_name(study):
+    recommend_mixture(asked(study, name="again"))
+    path = study_path(study, "recommendations", "again.json")
+    before = path.read_bytes()
+    assert plan_recommend(asked(study, name="again")).finished
+    recommend_mixture(asked(study, name="again"))
+    assert path.read_bytes() == before
+    with pytest.raises(IdentityMismatch, match="target_num_params: there 200000, asked for 300000"):
+        plan_recommend(asked(study, name="again", target_num_params=300_000))
+
+
+def test_a_search_moves_the_share_and_one_of_another_source_does_not(study):
+    alone = recommend_mixture(asked(study, name="alone")).best_share
+    write_search(study, "near", Interval(value=0.2, low=0.18, high=0.22, standard_error=0.01), TARGET_N, TARGET_D)
+    near = recommend_mixture(asked(study, name="with-near", searches=("near",)))
+    assert near.best_share.value == pytest.approx(0.2, abs=0.03)
+    assert near.best_share.high - near.best_share.low < alone.high - alone.low
+    assert any("searches/near found 20%" in each for each in near.warnings)
+    write_search(study, "other", Interval(value=0.9, standard_error=0.01), TARGET_N, TARGET_D, synthetic="qa")
+    other = recommend_mixture(asked(study, name="with-other", searches=("other",)))
+    assert other.best_share == alone
+    assert any("qa was searched but has no laws" in each for each in other.warnings)
+
+
+def test_a_cell_counts_less_the_farther_it_is_and_several_show_the_drift():
+    laws = Interval(value=0.5, standard_error=0.1)
+
+    def cell(num_params: int, train_tokens: int, best: float) -> CellOptimum:
+        return CellOptimum(
+            search="s", natural="natural", synthetic="hq", model="98k", num_params=num_params, train_tokens=train_tokens,
+            trials=(), best_share=Interval(value=best, standard_error=0.02), best_loss=Interval(value=3.0),
+            natural_only_loss=None, curve=(), noise_nats=None, method="",
+        )  # fmt: skip
+
+    here, far = (combine_shares(laws, [cell(10**6 // k, 10**8 // k, 0.3)], 10**6, 10**8, 0.95) for k in (1, 1000))
+    assert here.value == pytest.approx(0.3, abs=0.02)
+    assert far.value > 0.4
+    assert here.standard_error < far.standard_error < laws.standard_error
+    falling = [cell(10**6, 10**d, best) for d, best in ((5, 0.6), (6, 0.5), (7, 0.4))]
+    assert combine_shares(Interval(value=0.5, standard_error=0.5), falling, 10**6, 10**8, 0.95).value == pytest.approx(0.3, abs=0.04)
+    assert combine_shares(laws, [], 10**6, 10**8, 0.95) is laws
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"laws": "missing"}, IncompleteArtefact, "run fit_laws first"),
+        ({"searches": ["missing"]}, IncompleteArtefact, "run search_mixture first"),
+    ],
+)
+def test_refuses_what_is_not_there(study, changes, error, says):
+    with pytest.raises(error, match=says):
+        plan_recommend(asked(study, name="refused", **changes))
+
+
+def test_refuses_laws_that_cannot_answer(tmp_path):
+    root = str(tmp_path)
+    write_study(root, shares=(0.0, 1 / 3), law="data")
+    with pytest.raises(UserError, match="no law of natural text answers at N = 200000"):
+        plan_recommend(asked(root))
+    on_axis = {"target_num_params": count_parameters_of("98k"), "target_train_tokens": TARGET_D}
+    with pytest.raises(UserError, match="for 2 shares of hq .* needs 3"):
+        recommend_mixture(asked(root, **on_axis))
+
+
+def count_parameters_of(size: str) -> int:
+    from train.sizes import model_of
+
+    return count_parameters(model_of(size), 64).non_embedding
+
+
+def test_what_is_not_known_stays_null(tmp_path):
+    root = str(tmp_path)
+    write_study(root)
+    made = study_path(root, "synthetic", "rephrased", "manifest.json")
+    told = json.loads(made.read_text())
+    told["recipe"]["engine"]["model"] = "someone/instruct-8b"
+    told["accepted_tokens_per_device_second"] = None
+    write_json_atomic(made, told)
+    found = recommend_mixture(asked(root))
+    assert (found.generation_flops, found.generation_device_hours, found.cost, found.pays) == (None, None, None, "unclear")
+    assert any("give prices.generator_num_params" in each for each in found.warnings)
+    assert any("give prices.generation_tokens_per_device_second" in each for each in found.warnings)

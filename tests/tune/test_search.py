@@ -1,0 +1,304 @@
+"""The search of the share: what it tries, that nothing but records decides it, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
+from synth.identity import finish, is_finished
+from synth.storage import read_json
+from tests.assets.packed_set import write_packed_set
+from train.config import TrainPlacement
+from train.flops import count_parameters
+from train.record import DomainLoss, Evaluation, RunRecord, read_record, run_directory, write_record
+from train.tokens import PackedInfo
+from tune.cells import cell_directory, cell_name, first_shares, order_cells, search_directory
+from tune.config import SearchConfig
+from tune.results import CellOptimum
+from tune.sampler import SPACING, propose
+from tune.search import BEST_FILE, TRIALS_FILE, ShareSearch, check_search, claim_search, plan_search
+
+SMALL, LARGE = {"model": "12k", "train_tokens": 4096}, {"model": "25k", "train_tokens": 8192}
+
+
+def settings(root, **changes):
+    return SearchConfig.model_validate(
+        {"root": str(root), "packed": "tiny", "synthetic": "synthetic", "cells": [LARGE, SMALL], "run": {"max_epochs": None}} | changes
+    )
+
+
+def ask(config, settled, first, count):
+    """Choose the next round as the job's Optuna study does, without Optuna."""
+    chosen = list(first)
+    losses = {each.share: each.loss_nats_per_token for each in settled if each.loss_nats_per_token is not None}
+    failed = [each.share for each in settled if each.loss_nats_per_token is None]
+    while len(chosen) < count:
+        chosen.append(propose(losses, chosen, failed, config.share_range))
+    return tuple(chosen)
+
+
+def record_of(run, loss=None, status="complete"):
+    counts = count_parameters(run.model, 64)
+    final = None
+    if status == "complete":
+        domain = DomainLoss(loss_nats_per_token=loss, bits_per_byte=1.0, tokens=10, bytes=40)
+        final = Evaluation(train_tokens=run.train_tokens, domains={"web": domain}, loss_nats_per_token=loss,
+                           macro_loss_nats_per_token=loss, bits_per_byte=1.0)  # fmt: skip
+    return RunRecord(
+        run_id=run.run_id, config=run, status=status, reason=None if status == "complete" else "loss is not finite at step 7",
+        num_params_non_embedding=counts.non_embedding, num_params_total=counts.total, train_tokens=run.train_tokens,
+        train_flops_6nd=1.0, train_flops=1.0, sources={}, final=final, peak_learning_rate=1e-3, wall_seconds=1.0,
+        device_seconds=1.0, tokens_per_second=1.0, placement=TrainPlacement(), provenance={},
+    )  # fmt: skip
+
+
+def train(run, best=0.3, diverges=()):
+    """Return the record of a run whose loss is smallest at `best`, 0.1 % noise that depends on the run alone."""
+    share = run.mixture.get("synthetic", 0.0)
+    if share in diverges:
+        return record_of(run, status="diverged")
+    noise = np.random.default_rng(int(run.run_id, 16) % 2**32).standard_normal()
+    return record_of(run, 3.0 + 1e4 / run.train_tokens**1.2 + 0.4 * (share - best) ** 2 + 0.003 * noise)
+
+
+def search_all(config, order=None, kill_after=None, **truth):
+    """Run a search to its end, up to four trials in flight that end in a shuffled order; return the search.
+
+    `kill_after` stops it after so many trials, in the middle of everything.
+    """
+    packed = PackedInfo.read(config.root, config.packed)
+    claim_search(config, packed)
+    search = ShareSearch(config, packed, ask)
+    shuffle = random.Random(order)
+    in_flight, trained = [], []
+    while not search.over:
+        while len(in_flight) < 4 and (trial := search.take()) is not None:
+            in_flight.append(trial)
+        trial = in_flight.pop(shuffle.randrange(len(in_flight)) if order is not None else 0)
+        write_record(config.root, train(trial.run, **truth))
+        trained.append(trial.run.run_id)
+        if kill_after is not None and len(trained) == kill_after:
+            return search, trained
+        search.settle(trial, read_record(config.root, trial.run.run_id))
+    return search, trained
+
+
+def files_of(config):
+    return {
+        (cell.name, name): (cell_directory(config, cell.name) / name).read_bytes()
+        for cell in order_cells(config, PackedInfo.read(config.root, config.packed))
+        for name in (TRIALS_FILE, BEST_FILE)
+    }
+
+
+def optimum_of(config, cell):
+    return CellOptimum.model_validate(read_json(cell_directory(config, cell) / BEST_FILE))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_packed_set(tmp_path)
+    return str(tmp_path)
+
+
+def test_finds_the_best_share_of_each_cell(root):
+    config = settings(root, trials_per_cell=8)
+    search_all(config)
+    for name in ("12k-4096", "25k-8192"):
+        found = optimum_of(config, name)
+        assert found.best_share.low <= 0.3 <= found.best_share.high
+        assert found.best_share.high - found.best_share.low < 0.35
+        assert len(found.trials) == 8
+        assert found.natural_only_loss == found.trials[0].loss_nats_per_token
+        assert found.best_loss.value < found.natural_only_loss
+        lines = (cell_directory(config, name) / TRIALS_FILE).read_text().splitlines()
+        assert len(lines) == 8
+    assert found.num_params == count_parameters(search_all(config)[0].cells["25k-8192"].trials[0].run.model, 64).non_embedding
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_order_in_which_runs_end_changes_nothing(root, tmp_path, order):
+    config = settings(root)
+    search_all(config)
+    other = str(tmp_path / "other")
+    write_packed_set(other)
+    shuffled = settings(other)
+    search_all(shuffled, order=order)
+    assert files_of(shuffled) == files_of(config)
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 5, 9, 11])
+def test_a_killed_search_goes_on_and_ends_the_same(root, tmp_path, kill_after):
+    config = settings(root)
+    search_all(config)
+    other = str(tmp_path / "other")
+    write_packed_set(other)
+    killed = settings(other)
+    _, before = search_all(killed, order=kill_after, kill_after=kill_after)
+    _, after = search_all(killed, order=kill_after + 1)
+    assert not set(before) & set(after)
+    assert len(before) + len(after) == 12
+    assert files_of(killed) == files_of(config)
+
+
+def test_a_finished_cell_is_read_not_searched(root):
+    config = settings(root)
+    first, trained = search_all(config)
+    again, trained_again = search_all(config)
+    assert (len(trained), trained_again) == (12, [])
+    assert again.over
+    assert again.summary() == first.summary()
+
+
+def test_runs_of_a_grid_are_not_trained_again(root):
+    config = settings(root)
+    packed = PackedInfo.read(root, "tiny")
+    grid = [each for cell in ShareSearch(config, packed, ask).cells.values() for each in cell.trials]
+    assert [each.share for each in grid[:4]] == [0.0, 1 / 3, 2 / 3, 1.0]
+    for each in grid:
+        write_record(root, train(each.run))
+    _, trained = search_all(config)
+    assert len(trained) == 12 - len(grid)
+
+
+def test_a_diverged_run_is_a_trial_with_its_reason_and_no_loss(root):
+    config = settings(root, cells=[SMALL])
+    search_all(config, diverges=(1.0,))
+    found = optimum_of(config, "12k-4096")
+    diverged = [trial for trial in found.trials if trial.status == "diverged"]
+    assert [(trial.share, trial.loss_nats_per_token, trial.reason) for trial in diverged] == [
+        (1.0, None, "loss is not finite at step 7")
+    ]
+    assert len(found.trials) == 6
+    assert any("1 of 6 trials have no loss: share 1 (diverged)" in warning for warning in found.warnings)
+    assert all(1.0 - trial.share >= 2 * SPACING for trial in found.trials if trial.status == "complete")
+
+
+def test_a_cell_without_enough_losses_is_an_error_with_the_reasons_and_the_others_are_kept(root):
+    config = settings(root, cells=[SMALL])
+    everything = tuple(step / 96 for step in range(1, 97))
+    search, _ = search_all(config, diverges=everything)
+    assert not (cell_directory(config, "12k-4096") / BEST_FILE).exists()
+    with pytest.raises(RuntimeError, match=r"12k-4096: 1 of 6 trials are complete .* loss is not finite at step 7"):
+        search.check_optima()
+
+
+def test_stops_when_the_interval_is_narrow(root):
+    wide, narrow = (settings(root, name=name, trials_per_cell=10, stop_interval_width=width) for name, width in (("a", 0.0), ("b", 0.3)))
+    assert search_all(wide)[0].num_settled == 20
+    search = search_all(narrow)[0]
+    assert search.num_settled < 20
+    assert search.num_trials == search.num_settled
+    for cell in search.cells.values():
+        assert cell.optimum.best_share.high - cell.optimum.best_share.low < 0.3
+
+
+def test_a_dearer_cell_tries_the_best_share_of_its_neighbour(root):
+    config = settings(root, trials_per_round=1)
+    search, _ = search_all(config, best=0.45)
+    cheap, dear = search.cells["12k-4096"], search.cells["25k-8192"]
+    assert (cheap.neighbour, dear.neighbour) == (None, "12k-4096")
+    assert dear.trials[4].share == pytest.approx(cheap.optimum.best_share.value, abs=1 / 96)
+
+
+def test_cells_share_lanes_from_the_start(root):
+    search = ShareSearch(settings(root), PackedInfo.read(root, "tiny"), ask)
+    waiting = [trial.cell for trial in iter(search.take, None)]
+    assert sorted(waiting) == ["12k-4096"] * 4 + ["25k-8192"] * 4
+
+
+def test_the_grid_method_spreads_its_trials_evenly(root):
+    config = settings(root, method="grid", trials_per_cell=9, cells=[SMALL])
+    search_all(config)
+    assert [trial.share for trial in optimum_of(config, "12k-4096").trials] == [step / 8 for step in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (0.0, 1 / 3, 2 / 3, 1.0)),
+        ({"trials_per_cell": 4}, (0.0, 0.5, 1.0)),
+        ({"share_range": (0.0, 0.5)}, (0.0, 1 / 6, 1 / 3, 0.5)),
+    ],
+)
+def test_first_shares_are_the_ends_and_what_lies_evenly_between(tmp_path, changes, expected):
+    assert first_shares(settings(tmp_path, **changes)) == pytest.approx(expected)
+
+
+def test_proposals_keep_their_distance():
+    losses = {0.0: 3.1, 1 / 3: 3.0, 2 / 3: 3.05}
+    chosen = propose(losses, [0.25], [1.0], (0.0, 1.0))
+    assert min(abs(chosen - each) for each in (*losses, 0.25)) >= SPACING - 1e-9
+    assert 1.0 - chosen >= 2 * SPACING - 1e-9
+    assert propose({0.0: 3.1, 1.0: 3.2}, [], [], (0.0, 1.0)) == 0.5  # too few losses: the farthest share
+
+
+def test_proposals_never_repeat_a_share_even_without_room():
+    share_range = (0.3, 0.36)
+    tried: dict[float, float] = {}
+    for _ in range(8):
+        share = propose(tried, [], [], share_range)
+        assert share not in tried
+        tried[share] = 3.0 + share
+
+
+def test_the_plan_says_what_there_is_to_do(root):
+    config = settings(root)
+    plan = plan_search(config)
+    assert not plan.finished
+    assert plan.facts["cells missing"] == 2
+    assert plan.facts["trials at most"] == 12
+    assert plan.facts["tokens at most"] == 6 * (4096 + 8192)
+    assert not search_directory(config).exists()
+    search, _ = search_all(config)
+    identity = claim_search(config, PackedInfo.read(root, "tiny"))
+    finish(search_directory(config), identity, **search.summary())
+    assert plan_search(config).finished
+    assert is_finished(search_directory(config))
+    with pytest.raises(IdentityMismatch, match="seed: there 0, asked for 1"):
+        plan_search(settings(root, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"synthetic": "qa"}, "synthetic: 'qa' is not a source of packed/tiny"),
+        ({"natural": "synthetic"}, "natural and synthetic are both 'synthetic'"),
+        ({"cells": [SMALL, SMALL]}, "12k-4096 is given more than once"),
+        ({"cells": [{"model": "13k", "train_tokens": 4096}]}, "model = '13k' is not a known size"),
+        ({"cells": [{"model": "12k", "train_tokens": 100}]}, "train_tokens = 100 is less than one step of 256 tokens"),
+        ({"run": {"max_epochs": 1.0}, "cells": [{"model": "12k", "train_tokens": 5120}]}, "passes over source synthetic"),
+        ({"share_range": (0.5, 0.51), "trials_per_cell": 6}, "share_range holds 2 shares"),
+    ],
+)
+def test_a_search_that_cannot_be_run_is_refused_in_one_sentence(root, changes, says):
+    with pytest.raises(UserError, match=says):
+        plan_search(settings(root, **changes))
+
+
+def test_needs_a_packed_set(tmp_path):
+    with pytest.raises(IncompleteArtefact, match="run pack_tokens first"):
+        plan_search(settings(tmp_path))
+
+
+def test_concurrency_and_lanes_are_no_part_of_the_search(root):
+    wide = settings(root, placement={"lanes": 4, "concurrent_trials": 3})
+    assert wide.identity() == settings(root).identity()
+    assert any("lanes will stand idle" in warning for warning in plan_search(wide).warnings)
+    check_search(wide, PackedInfo.read(root, "tiny"))
+
+
+def test_cells_are_named_by_size_and_budget():
+    assert cell_name(settings("x").cells[0]) == "25k-8192"
+
+
+def test_a_lost_record_is_trained_again(root):
+    config = settings(root, cells=[SMALL])
+    _, trained = search_all(config, kill_after=3)
+    (run_directory(root, trained[0]) / "record.json").unlink()
+    _, after = search_all(config)
+    assert trained[0] in after
+    assert len(after) == 6 - 3 + 1
