@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from upath import UPath
 
@@ -38,6 +38,8 @@ from synth.shuffle import (
 )
 from synth.storage import list_names, study_path, write_json_atomic
 
+Split = Literal["train", "held_out"]
+
 KIND = "corpus"
 MADE_BY = "build_corpus"
 
@@ -56,7 +58,7 @@ def corpus_directory(root: str, name: str) -> UPath:
     return study_path(root, "corpora", name)
 
 
-def open_corpus(root: str, name: str, split: str = "train") -> tuple[list[UPath], dict[str, Any]]:
+def open_corpus(root: str, name: str, split: Split = "train") -> tuple[list[UPath], dict[str, Any]]:
     """Return the parts of one split (`train` or `held_out`) of a finished corpus, in order, and its manifest.
 
     The parts' columns are `synth.documents.DOCUMENT_SCHEMA`; the manifest's `splits[split]` says how many parts,
@@ -222,14 +224,17 @@ class CorpusBuild:
 
     def _source_counts(self, read: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows: collections.Counter[str] = collections.Counter()
+        dropped: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for entry in read:
             rows[entry["where"]] += entry["rows"]
+            dropped[entry["where"]].update(entry["dropped"])
         return [
             {
                 "kind": self.config.sources[index].kind,
-                "rows_read": rows[f"sources.{index}"],
                 "files": source.num_files,
                 "bytes": source.num_bytes,
+                "rows_read": rows[f"sources.{index}"],
+                "dropped_on_reading": dict(dropped[f"sources.{index}"]),
             }
             for index, source in enumerate(self.sources)
         ]

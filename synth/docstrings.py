@@ -52,10 +52,12 @@ class PythonFile(NamedTuple):
 
 
 class Docstring(NamedTuple):
-    """One docstring: its cleaned text and `<path>:<qualified name>` (the path alone for a module)."""
+    """One docstring and where it stands."""
 
-    text: str
+    text: str | None
+    """Cleaned of its indentation; None stands for a whole file that this Python cannot parse."""
     source: str
+    """`<path>:<qualified name>`, the path alone for a module or a file."""
 
 
 def locate_package(package: str) -> Path:
@@ -66,7 +68,10 @@ def locate_package(package: str) -> Path:
     if package == STANDARD_LIBRARY:
         return Path(sysconfig.get_paths()["stdlib"])
     # find_spec would import the parents of a dotted name.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # `__main__` and the like
+        spec = None
     if spec is None:
         raise UserError(f"Python package {package!r} is not installed here: install it or leave it out.")
     if spec.submodule_search_locations:
@@ -97,8 +102,7 @@ def package_version(package: str) -> str:
 def read_docstrings(package: str, files: tuple[PythonFile, ...]) -> Iterator[Docstring]:
     """Yield the docstrings of some files of a package in order of file and line.
 
-    A file that this Python cannot parse (a template, another Python's syntax) has no docstrings. Raises UserError
-    when the package here is not the one that was listed, as when two nodes have different versions.
+    Raises UserError when the package here is not the one that was listed, as when two nodes have different versions.
     """
     directory = _install_directory(package)
     for file in files:
@@ -115,7 +119,10 @@ def read_docstrings(package: str, files: tuple[PythonFile, ...]) -> Iterator[Doc
 
 
 def docstrings_of(source: bytes, path: str) -> Iterator[Docstring]:
-    """Yield the docstrings of one file's source; none when it cannot be parsed."""
+    """Yield the docstrings of one file's source; a single one without text when it cannot be parsed.
+
+    Packages ship files that are no Python of this version: templates, another Python's syntax, odd encodings.
+    """
     if b'"""' not in source and b"'''" not in source:
         return
     with warnings.catch_warnings():
@@ -123,6 +130,7 @@ def docstrings_of(source: bytes, path: str) -> Iterator[Docstring]:
         try:
             module = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError):
+            yield Docstring(None, path)
             return
     if text := _docstring(module):
         yield Docstring(text, path)
@@ -157,7 +165,7 @@ def _docstring(node: ast.Module | _Definition) -> str | None:
 
 def _python_files(directory: Path, root: Path) -> Iterator[PythonFile]:
     for entry in sorted(directory.iterdir()):
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():  # a link may lead in a circle
             if entry.name not in SKIPPED_DIRECTORIES and not entry.name.startswith("."):
                 yield from _python_files(entry, root)
         elif entry.suffix == ".py":

@@ -53,7 +53,10 @@ def read_rows(where: str, source: CorpusSource, unit: Unit) -> Iterator[Row]:
 
 def _read_package(unit: PackageUnit) -> Iterator[Row]:
     for docstring in read_docstrings(unit.package, unit.files):
-        reason = None if is_english_prose(docstring.text) else "not_prose"
+        if docstring.text is None:
+            reason = "unparsable_file"
+        else:
+            reason = None if is_english_prose(docstring.text) else "not_prose"
         yield Row(docstring.text, unit.package, docstring.source, reason)
 
 

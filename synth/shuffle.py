@@ -29,6 +29,7 @@ from upath import UPath
 
 from synth.config import CorpusSource
 from synth.documents import DOCUMENT_SCHEMA, SPLITS, Document, admit, is_held_out
+from synth.errors import UserError
 from synth.inputs import CorpusUnit, Unit
 from synth.readers import read_rows
 from synth.storage import (
@@ -162,7 +163,14 @@ def _parent_documents(task: ReadTask) -> Iterator[Document]:
     assert isinstance(task.unit, CorpusUnit)
     directory = study_path(task.space.root, "corpora", task.unit.corpus)
     for part in task.unit.parts:
-        for doc_id in read_parquet(directory / part, columns=["doc_id"])["doc_id"].to_pylist():
+        try:
+            ids = read_parquet(directory / part, columns=["doc_id"])["doc_id"].to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{directory / part} is damaged ({' '.join(str(error).split())}): "
+                f"delete {directory} and run build_corpus again."
+            ) from error
+        for doc_id in ids:
             yield Document(doc_id, "", task.unit.corpus, "")
 
 

@@ -7,6 +7,7 @@ the loop's own state and the size of every file. The newest complete checkpoint 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from synth.storage import is_local, list_names, read_json, write_json_atomic
 from train.config import TrainPlacement
 from train.distributed import agreed, leads, world_size
 from train.record import Evaluation, Record
+
+_LOG = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 COMPLETE_FILE = "complete.json"
@@ -74,13 +77,25 @@ def save_checkpoint(engine: Any, directory: UPath, state: RunState, placement: T
                 _remove_tree(home / other)
 
 
-def load_checkpoint(engine: Any, directory: UPath) -> RunState:
-    """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one."""
+def load_checkpoint(engine: Any, directory: UPath, placement: TrainPlacement) -> RunState:
+    """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one.
+
+    Called by all workers at once. A checkpoint of another ZeRO stage, or of another number of workers under ZeRO 1-3,
+    cannot be loaded as it is: the run then starts over, with a warning, and ends with the same result.
+    """
     home = directory / CHECKPOINTS
     found = agreed(_newest(home) if leads() else None)
     if found is None:
         return RunState()
     name, complete = found
+    same_workers = complete.world_size == world_size() or complete.zero_stage == 0
+    if complete.zero_stage != placement.zero_stage or not same_workers:
+        if leads():
+            _LOG.warning(
+                "%s was written by %d workers under ZeRO %d and cannot be loaded by %d under ZeRO %d: the run starts over",
+                home / name, complete.world_size, complete.zero_stage, world_size(), placement.zero_stage,
+            )  # fmt: skip
+        return RunState()
     with _local_twin(home / name) as local, _weights_only(engine):
         _download(home / name / TAG, local / TAG)
         engine.load_checkpoint(str(local), tag=TAG)

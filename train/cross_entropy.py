@@ -17,12 +17,15 @@ BLOCK_LOGITS = 2**19
 BLOCK_LOGITS_GPU = 2**27
 """The same on a GPU: blocks large enough to fill it."""
 
+_LEAST_PROBABILITY = torch.finfo(torch.float32).tiny
+
 
 def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy in nats, float32 scalar, of logits `hidden @ weight.T` against `targets`.
 
     hidden [M, H], weight [V, H], targets int64 [M]. Products run in the dtype of `hidden`; softmax, loss and the
-    weight's gradient are accumulated in float32.
+    weight's gradient are accumulated in float32. Where a gradient is wanted too, no single position counts more than
+    87 nats (the least float32 probability); the gradient itself is exact.
     """
     loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, targets)
     return loss
@@ -34,19 +37,24 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradient = any(ctx.needs_input_grad)
         budget = BLOCK_LOGITS_GPU if hidden.is_cuda else BLOCK_LOGITS
         block = max(1, budget // weight.shape[0])
+        minus_one = torch.full((1, 1), -1.0, device=hidden.device)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if gradient else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradient else None
         for start in range(0, hidden.shape[0], block):
             states, wanted = hidden[start : start + block], targets[start : start + block, None]
-            log_probabilities = torch.log_softmax(states @ weight.T, dim=-1, dtype=torch.float32)
-            total -= log_probabilities.gather(1, wanted).sum(dtype=torch.float64)
-            if grad_hidden is not None and grad_weight is not None:
-                # d loss / d logits = softmax - one-hot; nothing else of the block is needed afterwards.
-                difference = log_probabilities.exp_()
-                difference.scatter_add_(1, wanted, difference.new_full((1, 1), -1.0).expand(wanted.shape))
-                difference = difference.to(hidden.dtype)
-                torch.mm(difference, weight, out=grad_hidden[start : start + block])
+            logits = states @ weight.T
+            if grad_hidden is None or grad_weight is None:
+                total -= torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(1, wanted).sum(dtype=torch.float64)
+                continue
+            probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+            total -= probabilities.gather(1, wanted).clamp_min_(_LEAST_PROBABILITY).log_().sum(dtype=torch.float64)
+            # d loss / d logits = softmax - one-hot
+            difference = probabilities.scatter_add_(1, wanted, minus_one.expand(wanted.shape)).to(hidden.dtype)
+            torch.mm(difference, weight, out=grad_hidden[start : start + block])
+            if hidden.dtype == torch.float32:
+                grad_weight.addmm_(difference.T, states)
+            else:
                 grad_weight += difference.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total.float()

@@ -113,7 +113,7 @@ def exchanges_of(text: str, sequence_length: int) -> list[str]:
 
     Two pieces together fill about `sequence_length` tokens. A text of a single word gives none.
     """
-    longest = min(sequence_length * CHARACTERS_PER_TOKEN // 2, math.ceil(len(text) / 2))
+    longest = min(sequence_length * CHARACTERS_PER_TOKEN // 2, math.ceil(len(text) * 2 / 3))  # so that there are two
     pieces = [text[span.start : span.end] for span in chunk_spans(text, longest, count_characters)]
     pairs = list(zip(pieces[::2], pieces[1::2], strict=False))
     if len(pieces) > 1 and len(pieces) % 2:

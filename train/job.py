@@ -498,9 +498,9 @@ class Lanes:
             reason = "closed"
             while not ray.get(self.queue.state.remote())["closed"]:
                 self._worker_group(lane).fit()
-        except Exception as error:  # whatever ends a lane is what those who wait for records must hear
+        except (Exception, SystemExit) as error:  # whatever ends a lane is what those who wait for records must hear
             reason = _why_ended(error)
-        with contextlib.suppress(Exception):  # the driver may have left the cluster meanwhile
+        with contextlib.suppress(Exception, SystemExit):  # the driver may have left the cluster meanwhile
             ray.get(self.queue.lane_ended.remote(lane, reason))
 
     def _worker_group(self, lane: int) -> Any:

@@ -105,7 +105,7 @@ class _Training:
         self.microbatch = rows_per_microbatch(run, placement, world_size())
         self.evaluate_after = evaluation_steps(run.num_steps, run.evaluations)
         self.metrics = MetricsLog(directory, run)
-        state = load_checkpoint(engine, directory)
+        state = load_checkpoint(engine, directory, placement)
         wall_seconds = max(state.wall_seconds, self.metrics.resume(state.step)) if leads() else 0.0
         self.began = self.checkpointed = self.mark = time.perf_counter()
         self.began -= wall_seconds

@@ -140,8 +140,10 @@ def is_done(config: SearchConfig, settled: Sequence[TrialResult]) -> bool:
     """Return whether a cell needs no further trial: all are spent, or the interval of its best share is narrow."""
     if len(settled) >= config.trials_per_cell:
         return True
+    if config.stop_interval_width == 0.0 or config.method == "grid":
+        return False
     curve = curve_of(config, settled)
-    if curve is None or config.stop_interval_width == 0.0 or config.method == "grid":
+    if curve is None:
         return False
     best = curve.best_share()
     return (

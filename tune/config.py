@@ -9,7 +9,20 @@ from pydantic import Field, model_validator
 from synth.config import Config, Fraction, JobConfig, Name
 from train.config import RunTemplate, TrainPlacement
 
-LawName = Literal["data", "model", "chinchilla", "chinchilla_tied"]
+LawName = Literal[
+    "data",
+    "model",
+    "chinchilla",
+    "chinchilla_tied",
+    "over_training",
+    "rectified",
+    "data_constrained",
+    "ratio_floor",
+    "ratio_data",
+    "ratio_full",
+    "bivariate_mixing",
+    "exponential_mixing",
+]
 ObjectiveName = Literal["huber_log", "l1_log", "mse", "mse_log"]
 
 
@@ -80,6 +93,12 @@ class ColumnMapping(Config):
     """Column of D, tokens."""
     loss: str = "loss"
     """Column of the loss, nats per token."""
+    share: str = "share"
+    """Column of the synthetic share of the training tokens, [0, 1]; read when the law is written in it."""
+    unique_tokens: str = "unique_tokens"
+    """Column of the unique training tokens, tokens; read when the law is written in them."""
+    shares: tuple[str, ...] = ()
+    """Columns of shares for exponential_mixing, [0, 1]; of shares that add up to 1, leave one out."""
     run_id: str | None = None
     """Column that says which rows are checkpoints of one run (the bootstrap keeps them together); null: none are."""
     group: str | None = None

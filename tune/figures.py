@@ -192,7 +192,7 @@ def _fitted_points(
     fitted: FittedLaw, rows: Mapping[str, Observation]
 ) -> tuple[Floats, Floats, list[Observation]]:
     used = [rows[name] for name in fitted.record.rows_used]
-    inputs = {name: np.array([getattr(row, name) for row in used]) for name in fitted.law.inputs}
+    inputs = {name: np.array([row.value(name) for row in used], dtype=np.float64) for name in fitted.law.columns_needed}
     return np.array([row.loss for row in used]), fitted.curve(inputs)[0], used
 
 

@@ -24,6 +24,7 @@ from tune.laws import FittedLaw, Objective, tabulate
 from tune.laws.estimate import Settings, Task, fit_all
 from tune.laws.forms import CHINCHILLA, DATA, MODEL
 from tune.laws.law import Law
+from tune.laws.registry import law_named
 from tune.laws.rows import check_rows, too_few
 from tune.laws.saved import FIT_FILE, load_directory, save_samples
 from tune.observations import Observation, Observations, columns_of, read_observations
@@ -41,7 +42,7 @@ def plan_laws(config: LawsConfig) -> Plan:
     directory = laws_directory(config)
     facts: dict[str, object] = {
         "rows": len(observations.rows),
-        "rows left out": len(observations.excluded) + len(observations.unmeasured),
+        "rows left out": len(observations.left_out),
         "groups": ", ".join(observations.groups),
         "fits": len(tasks),
         "laws": ", ".join(dict.fromkeys(task.law.name for task in tasks)),
@@ -94,17 +95,18 @@ def choose_tasks(config: LawsConfig, observations: Observations) -> tuple[list[T
 
     Raises UserError when a law asked for by name cannot be fitted to a group, or `auto` finds nothing to fit.
     """
+    named = () if config.law == "auto" else (law_named(config.law, config.columns.shares),)
+    if config.runs is None and named and "share" in named[0].columns_needed:
+        observations = observations.by_source()
     if not observations.rows:
-        left_out = len(observations.excluded) + len(observations.unmeasured)
-        raise UserError(f"{observations.origin} has no row to fit ({left_out} left out): add complete runs")
-    laws = (DATA, MODEL, CHINCHILLA) if config.law == "auto" else (LAWS[config.law],)
+        raise UserError(f"{observations.origin} has no row to fit ({len(observations.left_out)} left out): add complete runs")
     tasks: list[Task] = []
     skipped: list[str] = []
-    for law in laws:
+    for law in named or (DATA, MODEL, CHINCHILLA):
         fixed = _fixed(law, observations.rows)
         for group in observations.groups:
             task = _task(law, fixed, group, observations)
-            if config.law != "auto":
+            if named:
                 check_rows(law, task.rows, group)
                 tasks.append(task)
             elif shortage := _shortage(law, task):
@@ -125,9 +127,9 @@ def _fixed(law: Law, rows: Sequence[Observation]) -> dict[str, float]:
     held = "num_params" if varied == "train_tokens" else "train_tokens"
     levels: dict[float, set[float]] = defaultdict(set)
     for row in rows:
-        value = getattr(row, held)
-        if value is not None:
-            levels[value].add(getattr(row, varied))
+        value, level = row.value(held), row.value(varied)
+        if value is not None and level is not None:
+            levels[value].add(level)
     if not levels:
         return {}
     return {held: max(levels, key=lambda value: (len(levels[value]), value))}
@@ -135,7 +137,7 @@ def _fixed(law: Law, rows: Sequence[Observation]) -> dict[str, float]:
 
 def _task(law: Law, fixed: dict[str, float], group: str, observations: Observations) -> Task:
     rows = [
-        row for row in observations.of(group) if all(getattr(row, name) == value for name, value in fixed.items())
+        row for row in observations.of(group) if all(row.value(name) == value for name, value in fixed.items())
     ]
     return Task(law, columns_of(rows), group, fixed, observations.excluded_of(group))
 
@@ -171,9 +173,9 @@ def _settings(config: LawsConfig) -> Settings:
 
 
 def _listed(observations: Observations, fits: Sequence[FittedLaw]) -> list[dict[str, Any]]:
-    used = {(fitted.record.group, row) for fitted in fits for row in fitted.record.rows_used}
-    dropped = [row for row, _ in observations.excluded]
-    listed = [
+    used = {row for fitted in fits for row in fitted.record.rows_used}
+    dropped = (row.observation for row in observations.left_out if row.observation is not None)
+    measured = [
         {
             "run_id": row.row,
             "group": row.group,
@@ -182,16 +184,16 @@ def _listed(observations: Observations, fits: Sequence[FittedLaw]) -> list[dict[
             "loss": row.loss,
             "share": row.share,
             "synthetic": row.synthetic,
-            "used": (row.group, row.row) in used,
+            "used": row.row in used,
         }
         for row in (*observations.rows, *dropped)
     ]
-    without_loss = {"num_params": None, "train_tokens": None, "loss": None, "share": None, "synthetic": None}
-    listed += [
-        {"run_id": reason.run_id, "group": group, **without_loss, "used": False}
-        for group, reason in observations.unmeasured
+    nothing = dict.fromkeys(("num_params", "train_tokens", "loss", "share"))
+    return measured + [
+        {"run_id": row.run_id, "group": row.group, **nothing, "synthetic": row.synthetic, "used": False}
+        for row in observations.left_out
+        if row.observation is None
     ]
-    return listed
 
 
 def _write(

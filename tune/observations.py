@@ -10,8 +10,8 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from synth.storage import read_json
 from train.grid import MADE_BY, PLAN_FILE, plan_directory
 from train.record import RunRecord, read_record
 from tune.config import ColumnMapping, LawsConfig
-from tune.laws.registry import LAWS
+from tune.laws.registry import law_named
 from tune.laws.rows import Rows
 from tune.results import ExcludedRow
 
@@ -54,6 +54,27 @@ class Observation:
     """Synthetic share of the training tokens; None when the table does not say."""
     synthetic: str | None = None
     """Source of the synthetic tokens; None for natural text alone and for tables."""
+    unique_tokens: float | None = None
+    """Training tokens seen for the first time, of all sources; None when the table does not say."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Further shares by column name, for laws of the mixture."""
+
+    def value(self, name: str) -> float | None:
+        """Return an input of a law by name; None when it is not known."""
+        found: float | None = self.shares[name] if name in self.shares else getattr(self, name)
+        return found
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row or run that is not fitted."""
+
+    run_id: str
+    reason: str
+    group: str
+    synthetic: str | None = None
+    observation: Observation | None = None
+    """What it measured; None when it has no loss."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +84,14 @@ class Observations:
     origin: str
     """What they were read from, for people."""
     rows: tuple[Observation, ...]
-    excluded: tuple[tuple[Observation, ExcludedRow], ...] = ()
-    """Rows that were read and are not used, with the reason."""
-    unmeasured: tuple[tuple[str, ExcludedRow], ...] = ()
-    """Runs without a loss, as (group, reason)."""
+    left_out: tuple[LeftOut, ...] = ()
     hash: str = ""
     """Identity of what was read: of the runs' results, or of the table's bytes."""
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups in order of appearance, runs without a loss included."""
-        return tuple(dict.fromkeys([*(row.group for row in self.rows), *(group for group, _ in self.unmeasured)]))
+        """Groups in order of appearance, those without a row to fit included."""
+        return tuple(dict.fromkeys([*(row.group for row in self.rows), *(row.group for row in self.left_out)]))
 
     def of(self, group: str) -> tuple[Observation, ...]:
         """Return the rows of one group."""
@@ -81,19 +99,27 @@ class Observations:
 
     def excluded_of(self, group: str) -> tuple[ExcludedRow, ...]:
         """Return what was left out of one group, and why."""
-        left_out = [reason for row, reason in self.excluded if row.group == group]
-        return (*left_out, *(reason for name, reason in self.unmeasured if name == group))
+        return tuple(ExcludedRow(run_id=row.run_id, reason=row.reason) for row in self.left_out if row.group == group)
 
     def without_highest_losses(self, count: int) -> Observations:
-        """Return the observations with the rows of the highest losses moved to `excluded`."""
-        if not count:
-            return self
-        highest = sorted(self.rows, key=lambda row: row.loss, reverse=True)[:count]
-        names = {row.row for row in highest}
+        """Return the observations with the rows of the highest losses left out."""
+        highest = {row.row for row in sorted(self.rows, key=lambda row: row.loss, reverse=True)[:count]}
         reason = f"one of the {count} highest losses (drop_highest_losses = {count})"
-        dropped = tuple((row, ExcludedRow(run_id=row.row, reason=reason)) for row in self.rows if row.row in names)
-        kept = tuple(row for row in self.rows if row.row not in names)
-        return replace(self, rows=kept, excluded=self.excluded + dropped)
+        dropped = (LeftOut(row.row, reason, row.group, row.synthetic, row) for row in self.rows if row.row in highest)
+        kept = tuple(row for row in self.rows if row.row not in highest)
+        return replace(self, rows=kept, left_out=(*self.left_out, *dropped))
+
+    def by_source(self) -> Observations:
+        """Return the observations grouped by synthetic source, the natural rows in every group."""
+        mixed = [*(row.synthetic for row in self.rows), *(row.synthetic for row in self.left_out)]
+        sources = [name for name in dict.fromkeys(mixed) if name is not None]
+        return replace(
+            self,
+            rows=tuple(replace(row, group=name) for name in sources for row in self.rows if row.synthetic in (None, name)),
+            left_out=tuple(
+                replace(row, group=name) for name in sources for row in self.left_out if row.synthetic in (None, name)
+            ),
+        )
 
 
 def columns_of(rows: Sequence[Observation]) -> Rows:
@@ -103,8 +129,9 @@ def columns_of(rows: Sequence[Observation]) -> Rows:
         "run_id": np.array([row.run_id for row in rows]),
         "loss": np.array([row.loss for row in rows]),
     }
-    for name in ("num_params", "train_tokens", "share"):
-        values = [getattr(row, name) for row in rows]
+    shares = rows[0].shares if rows else {}
+    for name in ("num_params", "train_tokens", "unique_tokens", "share", *shares):
+        values = [row.value(name) for row in rows]
         if None not in values:
             table[name] = np.array(values, dtype=np.float64)
     return table
@@ -115,7 +142,8 @@ def read_observations(config: LawsConfig) -> Observations:
     if config.runs is None:
         found = read_plan(config.root, config.plan)
     else:
-        needed = ("num_params", "train_tokens") if config.law == "auto" else LAWS[config.law].inputs
+        law = None if config.law == "auto" else law_named(config.law, config.columns.shares)
+        needed = ("num_params", "train_tokens") if law is None else law.columns_needed
         found = read_table(config.runs, config.columns, needed)
     return found.without_highest_losses(config.drop_highest_losses)
 
@@ -141,19 +169,19 @@ def read_plan(root: str, plan: str) -> Observations:
             "run pretrain_models first, with the same root and plan"
         )
     rows: list[Observation] = []
-    unmeasured: list[tuple[str, ExcludedRow]] = []
+    left_out: list[LeftOut] = []
     for entry in entries:
         record = records[entry["run_id"]]
         assert record is not None
         group = mixture_label(entry["synthetic"], entry["share"])
         if record.status != "complete" or record.final is None:
             why = f"{record.status}: {record.reason}" if record.reason else record.status
-            unmeasured.append((group, ExcludedRow(run_id=record.run_id, reason=why)))
+            left_out.append(LeftOut(record.run_id, why, group, entry["synthetic"]))
         else:
             rows.append(_of_record(record, entry, group))
-    identity = content_hash([[row.row, row.group, row.num_params, row.train_tokens, row.loss] for row in rows]
-                            + [[excluded.run_id, excluded.reason] for _, excluded in unmeasured])  # fmt: skip
-    return Observations(f"plan {plan!r}", tuple(rows), (), tuple(unmeasured), identity)
+    results = [[row.row, row.group, row.num_params, row.train_tokens, row.unique_tokens, row.loss] for row in rows]
+    identity = content_hash({"rows": results, "left out": [[row.run_id, row.reason] for row in left_out]})
+    return Observations(f"plan {plan!r}", tuple(rows), tuple(left_out), identity)
 
 
 def _plan_entries(root: str, plan: str) -> list[dict[str, Any]]:
@@ -175,6 +203,7 @@ def _of_record(record: RunRecord, entry: dict[str, Any], group: str) -> Observat
         loss=record.final.loss_nats_per_token,
         share=float(entry["share"]),
         synthetic=entry["synthetic"] if entry["share"] else None,
+        unique_tokens=float(sum(use.unique_tokens for use in record.sources.values())) or None,
     )
 
 
@@ -185,36 +214,33 @@ def _percent(value: float) -> str:
 # --- any table of runs -----------------------------------------------------------------------------------------
 
 
-def read_table(path: str, columns: ColumnMapping, needed: Iterable[str]) -> Observations:
+def read_table(path: str, columns: ColumnMapping, needed: Sequence[str]) -> Observations:
     """Return the rows of a .csv or .parquet table; `needed` are the inputs that must be there beside the loss.
 
-    Raises UserError for a file that cannot be read, a column that is not there, a value that is not a positive
-    number, a missing run or group, or two identical rows.
+    Raises UserError for a file that cannot be read, a column that is not there, a value that cannot be what it says
+    it is, a missing run or group, or two identical rows.
     """
     data = _bytes_of(path)
     table = _parse(path, data)
-    _check_columns(path, table, columns, {*needed, "loss"})
+    named = {role: getattr(columns, role, role) for role in dict.fromkeys((*needed, "loss", "num_params", "train_tokens"))}
+    _check_columns(path, table, named, columns, {*needed, "loss"})
     _refuse_duplicates(path, table)
-    cells = {
-        role: table.column(name).to_pylist()
-        for role, name in columns.model_dump().items()
-        if name is not None and name in table.column_names
-    }
+    present = {role: table.column(name).to_pylist() for role, name in named.items() if name in table.column_names}
+    runs, groups = (table.column(name).to_pylist() if name else None for name in (columns.run_id, columns.group))
     rows = []
     for index in range(table.num_rows):
-        numbers = {
-            role: _positive(path, index, getattr(columns, role), cells[role][index])
-            for role in ("num_params", "train_tokens", "loss")
-            if role in cells
-        }
+        numbers = {role: _number(path, index, named[role], role, cells[index]) for role, cells in present.items()}
         rows.append(
             Observation(
                 row=f"row {index + 1}",
-                run_id=_name(path, index, columns.run_id, cells.get("run_id"), f"row {index + 1}"),
-                group=_name(path, index, columns.group, cells.get("group"), ALL),
+                run_id=_name(path, index, columns.run_id, runs, f"row {index + 1}"),
+                group=_name(path, index, columns.group, groups, ALL),
                 num_params=numbers.get("num_params"),
                 train_tokens=numbers.get("train_tokens"),
                 loss=numbers["loss"],
+                share=numbers.get("share"),
+                unique_tokens=numbers.get("unique_tokens"),
+                shares={role: value for role, value in numbers.items() if role in columns.shares},
             )
         )
     return Observations(path, tuple(rows), hash=hashlib.sha256(data).hexdigest()[:16])
@@ -240,13 +266,17 @@ def _parse(path: str, data: bytes) -> pa.Table:
         raise UserError(f"runs = {path!r} cannot be read as a table: {reason}") from None
 
 
-def _check_columns(path: str, table: pa.Table, columns: ColumnMapping, needed: set[str]) -> None:
-    wanted = {role: name for role, name in columns.model_dump().items() if name and (role in needed or role in ("run_id", "group"))}
+def _check_columns(
+    path: str, table: pa.Table, named: Mapping[str, str], columns: ColumnMapping, needed: Set[str]
+) -> None:
+    wanted = {role: name for role, name in named.items() if role in needed}
+    wanted |= {role: name for role in ("run_id", "group") if (name := getattr(columns, role)) is not None}
     for role, name in wanted.items():
         if name not in table.column_names:
+            flag = "shares" if role in columns.shares else role
             raise UserError(
                 f"runs = {path!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}: "
-                f"say which one it is with --columns.{role} NAME"
+                f"say which one it is with --columns.{flag} NAME"
             )
 
 
@@ -262,15 +292,17 @@ def _refuse_duplicates(path: str, table: pa.Table) -> None:
         )
 
 
-def _positive(path: str, index: int, column: str, value: Any) -> float:
+def _number(path: str, index: int, column: str, role: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if math.isfinite(number) and number > 0:
+    is_positive = role in ("num_params", "train_tokens", "unique_tokens", "loss")
+    if math.isfinite(number) and (number > 0 if is_positive else 0 <= number <= 1):
         return number
     shown = "empty" if value is None else repr(value)
-    raise UserError(f"{column} of row {index + 1} in {path!r} is {shown}: it must be a positive number")
+    wanted = "a positive number" if is_positive else "a share between 0 and 1"
+    raise UserError(f"{column} of row {index + 1} in {path!r} is {shown}: it must be {wanted}")
 
 
 def _name(path: str, index: int, column: str | None, cells: list[Any] | None, default: str) -> str:

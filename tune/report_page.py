@@ -42,7 +42,7 @@ def render(study: Study) -> dict[str, str]:
         "report.md": environment.get_template("report.md.j2").render(context),
         "runs.csv": to_csv(tables.RUN_COLUMNS, tables.run_rows(study)),
         "evaluations.csv": to_csv(tables.EVALUATION_COLUMNS, tables.evaluation_rows(study)),
-        "fits.csv": to_csv(tables.FIT_COLUMNS, tables.fit_rows(study.laws.file.fits)),
+        "fits.csv": to_csv(tables.fit_columns(study.laws.file.fits), tables.fit_rows(study.laws.file.fits)),
         "optima.csv": to_csv(tables.OPTIMUM_COLUMNS, tables.optimum_rows(study.optima)),
         "equal_loss.csv": to_csv(tables.EQUAL_LOSS_COLUMNS, tables.equal_loss_rows(study.recommendations)),
         **{f"figures/{drawing.name}.svg": drawing.file_svg for drawing in drawings},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,11 +204,8 @@ def _columns(columns: Sequence[Column], keys: Sequence[str]) -> tuple[Column, ..
 
 # --- laws ------------------------------------------------------------------------------------------------------
 
-FIT_COLUMNS = (
-    Column("law", "Law"),
-    Column("group", "Mixture"),
-    Column("fixed", "At"),
-    *(Column(name, name, "number") for name in ("A", "alpha", "B", "beta", "gamma", "E")),
+_FIT_PLACE_COLUMNS = (Column("law", "Law"), Column("group", "Mixture"), Column("fixed", "At"))
+_FIT_QUALITY_COLUMNS = (
     Column("objective", "Objective"),
     Column("objective_value", "Objective value", "scientific"),
     Column("gradient_norm", "Gradient", "scientific"),
@@ -221,6 +218,19 @@ FIT_COLUMNS = (
     Column("runs_used", "Runs used", "count"),
     Column("runs_excluded", "Runs left out", "count"),
 )
+_PARAMETER_ORDER = ("A", "alpha", "B", "beta", "gamma", "E")
+
+
+def fit_columns(fits: Iterable[LawFit]) -> tuple[Column, ...]:
+    """Return the columns of a table of fits: the parameters are those that any of them has."""
+    names = list(dict.fromkeys(name for fit in fits for name in fit.parameters))
+    known = [name for name in _PARAMETER_ORDER if name in names]
+    parameters = [*known, *(name for name in names if name not in known)]
+    return (
+        *_FIT_PLACE_COLUMNS,
+        *(Column(name, name, "number") for name in parameters),
+        *_FIT_QUALITY_COLUMNS,
+    )
 
 
 def fit_rows(fits: Iterable[LawFit]) -> list[dict[str, Any]]:
@@ -254,23 +264,36 @@ def fit_tables(study: Study) -> list[Table]:
 
 def _fit_table(law: str, fits: Sequence[LawFit]) -> Table:
     rows = fit_rows(fits)
-    parameters = [name for name in ("A", "alpha", "B", "beta", "gamma", "E") if name in fits[0].parameters]
+    columns = fit_columns(fits)
     fixed = sorted({row["fixed"] for row in rows})
-    keys = [
-        "group",
-        *parameters,
-        "objective_value",
-        "starts_at_optimum_fraction",
-        "hold_out_error",
-        "runs_used",
-    ]
-    if len(fixed) > 1:
-        keys.insert(1, "fixed")
+    hidden = {
+        "law",
+        "objective",
+        "gradient_norm",
+        "num_starts",
+        "confidence",
+        "interval_method",
+        "runs_excluded",
+    }
+    hidden |= {"fixed"} if len(fixed) == 1 else set()
+    hidden |= {"converged"} if all(fit.converged for fit in fits) else set()
     at = f", at {fixed[0]}" if len(fixed) == 1 and fixed[0] else ""
     intervals = f"{percent(fits[0].confidence)} intervals" if fits[0].bootstrap_samples else "no intervals"
-    caption = f"{fits[0].formula}{at}. Objective {rows[0]['objective']}; {intervals}."
-    notes = tuple(f"{fit.group}: {'; '.join(fit.warnings)}." for fit in fits if fit.warnings)
-    return Table(f"fits-{law.replace('_', '-')}", caption, _columns(FIT_COLUMNS, keys), tuple(rows), notes)
+    return Table(
+        name=f"fits-{law.replace('_', '-')}",
+        caption=f"{fits[0].formula}{at}. Objective {rows[0]['objective']}; {intervals}.",
+        columns=tuple(column for column in columns if column.key not in hidden),
+        rows=tuple(rows),
+        notes=tuple(note for fit in fits for note in _fit_notes(fit)),
+    )
+
+
+def _fit_notes(fit: LawFit) -> Iterator[str]:
+    if fit.warnings:
+        yield f"{fit.group}: {'; '.join(fit.warnings)}."
+    if fit.rows_excluded:
+        left_out = (f"{row.run_id[:SHORT_ID]} ({row.reason})" for row in fit.rows_excluded)
+        yield f"{fit.group}, left out: {', '.join(left_out)}."
 
 
 # --- optima and equal loss -------------------------------------------------------------------------------------

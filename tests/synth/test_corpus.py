@@ -1,8 +1,11 @@
 """What a corpus promises: the same documents in the same parts whatever happened on the way, every row accounted for."""
 
+import contextlib
+import gzip
 import json
 import os
 import random
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,7 @@ from synth.config import CorpusConfig
 from synth.corpus import CorpusBuild, finished_manifest, open_corpus, plan_corpus
 from synth.documents import DOCUMENT_SCHEMA, Document, Row, admit, document_id, is_held_out, normalise
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
+from tests.assets.object_store import object_store
 
 WORDS = [
     "the",
@@ -138,6 +142,7 @@ def test_every_row_is_kept_or_dropped_for_a_reason(tmp_path):
         "duplicate": 2, "null_text": 2, "not_text": 2, "too_short": 3, "not_an_object": 1, "invalid_unicode": 1,
     }  # fmt: skip
     assert manifest["sources"][0]["rows_read"] == 32
+    assert manifest["sources"][0]["dropped_on_reading"] == manifest["dropped"]
 
 
 def test_the_first_copy_of_a_document_stays(tmp_path, small_runs):
@@ -318,15 +323,45 @@ def test_a_corpus_cannot_be_disjoint_from_itself(tmp_path):
         plan_corpus(config)
 
 
-def test_a_corpus_lives_on_any_file_system(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(60)])
-    on_disk, in_memory = file_config(tmp_path, path), file_config("memory://corpus-test", path)
-    build(on_disk), build(in_memory)
-    assert documents(on_disk, "train").num_rows > 0
-    parts, _ = open_corpus("memory://corpus-test", "natural")
-    for there, here in zip(parts, open_corpus(str(tmp_path), "natural")[0], strict=True):
-        assert there.read_bytes() == here.read_bytes()
-    assert not (parts[0].parent.parent / ".work").exists()
+@pytest.mark.parametrize("protocol", ["memory", "s3"])
+def test_a_corpus_lives_on_any_file_system(tmp_path, small_runs, protocol):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(100)])
+    with object_store() if protocol == "s3" else contextlib.nullcontext():
+        on_disk, remote = file_config(tmp_path, path), file_config(f"{protocol}://bucket/study", path)
+        manifests = [build(on_disk), build(remote)]
+        assert manifests[0]["hash"] == manifests[1]["hash"]
+        assert finished_manifest(remote) == manifests[1]
+        parts, _ = open_corpus(remote.root, "natural")
+        for there, here in zip(parts, open_corpus(on_disk.root, "natural")[0], strict=True):
+            assert there.read_bytes() == here.read_bytes()
+        assert not (parts[0].parent.parent / ".work").exists()
+
+
+def test_inputs_may_lie_in_an_object_store(tmp_path):
+    with object_store() as client:
+        body = "".join(json.dumps({"text": text}) + "\n" for text in texts(20))
+        client.put_object(Bucket="bucket", Key="raw/a.jsonl.gz", Body=gzip.compress(body.encode()))
+        config = file_config(tmp_path, "s3://bucket/raw")
+        manifest = build(config)
+        assert manifest["documents_kept"] == 20
+        sources = documents(config, "train")["source"].to_pylist()
+        assert all(re.fullmatch(r"s3://bucket/raw/a\.jsonl\.gz#\d+", source) for source in sources)
+        client.put_object(Bucket="bucket", Key="raw/a.jsonl.gz", Body=gzip.compress(body.upper().encode()))
+        with pytest.raises(IdentityMismatch):
+            plan_corpus(config)
+
+
+def test_a_damaged_corpus_to_stay_clear_of_is_named(tmp_path):
+    rows = [{"text": text} for text in texts(60)]
+    other = file_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), name="other")
+    build(other)
+    part = open_corpus(other.root, "other")[0][0]
+    part.write_bytes(part.read_bytes()[:-9])
+    config = file_config(tmp_path, str(tmp_path / "a.jsonl"), disjoint_from=("other",))
+    with pytest.raises(
+        UserError, match=rf"{part.name}.* is damaged .*delete .*other and run build_corpus again"
+    ):
+        build(config)
 
 
 # --- documents --------------------------------------------------------------------------------------------------

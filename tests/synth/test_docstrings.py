@@ -87,11 +87,15 @@ def test_every_definition_is_found_with_its_qualified_name():
         b'"""doc"""\nprint "python 2"',
         b'"""doc"""\n{{ template }} {% if %}',
         b'"""doc"""\n\0',
-        b"",
         b'"""\xff"""',
     ],
 )
-def test_a_file_that_is_not_this_python_has_no_docstrings(source):
+def test_a_file_that_is_not_this_python_is_one_docstring_without_text(source):
+    assert list(docstrings_of(source, "x.py")) == [(None, "x.py")]
+
+
+@pytest.mark.parametrize("source", [b"", b"x = 1", b'x = """no docstring"""', b'"""   """'])
+def test_a_file_without_docstrings_has_none(source):
     assert list(docstrings_of(source, "x.py")) == []
 
 
@@ -113,7 +117,7 @@ def test_a_single_module_is_a_package_too(package):
     assert [docstring.source for docstring in read_docstrings("lonelymodule", files)] == ["lonelymodule.py"]
 
 
-@pytest.mark.parametrize("name", ["no_such_package_anywhere", "os.path", "../etc", ""])
+@pytest.mark.parametrize("name", ["no_such_package_anywhere", "os.path", "../etc", "", "__main__"])
 def test_a_package_that_is_not_there_is_named(name):
     with pytest.raises(UserError, match="is not installed here: install it or leave it out"):
         list_package(name)

@@ -1,6 +1,5 @@
 """`rephrase_corpus` on a real Ray: kills of the driver and of actors, failures told in one sentence, and real vLLM."""
 
-import json
 import os
 import random
 import signal
@@ -24,19 +23,40 @@ PATIENT_RAY = {"RAY_agent_register_timeout_ms": "300000"}
 KILLS = int(os.environ.get("SYNTHSCALE_TEST_KILLS", "4"))
 
 
+DRIVER = """
+import sys, ray
+from synth.config import RephraseConfig
+from synth.errors import UserError
+from synth.job import rephrase_corpus
+
+config = RephraseConfig.model_validate_json(sys.argv[1])
+for attempt in range(10):
+    try:
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
+        break
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+try:
+    rephrase_corpus(config)
+except UserError as error:
+    print(f"rephrase_corpus: {error}", flush=True)
+    raise SystemExit(2)
+"""
+
+
 class Job:
-    """One run of the job as a user starts it, in a process group of its own."""
+    """One run of the job in a process of its own, as `rayjobs` starts it but patient with a slow start of Ray."""
 
     def __init__(self, config: RephraseConfig, log: Path) -> None:
-        file = log.with_suffix(".json")
-        arguments = [f"--{name}={json.dumps(value) if isinstance(value, (dict, list, tuple)) else value}" for name, value in values_of(config).items()]
-        command = [sys.executable, "-m", "rayjobs.rephrase_corpus", *arguments]
         self.log = log
+        command = [sys.executable, "-c", DRIVER, config.model_dump_json()]
+        environment = os.environ | PATIENT_RAY | {"PYTHONPATH": str(REPOSITORY)}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=os.environ | PATIENT_RAY, start_new_session=True, stdout=output, stderr=output
+                command, cwd=REPOSITORY, env=environment, start_new_session=True, stdout=output, stderr=output
             )
-        del file
 
     def wait(self, seconds: float = 900) -> int:
         return self.process.wait(seconds)
@@ -51,11 +71,6 @@ class Job:
         self.process.wait()
         _, left = psutil.wait_procs(family, timeout=60)
         assert not left, f"{[process.name() for process in left]} outlive their driver"
-
-
-def values_of(config):
-    values = config.model_dump(mode="json", exclude_defaults=True)
-    return {name: value for name, value in values.items() if value is not None}
 
 
 @pytest.fixture

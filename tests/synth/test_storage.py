@@ -5,10 +5,8 @@ import os
 import pickle
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from synth.storage import (
     is_local,
@@ -21,35 +19,22 @@ from synth.storage import (
     write_parquet_atomic,
     write_text_atomic,
 )
+from tests.assets.object_store import object_store
 
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", None, "ü"]})
 
 
 @pytest.fixture(scope="module")
-def object_store():
-    """A bucket of an S3 server on this machine, as (root, client)."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        yield "s3://bucket/study", client
-    server.stop()
+def s3():
+    with object_store() as client:
+        yield client
 
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])
 def root(request, tmp_path):
     if request.param == "s3":
-        return f"{request.getfixturevalue('object_store')[0]}/{tmp_path.name}"
+        request.getfixturevalue("s3")
+        return f"s3://bucket/{tmp_path.name}"
     return {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{tmp_path.name}"}[
         request.param
     ]
@@ -93,13 +78,12 @@ def test_paths_travel_between_processes(root):
     assert read_json(pickle.loads(pickle.dumps(path))) == 1
 
 
-def test_an_object_store_shows_what_another_process_wrote(object_store):
-    root, client = object_store
-    directory = study_path(root, "shared")
+def test_an_object_store_shows_what_another_process_wrote(s3):
+    directory = study_path("s3://bucket", "shared")
     write_json_atomic(directory / "recipe.json", {})
     assert list_names(directory) == ["recipe.json"]
     assert not (directory / "manifest.json").exists()
-    client.put_object(Bucket="bucket", Key="study/shared/manifest.json", Body=b"{}")
+    s3.put_object(Bucket="bucket", Key="shared/manifest.json", Body=b"{}")
     assert (directory / "manifest.json").exists()
     assert read_json(directory / "manifest.json") == {}
     assert list_names(directory) == ["manifest.json", "recipe.json"]

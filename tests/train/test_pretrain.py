@@ -34,7 +34,7 @@ def start_job(root):
     config.write_text(CONFIG + f'root = "{root}"\n')
     command = [sys.executable, "-m", "rayjobs.pretrain_models", "--config", str(config)]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -63,7 +63,7 @@ def test_a_grid_whose_driver_is_killed_goes_on_where_it_was_and_ends_the_same(tm
     deadline = time.monotonic() + 300
     while len(record_files(disturbed)) < 2 and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
-    os.killpg(job.pid, signal.SIGKILL)
+    os.kill(job.pid, signal.SIGKILL)
     output = job.communicate(timeout=60)[0]
     finished = record_files(disturbed)
     assert 2 <= len(finished) < 8, output

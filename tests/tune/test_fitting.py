@@ -11,7 +11,7 @@ from rayjobs.fit_laws import main
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.storage import study_path, write_json_atomic
 from train.config import ModelConfig, RunConfig, TrainPlacement
-from train.record import DomainLoss, Evaluation, RunRecord, write_record
+from train.record import DomainLoss, Evaluation, RunRecord, read_record, write_record
 from tune.config import LawsConfig
 from tune.fitting import fit_laws, plan_laws
 from tune.laws import load_directory, load_fit
@@ -81,7 +81,7 @@ def table(tmp_path):
 
 def flags(table, *more):
     return ["--runs", str(table), "--columns.num_params", "N", "--columns.train_tokens", "D", "--bootstrap_samples", "30",
-            "--out", str(table.parent / "out"), *more]  # fmt: skip
+            "--hold_out_largest", "false", "--out", str(table.parent / "out"), *more]  # fmt: skip
 
 
 # --- a study ---------------------------------------------------------------------------------------------------
@@ -156,37 +156,37 @@ def test_a_second_run_only_reads(study):
 
 def test_after_a_kill_the_same_bytes_are_written(study, tmp_path):
     root, _, _ = study
-    directory, again = study_path(root, "laws", "laws"), tmp_path / "again"
-    config = settings(root, out=str(again))
-    again.mkdir()
-    (again / "recipe.json").write_bytes((directory / "recipe.json").read_bytes())
-    (again / "bootstrap.npz").write_bytes(b"half")
-    fit_laws(config)
-    for path in directory.iterdir():
+    whole, killed = (tmp_path / name for name in ("whole", "killed"))
+    fit_laws(settings(root, law="data", out=str(whole)))
+    killed.mkdir()
+    (killed / "recipe.json").write_bytes((whole / "recipe.json").read_bytes())
+    (killed / "bootstrap.npz").write_bytes(b"half")
+    fit_laws(settings(root, law="data", out=str(killed)))
+    for path in whole.iterdir():
         if path.name not in ("manifest.json", "fit.json"):
-            assert (again / path.name).read_bytes() == path.read_bytes(), path.name
-    one, two = (json.loads((each / "fit.json").read_text()) for each in (directory, again))
+            assert (killed / path.name).read_bytes() == path.read_bytes(), path.name
+    one, two = (json.loads((each / "fit.json").read_text()) for each in (whole, killed))
     assert {**one, "provenance": 0} == {**two, "provenance": 0}
 
 
 def test_a_diverged_run_is_listed_with_its_reason(tmp_path):
     entries = write_study(str(tmp_path), diverged=("98k", 400_000, 1.0))
-    file = fit_laws(settings(tmp_path, bootstrap_samples=0))
-    fit = next(fit for fit in file.fits if (fit.law, fit.group) == ("data", "hq 100 %"))
-    lost = next(e["run_id"] for e in entries if e["run_id"] not in {row["run_id"] for row in file.rows if row["used"]})
+    lost = next(e["run_id"] for e in entries if read_record(str(tmp_path), e["run_id"]).status == "diverged")
+    file = fit_laws(settings(tmp_path, law="data", bootstrap_samples=0))
+    fit = next(fit for fit in file.fits if fit.group == "hq 100 %")
     assert [(row.run_id, row.reason) for row in fit.rows_excluded] == [(lost, "diverged: loss is not finite at step 3")]
     assert lost not in fit.rows_used
-    assert [row["loss"] for row in file.rows if row["run_id"] == lost] == [None]
+    assert [(row["loss"], row["used"]) for row in file.rows if row["run_id"] == lost] == [(None, False)]
 
 
 def test_other_losses_do_not_overwrite_a_fit(tmp_path):
     write_study(str(tmp_path))
-    fit_laws(settings(tmp_path, bootstrap_samples=0))
+    fit_laws(settings(tmp_path, law="data", bootstrap_samples=0))
     with pytest.raises(IdentityMismatch, match="bootstrap_samples: there 0, asked for 10"):
-        fit_laws(settings(tmp_path, bootstrap_samples=10))
+        fit_laws(settings(tmp_path, law="data", bootstrap_samples=10))
     write_study(str(tmp_path), diverged=("98k", 400_000, 1.0))
     with pytest.raises(IdentityMismatch, match=r"parents\.runs"):
-        fit_laws(settings(tmp_path, bootstrap_samples=0))
+        fit_laws(settings(tmp_path, law="data", bootstrap_samples=0))
 
 
 def test_missing_plans_and_records_name_the_job_to_run(tmp_path):
@@ -205,6 +205,17 @@ def test_a_group_with_too_few_runs_is_named(tmp_path):
     assert "no data law for 'hq 100 %': train_tokens takes 2 different values" in plan_laws(settings(tmp_path)).warnings[0]
     with pytest.raises(UserError, match="too few runs for the data law of 'hq 100 %': train_tokens takes 2"):
         plan_laws(settings(tmp_path, law="data"))
+
+
+def test_a_law_in_the_share_takes_a_source_with_the_natural_runs(study):
+    root, _, _ = study
+    file = fit_laws(settings(root, law="ratio_floor", name="ratio", bootstrap_samples=20))
+    assert [(fit.law, fit.group, len(fit.rows_used)) for fit in file.fits] == [("ratio_floor", "hq", 24)]
+    assert len(file.rows) == 24
+    fitted = load_fit(root, "ratio").find("ratio_floor", "hq")
+    assert fitted.best_share(num_params=98_000, train_tokens=1_600_000).value == 1.0
+    without = fitted.predict(num_params=98_000, train_tokens=1_600_000, share=0.0).value
+    assert without - fitted.predict(num_params=98_000, train_tokens=1_600_000, share=1.0).value == pytest.approx(0.1, abs=0.02)
 
 
 # --- a table, through the command line -------------------------------------------------------------------------

@@ -309,6 +309,17 @@ def test_a_fit_prints_what_matters():
         assert part in text
 
 
+def test_the_best_share_is_found_with_an_interval():
+    fitted = fit("ratio_data", grid_rows("ratio_data", noise=0.002), "mse_log", bootstrap_samples=100)
+    best = fitted.best_share(num_params=1e6, train_tokens=1e7)
+    shares = np.linspace(0, 1, 2001)
+    truth = shares[np.argmin(300 * np.exp(-0.4 * shares + 0.5 * shares**2) * 1e7**-0.3 + 1.8 * np.exp(-0.1 * shares + 0.12 * shares**2))]
+    assert best.low <= truth <= best.high
+    assert best.high - best.low < 0.2
+    with pytest.raises(UserError, match="no share to choose"):
+        fit("data", five_points(0.0), bootstrap_samples=0).best_share(1e6, 1e7)
+
+
 # --- honesty ---------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +346,7 @@ def test_a_straight_line_in_logarithms_has_no_floor():
         ("data", {"train_tokens": np.array([1.0, 1.0, 2.0, 2.0, 2.0])}, "train_tokens takes 2 different values"),
         ("chinchilla", {"num_params": np.array([1.0, 2.0, 2.0, 2.0, 2.0]), "train_tokens": np.array([1.0, 1.0, 2.0, 3.0, 3.0])},
          "there are 4 different points and its 5 parameters need at least 5"),
+        ("ratio_floor", {"share": np.array([0.0, 0.5, 1.5, 1.0, 1.0])}, "share of row 3 is 1.5; it must be a share between 0 and 1"),
         ("chinchilla", {}, "num_params takes 1 different value and must take at least 2"),
         ("data", {"loss": np.array(["a", "b", "c", "d", "e"])}, "'loss' holds something that is not a number"),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from synth.errors import UserError
-from tune.config import ColumnMapping, LawsConfig
+from tune.config import ColumnMapping, LawName, LawsConfig
+from tune.laws import LAW_NAMES
 from tune.observations import mixture_label, read_observations, read_table
 
 BOTH = ("num_params", "train_tokens")
@@ -33,7 +36,7 @@ def test_a_csv_becomes_typed_rows(table):
     ]
     assert [row.row for row in found.rows] == ["row 1", "row 2", "row 3"]
     assert found.groups == ("all",)
-    assert found.excluded == ()
+    assert found.left_out == ()
 
 
 def test_parquet_and_csv_of_the_same_rows_agree(table, tmp_path):
@@ -81,6 +84,26 @@ def test_a_row_without_its_group_is_refused(table):
     path = table("num_params,train_tokens,loss,mix\n1,1,1,a\n2,2,2,\n")
     with pytest.raises(UserError, match=r"mix of row 2 in .* is empty"):
         read_table(path, ColumnMapping(group="mix"), BOTH)
+
+
+def test_shares_and_unique_tokens_are_read_when_the_law_needs_them(table):
+    path = table("num_params,train_tokens,loss,r,unique_tokens,web\n1,10,3.5,0,5,0.25\n2,20,3,1,5,0.5\n")
+    mapping = ColumnMapping(share="r", shares=("web",))
+    ratio = read_table(path, mapping, ("num_params", "train_tokens", "share"))
+    assert [row.share for row in ratio.rows] == [0.0, 1.0]
+    assert [row.value("web") for row in read_table(path, mapping, ("web",)).rows] == [0.25, 0.5]
+    repeated = read_table(path, mapping, ("num_params", "train_tokens", "unique_tokens"))
+    assert [row.unique_tokens for row in repeated.rows] == [5.0, 5.0]
+    with pytest.raises(UserError, match=r"train_tokens of row 1 in .* is 10: it must be a share"):
+        read_table(path, ColumnMapping(share="train_tokens"), ("share",))
+    with pytest.raises(UserError, match=r"no column 'code'.*--columns.shares NAME"):
+        read_table(path, ColumnMapping(shares=("code",)), ("code",))
+
+
+def test_every_law_can_be_asked_for():
+    assert set(get_args(LawName)) == set(LAW_NAMES)
+    with pytest.raises(UserError, match=r"name them with columns.shares"):
+        read_observations(LawsConfig(runs="runs.csv", law="exponential_mixing"))
 
 
 def test_files_that_are_no_table_are_refused(table, tmp_path):

@@ -67,7 +67,9 @@ def test_one_low_outlier_does_not_become_the_optimum():
 
 def test_the_noise_it_reports_is_the_noise_there_was():
     shares = np.linspace(0.0, 1.0, 12)
-    estimates = [fit_curve(shares, observe(CURVES["interior"], shares, 0.01, seed)).noise_nats() for seed in range(8)]
+    estimates = [
+        fit_curve(shares, observe(CURVES["interior"], shares, 0.01, seed)).noise_nats() for seed in range(8)
+    ]
     assert np.median(estimates) == pytest.approx(0.01, rel=0.5)
 
 

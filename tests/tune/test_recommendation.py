@@ -41,13 +41,20 @@ def write_study(root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), **ch
     directory = study_path(root, "synthetic", "rephrased")
     identity = claim_directory(directory, "synthetic", {"engine": {"model": "root:generators/tiny"}}, {})
     num_tokens = PackedInfo.read(root, "tiny").sources["hq"].num_tokens
-    counts = {"prompt_tokens": 3 * num_tokens, "completion_tokens": 2 * num_tokens, "accepted_tokens": num_tokens // 2}
+    counts = {
+        "prompt_tokens": 3 * num_tokens,
+        "completion_tokens": 2 * num_tokens,
+        "accepted_tokens": num_tokens // 2,
+    }
     finish(directory, identity, recipes={"hq": counts}, accepted_tokens_per_device_second=50.0, **counts)
     generator = study_path(root, "generators", "tiny")
     finish(generator, claim_directory(generator, "generator", {}, {}), num_params_total=1000)
     recipe = study_path(root, "packed", "tiny", "recipe.json")
     told = json.loads(recipe.read_text())
-    told["recipe"]["sources"] = {"natural": {"corpus": "natural"}, "hq": {"synthetic": "rephrased", "recipe": "hq"}}
+    told["recipe"]["sources"] = {
+        "natural": {"corpus": "natural"},
+        "hq": {"synthetic": "rephrased", "recipe": "hq"},
+    }
     write_json_atomic(recipe, told)
 
     config = PretrainConfig(
@@ -77,10 +84,14 @@ def write_study(root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), **ch
         write_record(root, record)
         records.append(record)
     finish_plan(config, claim_plan(config, packed, planned), records)
-    fit_laws(LawsConfig(root=root, bootstrap_samples=100, objective="mse_log", **{"law": "chinchilla", **changes}))
+    fit_laws(
+        LawsConfig(root=root, bootstrap_samples=100, objective="mse_log", **{"law": "chinchilla", **changes})
+    )
 
 
-def write_search(root: str, name: str, best: Interval, num_params: int, train_tokens: int, synthetic: str = "hq") -> None:
+def write_search(
+    root: str, name: str, best: Interval, num_params: int, train_tokens: int, synthetic: str = "hq"
+) -> None:
     directory = study_path(root, "searches", name)
     identity = claim_directory(directory, "search", {}, {})
     optimum = CellOptimum(
@@ -123,11 +134,17 @@ def test_counts_what_it_costs(study):
     synthetic = found.best_share.value * TARGET_D
     assert found.synthetic_tokens == synthetic
     assert found.training_flops == 6.0 * TARGET_N * TARGET_D
-    assert found.generation_flops == pytest.approx(2.0 * 1000 * 5 * synthetic)  # 2 N, five tokens for each one trained on
-    assert found.generation_device_hours == pytest.approx(synthetic / 2 / 50.0 / 3600, rel=1e-4)  # half of them accepted
+    assert found.generation_flops == pytest.approx(
+        2.0 * 1000 * 5 * synthetic
+    )  # 2 N, five tokens for each one trained on
+    assert found.generation_device_hours == pytest.approx(
+        synthetic / 2 / 50.0 / 3600, rel=1e-4
+    )  # half of them accepted
     largest = 6.0 * 98_000 * 10_000  # FLOP/s of the runs of the largest model, about
     assert found.training_device_hours == pytest.approx(found.training_flops / largest / 3600, rel=0.05)
-    assert found.cost == pytest.approx(2.0 * found.generation_device_hours + 3.0 * found.training_device_hours)
+    assert found.cost == pytest.approx(
+        2.0 * found.generation_device_hours + 3.0 * found.training_device_hours
+    )
 
 
 def test_pays_while_generation_is_cheap_and_not_when_it_is_dear(study):
@@ -135,14 +152,25 @@ def test_pays_while_generation_is_cheap_and_not_when_it_is_dear(study):
     dear = recommend_mixture(asked(study, name="dear", prices={"generator_num_params": 1_000_000_000}))
     assert dear.pays == "no"
     assert "times as much" in dear.pays_reason
-    free_flops = {"generation_per_device_hour": 0.0, "training_per_device_hour": 1.0, "generator_num_params": 1_000_000_000}
-    assert recommend_mixture(asked(study, name="free", prices=free_flops)).pays == "yes"  # money counts where it is known
+    free_flops = {
+        "generation_per_device_hour": 0.0,
+        "training_per_device_hour": 1.0,
+        "generator_num_params": 1_000_000_000,
+    }
+    assert (
+        recommend_mixture(asked(study, name="free", prices=free_flops)).pays == "yes"
+    )  # money counts where it is known
 
 
 def test_says_how_far_the_target_lies_outside_the_data(study):
     warnings = recommend_mixture(asked(study, name="far", target_train_tokens=104_857_600)).warnings
-    assert any("target D = 104,857,600 is 400 times beyond the largest trained (262,144)" in each for each in warnings)
-    assert any("target N = 200,000 is 2.05 times beyond" in each and "far outside" not in each for each in warnings)
+    assert any(
+        "target D = 104,857,600 is 400 times beyond the largest trained (262,144)" in each
+        for each in warnings
+    )
+    assert any(
+        "target N = 200,000 is 2.05 times beyond" in each and "far outside" not in each for each in warnings
+    )
     assert any("rehearses the method" in each for each in warnings)
 
 
@@ -159,7 +187,9 @@ def test_gives_the_same_bytes_again_and_refuses_another_recipe_under_the_name(st
 
 def test_a_search_moves_the_share_and_one_of_another_source_does_not(study):
     alone = recommend_mixture(asked(study, name="alone")).best_share
-    write_search(study, "near", Interval(value=0.2, low=0.18, high=0.22, standard_error=0.01), TARGET_N, TARGET_D)
+    write_search(
+        study, "near", Interval(value=0.2, low=0.18, high=0.22, standard_error=0.01), TARGET_N, TARGET_D
+    )
     near = recommend_mixture(asked(study, name="with-near", searches=("near",)))
     assert near.best_share.value == pytest.approx(0.2, abs=0.03)
     assert near.best_share.high - near.best_share.low < alone.high - alone.low
@@ -180,12 +210,16 @@ def test_a_cell_counts_less_the_farther_it_is_and_several_show_the_drift():
             natural_only_loss=None, curve=(), noise_nats=None, method="",
         )  # fmt: skip
 
-    here, far = (combine_shares(laws, [cell(10**6 // k, 10**8 // k, 0.3)], 10**6, 10**8, 0.95) for k in (1, 1000))
+    here, far = (
+        combine_shares(laws, [cell(10**6 // k, 10**8 // k, 0.3)], 10**6, 10**8, 0.95) for k in (1, 1000)
+    )
     assert here.value == pytest.approx(0.3, abs=0.02)
     assert far.value > 0.4
     assert here.standard_error < far.standard_error < laws.standard_error
     falling = [cell(10**6, 10**d, best) for d, best in ((5, 0.6), (6, 0.5), (7, 0.4))]
-    assert combine_shares(Interval(value=0.5, standard_error=0.5), falling, 10**6, 10**8, 0.95).value == pytest.approx(0.3, abs=0.04)
+    assert combine_shares(
+        Interval(value=0.5, standard_error=0.5), falling, 10**6, 10**8, 0.95
+    ).value == pytest.approx(0.3, abs=0.04)
     assert combine_shares(laws, [], 10**6, 10**8, 0.95) is laws
 
 
@@ -226,6 +260,11 @@ def test_what_is_not_known_stays_null(tmp_path):
     told["accepted_tokens_per_device_second"] = None
     write_json_atomic(made, told)
     found = recommend_mixture(asked(root))
-    assert (found.generation_flops, found.generation_device_hours, found.cost, found.pays) == (None, None, None, "unclear")
+    assert (found.generation_flops, found.generation_device_hours, found.cost, found.pays) == (
+        None,
+        None,
+        None,
+        "unclear",
+    )
     assert any("give prices.generator_num_params" in each for each in found.warnings)
     assert any("give prices.generation_tokens_per_device_second" in each for each in found.warnings)

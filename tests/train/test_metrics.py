@@ -1,0 +1,65 @@
+"""metrics.jsonl: few lines, whole lines, and none from beyond the checkpoint a run resumes from."""
+
+import dataclasses
+import json
+
+import pytest
+from upath import UPath
+
+from train.config import RunConfig
+from train.metrics import MAX_LINES, MetricsLog, StepMetrics, finite, log_steps
+from train.sizes import SIZES
+
+
+def run_of(num_steps):
+    return RunConfig(
+        packed="p",
+        packed_hash="0",
+        model=SIZES["12k"],
+        mixture={"natural": 1.0},
+        train_tokens=num_steps * 16,
+        rows_per_step=2,
+        sequence_length=8,
+    )
+
+
+def line(step, wall_seconds=0.0):
+    return StepMetrics(step, step * 16, 1 / 3 + step, 1e-3, 0.5, 100.0, wall_seconds or float(step))
+
+
+@pytest.mark.parametrize(("num_steps", "first", "lines"), [(1, 1, 1), (200, 1, 200), (201, 2, 101), (100_000, 500, 200)])
+def test_a_run_leaves_at_most_so_many_lines_and_one_for_its_last_step(num_steps, first, lines):
+    log = MetricsLog(UPath("memory://metrics"), run_of(num_steps))
+    wanted = [step for step in range(1, num_steps + 1) if log.wants(step)]
+    assert wanted[0] == first
+    assert wanted[-1] == num_steps
+    assert len(wanted) == lines <= MAX_LINES + 1
+    assert set(log_steps(num_steps)) <= set(wanted)
+
+
+def test_lines_round_trip_exactly(tmp_path):
+    log = MetricsLog(UPath(tmp_path), run_of(10))
+    log.add(line(1))
+    log.add(dataclasses.replace(line(2), loss_nats_per_token=finite(float("nan")), gradient_norm=finite(float("inf"))))
+    log.flush()
+    found = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert StepMetrics(**found[0]) == line(1)
+    assert found[1]["loss_nats_per_token"] is None
+    assert found[1]["gradient_norm"] is None
+
+
+def test_a_resumed_run_drops_what_it_will_do_again_and_keeps_the_time_it_took(tmp_path):
+    first = MetricsLog(UPath(tmp_path), run_of(10))
+    for step in range(1, 6):
+        first.add(line(step))
+    first.flush()
+    second = MetricsLog(UPath(tmp_path), run_of(10))
+    assert second.resume(3) == 5.0
+    second.add(line(4, wall_seconds=6.0))
+    second.flush()
+    steps = [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_run_that_never_flushed_starts_from_nothing():
+    assert MetricsLog(UPath("memory://metrics/none"), run_of(10)).resume(0) == 0.0
