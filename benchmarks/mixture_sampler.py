@@ -38,12 +38,12 @@ def write_set(root: str, sequence_length: int, source_tokens: int) -> PackedSet:
     random = np.random.default_rng(0)
     sources = {}
     for name in MIXTURE:
-        shards = []
+        shards: list[dict[str, int | str]] = []
         for shard in range(SHARDS):
             data = random.integers(0, 32_000, source_tokens // SHARDS, np.uint16).tobytes()
             write_bytes_atomic(directory / "sources" / name / f"{shard_name(shard, SHARDS)}.tokens", data)
             shards.append({"num_tokens": len(data) // 2, "sha256": hashlib.sha256(data).hexdigest()})
-        num_tokens = sum(shard["num_tokens"] for shard in shards)
+        num_tokens = source_tokens // SHARDS * SHARDS
         sources[name] = {
             "num_rows": (num_tokens - 1) // sequence_length, "num_tokens": num_tokens, "num_documents": 1,
             "num_bytes": num_tokens, "num_dropped_tokens": 0, "num_altered_documents": 0, "shards": shards,
@@ -66,34 +66,38 @@ def fastest(action: Callable[[], None], repeats: int) -> tuple[float, float]:
     return min(wall), min(cpu)
 
 
+def draw(packed: PackedSet, num_slots: int, rows_per_batch: int, gather: bool = True) -> None:
+    """Draw the batches of a run in order."""
+    sampler = MixtureSampler(MIXTURE, packed.info.num_rows, 0)
+    for start in range(0, num_slots, rows_per_batch):
+        sources, rows = sampler.slots(start, min(start + rows_per_batch, num_slots))
+        if gather:
+            packed.gather(sampler.names, sources, rows)
+
+
+def measure_set(packed: PackedSet, num_slots: int, rows_per_batch: int, repeats: int) -> dict[str, int]:
+    """Return tokens per second on one set, for one size of batch."""
+    draw(packed, num_slots, rows_per_batch)  # maps the shards and fills the page cache
+    wall, cpu = fastest(lambda: draw(packed, num_slots, rows_per_batch), repeats)
+    _, alone = fastest(lambda: draw(packed, num_slots, rows_per_batch, gather=False), repeats)
+    tokens = num_slots * packed.sequence_length
+    return {
+        "sequence_length": packed.sequence_length,
+        "rows_per_batch": rows_per_batch,
+        "tokens_per_second": round(tokens / wall),
+        "tokens_per_cpu_second": round(tokens / cpu),
+        "sampler_only_tokens_per_cpu_second": round(tokens / alone),
+    }
+
+
 def measure(source_tokens: int, repeats: int) -> dict[str, object]:
     """Return tokens per second for each sequence length and batch."""
     results = []
-    with tempfile.TemporaryDirectory() as root:
-        for sequence_length in (256, 512, 1024, 2048):
+    for sequence_length in (256, 512, 1024, 2048):
+        with tempfile.TemporaryDirectory() as root:
             packed = write_set(root, sequence_length, source_tokens)
             num_slots = source_tokens // sequence_length
-            for rows_per_batch in (8, 64, 512):
-
-                def draw(packed=packed, batch=rows_per_batch, stop=num_slots, gather=True) -> None:
-                    sampler = MixtureSampler(MIXTURE, packed.info.num_rows, 0)
-                    for start in range(0, stop, batch):
-                        sources, rows = sampler.slots(start, min(start + batch, stop))
-                        if gather:
-                            packed.gather(sampler.names, sources, rows)
-
-                draw()  # maps the shards and fills the page cache
-                wall, cpu = fastest(draw, repeats)
-                _, alone = fastest(lambda draw=draw: draw(gather=False), repeats)
-                results.append(
-                    {
-                        "sequence_length": sequence_length,
-                        "rows_per_batch": rows_per_batch,
-                        "tokens_per_second": round(num_slots * sequence_length / wall),
-                        "tokens_per_cpu_second": round(num_slots * sequence_length / cpu),
-                        "sampler_only_tokens_per_cpu_second": round(num_slots * sequence_length / alone),
-                    }
-                )
+            results += [measure_set(packed, num_slots, batch, repeats) for batch in (8, 64, 512)]
     return {
         "mixture": MIXTURE,
         "source_tokens": source_tokens,

@@ -25,7 +25,6 @@ import tokenizers
 
 from synth.config import CorpusConfig
 from synth.job import build_corpus
-from synth.storage import study_path
 from train import packing
 from train.config import PackConfig
 from train.job import pack_tokens
@@ -55,9 +54,9 @@ def measure(packages: list[str], vocab_size: int, cpus: int, repeats: int) -> di
             evaluate_on=("natural",),
         )
         manifest = pack_tokens(config)
-        directory = Path(packing.packed_directory(config))
+        directory = Path(str(packing.packed_directory(config)))
         source = open_sources(config)["natural"]
-        texts = [text for part in range(len(source.parts.paths)) for text in source.read(part).texts]
+        texts = [document.text for part in range(len(source.parts.paths)) for document in source.read(part)]
         bare = tokenizers.Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
         bare_seconds, our_seconds = [], []
         for _ in range(repeats):
@@ -66,7 +65,6 @@ def measure(packages: list[str], vocab_size: int, cpus: int, repeats: int) -> di
             (directory / "manifest.json").unlink()
             our_seconds.append(seconds(lambda: pack_tokens(config)))
         ray.shutdown()
-        assert Path(study_path(root, "packed", "packed", "manifest.json")).exists()
     counts = manifest["sources"]["natural"]
     return {
         "packages": packages,

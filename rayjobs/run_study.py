@@ -10,7 +10,6 @@ from typing import Any
 
 from rayjobs.cli import Job, main_of
 from rayjobs.study import Step, StudyConfig, check_references, steps_of
-from synth.config import JobConfig
 from synth.errors import IncompleteArtefact
 from synth.plan import Plan
 from synth.progress import clock
@@ -29,11 +28,10 @@ def plan_study(study: StudyConfig) -> list[Plan]:
 
 def _plan_step(step: Step) -> Plan:
     try:
-        plan: Plan = step.job.plan(step.config)
+        return step.plan()
     except IncompleteArtefact as error:
         # Earlier steps of this study make it; the step is planned again, in full, when its turn comes.
         return Plan(step=step.job.name, output=step.config.name, finished=False, facts={"waits for": str(error)})
-    return plan
 
 
 def run_study(study: StudyConfig, *, connect: Callable[[], None]) -> None:
@@ -43,7 +41,7 @@ def run_study(study: StudyConfig, *, connect: Callable[[], None]) -> None:
     with ExitStack() as stack:
         lanes = _SharedLanes(stack)
         for number, step in enumerate(steps, start=1):
-            plan: Plan = step.job.plan(step.config)
+            plan = step.plan()
             if plan.finished:
                 _say(f"{number}/{len(steps)} {step.title}: finished already")
                 continue
@@ -104,7 +102,7 @@ def _say(text: str) -> None:
     print(f"[study] {text}", file=sys.stderr, flush=True)
 
 
-JOB: Job[JobConfig] = Job(
+JOB = Job(
     name="run_study", config=StudyConfig, plan=plan_study, run=run_study, needs_ray=False, connects_itself=True
 )
 main = main_of(JOB)

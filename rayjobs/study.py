@@ -22,6 +22,7 @@ from rayjobs import (
 from rayjobs.cli import Job
 from synth.config import CorpusConfig, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
+from synth.plan import Plan
 from train.config import GeneratorConfig, PackConfig, PretrainConfig
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
@@ -97,7 +98,14 @@ class Step:
 
     @property
     def title(self) -> str:
+        """The step's job and artefact, as it is called in progress lines."""
         return f"{self.job.name} {self.config.name}"
+
+    def plan(self) -> Plan:
+        """Return what is left to do. Raises UserError when it cannot be done, IncompleteArtefact when it must wait."""
+        plan = self.job.plan(self.config)
+        assert isinstance(plan, Plan), "only a whole study has several plans"
+        return plan
 
 
 def steps_of(study: StudyConfig) -> tuple[Step, ...]:

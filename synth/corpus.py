@@ -168,7 +168,7 @@ class CorpusBuild:
             splits=splits,
             sources=self._source_counts(read),
         )
-        remove_intermediates(self.directory)
+        remove_intermediates(self.config)
         return manifest
 
     def _num_buckets(self) -> int:
@@ -279,13 +279,12 @@ def finished_manifest(config: CorpusConfig) -> dict[str, Any] | None:
     except UserError:
         parents = manifest["parents"]
     claim_directory(directory, KIND, config.identity(), parents)
-    remove_intermediates(directory)
     return manifest
 
 
-def remove_intermediates(directory: UPath) -> None:
+def remove_intermediates(config: CorpusConfig) -> None:
     """Remove what only an unfinished corpus needs, if it is there."""
-    scratch = directory / SCRATCH
+    scratch = corpus_directory(config.root, config.name) / SCRATCH
     if scratch.exists():
         scratch.fs.rm(scratch.path, recursive=True)
 

@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from synth.config import CorpusConfig, RephraseConfig
-from synth.corpus import CorpusBuild, Stage, finished_manifest
+from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts
@@ -25,6 +25,7 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
     """
     manifest = finished_manifest(config)
     if manifest is not None:
+        remove_intermediates(config)  # a kill can come between the manifest and this
         return manifest
     build = CorpusBuild(config)
     for stage in build.stages():

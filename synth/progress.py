@@ -36,6 +36,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._started = time.monotonic()
         self._last_line = float("-inf")
+        self._first: tuple[float, float] | None = None
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Count work as done and print a line if the last one is old enough; `note` is added to it."""
@@ -45,6 +46,8 @@ class Progress:
         """Set the work done so far, for callers that keep the count themselves."""
         self.done = done
         now = time.monotonic()
+        if self._first is None and done > self._already:
+            self._first = (now, done)
         if now - self._last_line >= self._interval or done >= self.total:
             self._last_line = now
             self.say(self._state(now) + (f", {note}" if note else ""))
@@ -60,7 +63,16 @@ class Progress:
 
     def _state(self, now: float) -> str:
         elapsed = now - self._started
-        fresh = self.done - self._already
         share = self.done / self.total if self.total else 1.0
-        eta = clock(elapsed / fresh * (self.total - self.done)) if fresh > 0 else "unknown"
+        pace = self._seconds_per_unit(now)
+        eta = "unknown" if pace is None else clock(pace * (self.total - self.done))
         return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}, {share:.0%}, {clock(elapsed)} elapsed, ETA {eta}"
+
+    def _seconds_per_unit(self, now: float) -> float | None:
+        """Return the pace since the first work was seen done: what came before it is start-up, which does not recur."""
+        if self._first is None:
+            return None
+        since, first = self._first
+        if self.done > first:
+            return (now - since) / (self.done - first)
+        return (now - self._started) / (self.done - self._already)

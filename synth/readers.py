@@ -52,6 +52,7 @@ def read_rows(where: str, source: CorpusSource, unit: Unit) -> Iterator[Row]:
 
 
 def _read_package(unit: PackageUnit) -> Iterator[Row]:
+    reason: str | None
     for docstring in read_docstrings(unit.package, unit.files):
         if docstring.text is None:
             reason = "unparsable_file"

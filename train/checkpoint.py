@@ -130,7 +130,7 @@ def _weights_only(engine: Any) -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    class WeightsOnly(TorchCheckpointEngine):  # type: ignore[misc]
+    class WeightsOnly(TorchCheckpointEngine):
         def load(self, path: str, map_location: Any = None) -> Any:
             with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
                 return torch.load(path, map_location=map_location, weights_only=True)
@@ -147,7 +147,7 @@ def _weights_only(engine: Any) -> Iterator[None]:
 def _local_twin(directory: UPath) -> Iterator[Path]:
     """Yield the directory itself when it is local, else a temporary one that stands for it on this node."""
     if is_local(directory):
-        yield Path(directory)
+        yield Path(str(directory))
         return
     with tempfile.TemporaryDirectory(prefix="synthscale-checkpoint-") as temporary:
         yield Path(temporary)
@@ -173,6 +173,6 @@ def _download(remote: UPath, local: Path) -> None:
 def _remove_tree(path: UPath) -> None:
     (path / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that half a removal never looks complete
     if is_local(path):
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(str(path), ignore_errors=True)
     elif path.exists():
         path.fs.rm(path.path, recursive=True)

@@ -45,12 +45,20 @@ class _SummedCrossEntropy(torch.autograd.Function):
             states, wanted = hidden[start : start + block], targets[start : start + block, None]
             logits = states @ weight.T
             if grad_hidden is None or grad_weight is None:
-                total -= torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(1, wanted).sum(dtype=torch.float64)
+                total -= (
+                    torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                    .gather(1, wanted)
+                    .sum(dtype=torch.float64)
+                )
                 continue
             probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-            total -= probabilities.gather(1, wanted).clamp_min_(_LEAST_PROBABILITY).log_().sum(dtype=torch.float64)
+            total -= (
+                probabilities.gather(1, wanted).clamp_min_(_LEAST_PROBABILITY).log_().sum(dtype=torch.float64)
+            )
             # d loss / d logits = softmax - one-hot
-            difference = probabilities.scatter_add_(1, wanted, minus_one.expand(wanted.shape)).to(hidden.dtype)
+            difference = probabilities.scatter_add_(1, wanted, minus_one.expand(wanted.shape)).to(
+                hidden.dtype
+            )
             torch.mm(difference, weight, out=grad_hidden[start : start + block])
             if hidden.dtype == torch.float32:
                 grad_weight.addmm_(difference.T, states)

@@ -29,7 +29,9 @@ def rows_per_microbatch(run: RunConfig, placement: TrainPlacement, world_size: i
     return microbatch
 
 
-def deepspeed_config(run: RunConfig, placement: TrainPlacement, world_size: int, num_params: int) -> dict[str, Any]:
+def deepspeed_config(
+    run: RunConfig, placement: TrainPlacement, world_size: int, num_params: int
+) -> dict[str, Any]:
     """Return the configuration of the engine for a run on `world_size` workers. Raises UserError, see above.
 
     Learning rate and schedule are not in it: the loop sets the rate of each step itself (`train.schedule`).

@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -15,6 +15,8 @@ import torch.distributed
 from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config
 from train.model import Pretrainer
+
+Agreed = TypeVar("Agreed")
 
 
 def join_process_group(device: str) -> None:
@@ -29,27 +31,32 @@ def join_process_group(device: str) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not torch.distributed.is_initialized():
         backend = "nccl" if device == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even when there is one worker
     if not deepspeed.comm.is_initialized():
         # DeepSpeed would compile this C++ op for minutes on a first start; only inference all-reduces use it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        # Collecting garbage after every run would walk the objects of all these libraries: 0.3 s for nothing.
+        gc.collect()
+        gc.freeze()
 
 
 def rank() -> int:
     """Return this worker's rank."""
-    return torch.distributed.get_rank()
+    return int(torch.distributed.get_rank())
 
 
 def world_size() -> int:
     """Return the number of workers."""
-    return torch.distributed.get_world_size()
+    return int(torch.distributed.get_world_size())
 
 
 def leads() -> bool:
     """Return whether this worker is the one that writes files and speaks for the others."""
-    return torch.distributed.get_rank() == 0
+    return rank() == 0
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -58,7 +65,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def agreed(value: Any) -> Any:
+def agreed(value: Agreed) -> Agreed:
     """Return what the leading worker has, on every worker; the others' values do not count."""
     holder = [value]
     torch.distributed.broadcast_object_list(holder, src=0)
@@ -66,11 +73,13 @@ def agreed(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def open_engine(module: Pretrainer, run: RunConfig, placement: TrainPlacement, peak_rate: float) -> Iterator[Any]:
-    """Yield a DeepSpeed engine that trains the module; leave nothing of it behind, so that runs can follow each other.
+def open_engine(
+    module: Pretrainer, run: RunConfig, placement: TrainPlacement, peak_rate: float
+) -> Iterator[Any]:
+    """Yield a DeepSpeed engine that trains the module, and take it down afterwards.
 
-    Losses of a later run are bit-identical to those in a fresh process. ZeRO stage 3 leaks inside DeepSpeed: use it
-    for models that need it, and a fresh process for each.
+    What is left is garbage in cycles: collect it before the next run. ZeRO stage 3 leaks inside DeepSpeed even then:
+    use it for models that need it, and a fresh process for each.
     """
     import deepspeed
 
@@ -78,18 +87,23 @@ def open_engine(module: Pretrainer, run: RunConfig, placement: TrainPlacement, p
     config = deepspeed_config(run, placement, world_size(), num_params)
     optimizer = _adam(module, run, clips=config["gradient_clipping"] == 0, peak_rate=peak_rate)
     buffers = dict(module.named_buffers())
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
-    for name, buffer in buffers.items():  # DeepSpeed rounds buffers to bfloat16 too: the rotary frequencies must not be
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    for (
+        name,
+        buffer,
+    ) in buffers.items():  # DeepSpeed rounds buffers to bfloat16 too: the rotary frequencies must not be
         owner, _, own_name = name.rpartition(".")
         setattr(module.get_submodule(owner), own_name, buffer.to(engine.device))
-    if placement.zero_stage == 3:  # the loss reads this weight itself, so stage 3 must gather it for the whole module
+    if (
+        placement.zero_stage == 3
+    ):  # the loss reads this weight itself, so stage 3 must gather it for the whole module
         deepspeed.zero.register_external_parameter(module, module.llama.lm_head.weight)
     try:
         yield engine
     finally:
         engine.destroy()
-        del engine, optimizer, module
-        gc.collect()
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
@@ -104,7 +118,9 @@ def whole_weights(engine: Any, placement: TrainPlacement) -> contextlib.Abstract
 
     if placement.zero_stage < 3:
         return contextlib.nullcontext()
-    gathered: contextlib.AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(engine.parameters()))
+    gathered: contextlib.AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+        list(engine.parameters())
+    )
     return gathered
 
 

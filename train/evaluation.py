@@ -58,13 +58,17 @@ def summarise(
         train_tokens=train_tokens,
         domains=losses,
         loss_nats_per_token=total_nats / sum(loss.tokens for loss in losses.values()),
-        macro_loss_nats_per_token=math.fsum(loss.loss_nats_per_token for loss in losses.values()) / len(losses),
+        macro_loss_nats_per_token=math.fsum(loss.loss_nats_per_token for loss in losses.values())
+        / len(losses),
         bits_per_byte=total_nats / math.log(2) / sum(loss.bytes for loss in losses.values()),
     )
 
 
 def _row_nats(
-    module: Pretrainer, rows: NDArray[np.uint16] | NDArray[np.uint32], rows_per_batch: int, device: torch.device
+    module: Pretrainer,
+    rows: NDArray[np.uint16] | NDArray[np.uint32],
+    rows_per_batch: int,
+    device: torch.device,
 ) -> NDArray[np.float64]:
     nats = torch.zeros(len(rows), dtype=torch.float64, device=device)
     num_batches = math.ceil(len(rows) / rows_per_batch)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 from upath import UPath
 
 from synth.chunking import chunk_spans, count_characters
-from synth.corpus import corpus_directory, open_corpus
-from synth.documents import DOCUMENT_SCHEMA, SPLITS, document_id
+from synth.corpus import Split, corpus_directory, open_corpus
+from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
@@ -128,10 +128,10 @@ def write_exchanges(config: GeneratorConfig) -> None:
     recipe = {"sequence_length": config.sequence_length, "format": FORMAT}
     identity = claim_directory(directory, SOURCE, recipe, {"corpus": manifest["hash"]})
     if not is_finished(directory):
-        finish(directory, identity, splits={split: _write_split(config, split, directory) for split in SPLITS})
+        finish(directory, identity, splits={split: _write_split(config, split, directory) for split in get_args(Split)})
 
 
-def _write_split(config: GeneratorConfig, split: str, directory: UPath) -> dict[str, int]:
+def _write_split(config: GeneratorConfig, split: Split, directory: UPath) -> dict[str, int]:
     paths, _ = open_corpus(config.root, config.corpus, split)
     counts = {"parts": len(paths), "documents": 0, "bytes": 0}
     for part, path in enumerate(paths):

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
-import enum
 import functools
-import gc
 import itertools
 import os
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from upath import UPath
 
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.progress import Progress
-from synth.storage import read_json, study_path
+from synth.storage import study_path
 from train import generator, packing
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RunConfig, TrainPlacement
 from train.grid import (
@@ -37,9 +33,10 @@ from train.grid import (
     read_plan_records,
     summary,
 )
-from train.queue import Assignment, LanesLost, RunQueue, failed_record
-from train.record import RunRecord, read_record, run_directory, write_record
-from train.tokens import PackedInfo, PackedSet
+from train.lane import LaneWorker, Trainer
+from train.queue import LanesLost, Order, RunQueue, Word
+from train.record import RunRecord, read_record
+from train.tokens import PackedInfo
 
 # --- tokens ----------------------------------------------------------------------------------------------------
 
@@ -58,11 +55,15 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     shards = packing.list_shards(config)
     missing = packing.list_missing(config, shards)
     progress = Progress("pack_tokens", len(shards), "shards", already=len(shards) - len(missing))
-    progress.say("preparing the tokenizer")
+    progress.say("tokenizer and evaluation rows")
     _in_tasks([(True, packing.prepare_tokenizer, config)], 1, progress)
-    work = [(False, packing.build_evaluation, config), *((False, packing.tokenize_shard, config, each) for each in missing)]
+    _in_tasks([(False, packing.build_evaluation, config)], 1, progress)
+    work = [(False, packing.tokenize_shard, config, shard) for shard in missing]
     _in_tasks(work, config.placement.tasks or int(ray.cluster_resources().get("CPU", 1)), progress)
-    return packing.finish_pack(config)
+    manifest = packing.finish_pack(config)
+    for remark in packing.remarks_on(PackedInfo.read(config.root, config.name)):
+        progress.say(remark)
+    return manifest
 
 
 def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -> None:
@@ -101,12 +102,6 @@ def _packing_task(threads: bool, work: Callable[..., Any], *arguments: Any) -> A
 POLL_SECONDS = 10.0
 """Longest an idle lane waits in one question to the queue; short enough to keep collectives from timing out."""
 
-PATIENCE_SECONDS = 60.0
-"""How long a worker whose run raised waits for the others to say the same, before it gives its group up."""
-
-BEAT_SECONDS = 1.0
-"""Least time between two words from a run about how far it is."""
-
 WATCH_SECONDS = 2.0
 """How often the driver looks how far things are."""
 
@@ -120,19 +115,12 @@ MAX_SUBMITTED = 1000
 """Runs one caller has in the queue at once; the actor keeps a slot for each."""
 
 
-class Word(enum.Enum):
-    """What a lane is told when there is no run for it."""
-
-    WAIT = "wait"
-    STOP = "stop"
+MAX_CALLS = 10_000
+"""Calls the queue has open at once: one for every run submitted and lane waiting."""
 
 
-Order = Assignment | Word
-
-
-@ray.remote(num_cpus=0, max_concurrency=10_000)
 class _QueueActor:
-    """`train.queue.RunQueue` behind an actor: submitters wait for records here, lanes ask for work."""
+    """`train.queue.RunQueue` as an asynchronous actor: submitters wait for records here, lanes ask for work."""
 
     def __init__(self, root: str, num_lanes: int) -> None:
         self._root = root
@@ -234,180 +222,48 @@ class _QueueActor:
         return LanesLost(f"no lane is left to train on ({reasons}). Finished runs are kept: run the job again to go on")
 
 
-Trainer = Callable[..., RunRecord]
-"""Called as `train.loop.train_run` is; it travels to the workers, so its module must load there."""
+class _QueueLink:
+    """A worker's way to the queue actor. When the actor is gone the lanes are closed, and there is nothing to say."""
+
+    def __init__(self, queue: Any, lane: int) -> None:
+        self._queue, self._lane = queue, lane
+        self._group = uuid.uuid4().hex
+
+    def take(self) -> Order:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            order: Order = ray.get(self._queue.take.remote(self._lane, self._group, POLL_SECONDS))
+            return order
+        return Word.STOP
+
+    def beat(self, run_id: str, tokens: int) -> None:
+        self._queue.beat.remote(run_id, tokens)
+
+    def complain(self, run_id: str, error: str) -> None:
+        self._say(self._queue.complain.remote(run_id, error))
+
+    def done(self, record: RunRecord) -> None:
+        self._say(self._queue.done.remote(record))
+
+    def refuse(self, run_id: str, why: str) -> None:
+        self._say(self._queue.refuse.remote(run_id, why))
+
+    def _say(self, said: Any) -> None:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(said)
+
+
+def _work_in_lane(config: dict[str, Any]) -> None:
+    """Run on every worker of a lane's group."""
+    import ray.train.torch
+
+    link = _QueueLink(config["queue"], config["lane"])
+    LaneWorker(config["root"], config["placement"], config["trainer"], link, ray.train.torch.get_device()).work()
 
 
 def _train_run(*arguments: Any, **options: Any) -> RunRecord:
     from train.loop import train_run  # here, so that the driver needs no torch
 
     return train_run(*arguments, **options)
-
-
-@dataclass(frozen=True)
-class _LaneSettings:
-    """What a warm group is started with; it learns the rest from the queue."""
-
-    root: str
-    lane: int
-    placement: TrainPlacement
-    queue: Any
-    trainer: Trainer
-
-
-def _train_from_queue(config: dict[str, _LaneSettings]) -> None:
-    """Run on every rank of a warm group: take a run, train it, see it recorded, until told to stop."""
-    worker = _LaneWorker(config["settings"])
-    while (order := worker.next_order()) != Word.STOP:
-        if isinstance(order, Assignment):
-            worker.carry_out(order)
-            if worker.settings.placement.zero_stage == 3:
-                return  # DeepSpeed's stage 3 keeps every engine alive: only a fresh process frees the memory
-
-
-class _LaneWorker:
-    """One rank of a warm group. All ranks get the same orders and agree on how each ended."""
-
-    def __init__(self, settings: _LaneSettings) -> None:
-        import torch.distributed as dist
-
-        self.settings = settings
-        self._queue = settings.queue
-        self._leads = dist.get_rank() == 0
-        self._control = dist.new_group(backend="gloo")  # orders and errors travel on the CPU, also beside NCCL
-        self._group = uuid.uuid4().hex
-
-    def next_order(self) -> Order:
-        """Return what the queue tells the leading worker, on all of them."""
-        import torch.distributed as dist
-
-        order: list[Order] = [Word.STOP]
-        if self._leads:
-            with contextlib.suppress(ray.exceptions.RayActorError):  # without its queue a lane has nothing to do
-                order = [ray.get(self._queue.take.remote(self.settings.lane, self._group, POLL_SECONDS))]
-        dist.broadcast_object_list(order, src=0, group=self._control)
-        return order[0]
-
-    def carry_out(self, assignment: Assignment) -> None:
-        """Train a run and tell the queue how it ended. Raises when that could not be settled with the other ranks."""
-        run = assignment.run
-        beats = _Beats(self._queue if self._leads else None, run.run_id)
-        began = time.perf_counter()
-        outcome = self._settle(_Failed(assignment.give_up) if assignment.give_up else self._try(run, beats))
-        gc.collect()  # what a run that raised has left behind
-        if not self._leads:
-            return
-        if isinstance(outcome, _Failed):
-            outcome = self._record_failure(assignment, outcome.reason, beats, time.perf_counter() - began)
-        if isinstance(outcome, _Refused):
-            self._tell(self._queue.refuse, run.run_id, outcome.why)
-        else:
-            self._tell(self._queue.done, outcome)
-
-    def _try(self, run: RunConfig, beats: _Beats) -> _Outcome:
-        import ray.train.torch
-        import torch
-
-        settings = self.settings
-        try:
-            record: RunRecord = settings.trainer(
-                run,
-                PackedSet.open(settings.root, run.packed),
-                settings.placement,
-                run_directory(settings.root, run.run_id),
-                device=ray.train.torch.get_device(),
-                report=beats,
-            )
-            return record
-        except UserError as error:
-            return _Refused(str(error))
-        except OSError as error:  # a full disk or a store out of reach is no property of the run: it is tried again
-            self._complain(run, error)
-            raise
-        except Exception as error:  # whatever else a run raises is recorded as its end, and the lane goes on
-            self._complain(run, error)
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()  # raises if the device's context is broken: then this process must go too
-            return _Failed(f"{type(error).__name__}: {error}")
-
-    def _settle(self, outcome: _Outcome) -> _Outcome:
-        """Return the outcome all ranks agree on. Raises RuntimeError when one of them is gone or stuck.
-
-        The death of one worker reaches the others as an error of their own. So an error counts as the run's only when
-        every rank lives to say how it fared; else this one fails too, the group starts anew and the run resumes.
-        """
-        import torch.distributed as dist
-
-        patience = None if isinstance(outcome, RunRecord) else dt.timedelta(seconds=PATIENCE_SECONDS)
-        outcomes: list[Any] = [None] * dist.get_world_size()
-        dist.monitored_barrier(self._control, timeout=patience)
-        dist.all_gather_object(outcomes, outcome, group=self._control)
-        return next((each for each in outcomes if not isinstance(each, RunRecord)), outcomes[0])
-
-    def _record_failure(self, assignment: Assignment, reason: str, beats: _Beats, seconds: float) -> RunRecord:
-        run, root = assignment.run, self.settings.root
-        record = failed_record(
-            run,
-            PackedInfo.read(root, run.packed).vocab_size,
-            self.settings.placement,
-            reason,
-            tokens=max(assignment.tokens, beats.tokens),
-            seconds=seconds,
-            tokens_per_second=beats.tokens_per_second,
-            attempts=_attempts(run_directory(root, run.run_id)),
-        )
-        write_record(root, record)
-        return record
-
-    def _complain(self, run: RunConfig, error: Exception) -> None:
-        self._tell(self._queue.complain, run.run_id, f"{type(error).__name__}: {error}")
-
-    def _tell(self, method: Any, *arguments: Any) -> None:
-        with contextlib.suppress(ray.exceptions.RayActorError):  # the lanes were closed while this run was under way
-            ray.get(method.remote(*arguments))
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """A run that raised."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """A run that cannot be trained as it was asked for."""
-
-    why: str
-
-
-_Outcome = RunRecord | _Failed | _Refused
-
-
-class _Beats:
-    """Tells the queue how far a run is: where it starts, then about once a second."""
-
-    def __init__(self, queue: Any, run_id: str) -> None:
-        self._queue, self._run_id = queue, run_id
-        self._times: tuple[float, float] | None = None
-        self._first_tokens = self.tokens = 0
-        self._told_at = float("-inf")
-
-    def __call__(self, tokens: int) -> None:
-        now = time.perf_counter()
-        if self._times is None:
-            self._first_tokens = tokens
-        self._times = (self._times[0] if self._times else now, now)
-        self.tokens = tokens
-        if self._queue is not None and now - self._told_at >= BEAT_SECONDS:
-            self._told_at = now
-            self._queue.beat.remote(self._run_id, tokens)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed between the first and the last sign of life; 0 when there were not two."""
-        seconds = self._times[1] - self._times[0] if self._times else 0.0
-        return (self.tokens - self._first_tokens) / seconds if seconds > 0 else 0.0
 
 
 class Lanes:
@@ -419,17 +275,21 @@ class Lanes:
     """
 
     def __init__(self, root: str, placement: TrainPlacement, *, trainer: Trainer | None = None) -> None:
-        """Prepare lanes under a study root. `trainer` is called in place of `train.loop.train_run`, with its arguments."""
+        """Prepare lanes under a study root. `trainer` is called in place of `train.loop.train_run`, with its arguments;
+        it travels to the workers, so its module must load there."""
         self.placement = placement
         self._root = str(study_path(root))  # workers run in another directory
         self._trainer = trainer or _train_run
         self._name = f"lanes-{uuid.uuid4().hex[:12]}"  # Ray Train resumes under a known name, so each start is its own
+        # Ray Train wants a directory even though nothing is reported to it; the controller on this node makes a file there.
+        self._scratch = tempfile.TemporaryDirectory(prefix="synthscale-lanes-", ignore_cleanup_errors=True)
         self._threads: list[threading.Thread] = []
         self._opened = time.monotonic()
         self._spoken_of: set[str] = set()
 
     def __enter__(self) -> Lanes:
-        self.queue: Any = _QueueActor.remote(self._root, self.placement.lanes)
+        actor: Any = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS)(_QueueActor)
+        self.queue = actor.remote(self._root, self.placement.lanes)
         for lane in range(self.placement.lanes):
             thread = threading.Thread(target=self._keep_up, args=(lane,), name=f"{self._name}-{lane}", daemon=True)
             thread.start()
@@ -473,6 +333,7 @@ class Lanes:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         ray.kill(self.queue)
+        self._scratch.cleanup()
 
     def _tell(self, progress: Progress, tokens: float, note: str) -> None:
         try:
@@ -487,7 +348,7 @@ class Lanes:
                 f"no lane is up after {seconds:.0f} s; each takes {self.placement.workers_per_lane} x "
                 f"{self._resources()}, and free are {_free_resources()}"
             )
-        for key in news.keys() - self._spoken_of:
+        for key in sorted(news.keys() - self._spoken_of):
             self._spoken_of.add(key)
             progress.say(news[key])
         progress.set(tokens + state["tokens_in_hand"], note)
@@ -512,15 +373,21 @@ class Lanes:
         if not on_gpu:
             environment["DS_ACCELERATOR"] = "cpu"
         return ray.train.torch.TorchTrainer(
-            _train_from_queue,
-            train_loop_config={"settings": _LaneSettings(self._root, lane, placement, self.queue, self._trainer)},
+            _work_in_lane,
+            train_loop_config={
+                "root": self._root,
+                "placement": placement,
+                "trainer": self._trainer,
+                "queue": self.queue,
+                "lane": lane,
+            },
             torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=placement.workers_per_lane, use_gpu=on_gpu, resources_per_worker=self._resources()
             ),
             run_config=ray.train.RunConfig(
                 name=f"{self._name}-{lane}-{uuid.uuid4().hex[:6]}",
-                storage_path=str(study_path(self._root, ".lanes")),
+                storage_path=self._scratch.name,
                 failure_config=ray.train.FailureConfig(max_failures=placement.max_restarts),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": environment},
@@ -606,17 +473,8 @@ def _record_of(reference: Any) -> RunRecord:
     return record
 
 
-def _attempts(directory: UPath) -> int:
-    from train.loop import ATTEMPTS_FILE
-
-    try:
-        return int(read_json(directory / ATTEMPTS_FILE)["attempts"])
-    except FileNotFoundError:
-        return 1
-
-
-def _why_ended(error: Exception) -> str:
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+def _why_ended(error: BaseException) -> str:
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
     lines = str(first).strip().splitlines() or ["it gave no reason"]
     return f"{type(first).__name__}: {lines[0] if isinstance(first, ray.exceptions.RayError) else lines[-1]}"

@@ -7,6 +7,7 @@ nothing else.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from synth.identity import provenance
 from synth.storage import read_json, write_json_atomic
 from train.checkpoint import RunState, load_checkpoint, remove_checkpoints, save_checkpoint
 from train.config import RunConfig, TrainPlacement
-from train.deepspeed_config import rows_per_microbatch
+from train.deepspeed_config import deepspeed_config, rows_per_microbatch
 from train.distributed import (
     agreed,
     join_process_group,
@@ -75,17 +76,12 @@ def train_run(
     if device.type == "cpu":
         torch.set_num_threads(placement.threads_per_worker)
     join_process_group(device.type)
-    _check(run, packed)
+    _check(run, packed, placement)
     attempts = _claim(run, directory) if leads() else 0
-    rate = peak_learning_rate(run.optimizer, count_parameters(run.model, packed.vocab_size).non_embedding)
-    with open_engine(_fresh_module(run, packed), run, placement, rate) as engine:
-        training = _Training(run, packed, placement, directory, engine, rate)
-        reason = training.run_to_end(report or (lambda tokens: None))
-        record = agreed(training.record(reason, attempts) if leads() else None)
-        if deliver and not reason:
-            with whole_weights(engine, placement):
-                if leads():
-                    deliver(engine.module.llama)
+    try:
+        record = _train(run, packed, placement, directory, attempts, report, deliver)
+    finally:
+        gc.collect()  # an engine is full of cycles, and the next run wants its memory
     if leads():
         write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
         remove_checkpoints(directory)
@@ -93,11 +89,40 @@ def train_run(
     return record
 
 
+def _train(
+    run: RunConfig,
+    packed: PackedSet,
+    placement: TrainPlacement,
+    directory: UPath,
+    attempts: int,
+    report: Callable[[int], None] | None,
+    deliver: Callable[[LlamaForCausalLM], None] | None,
+) -> RunRecord:
+    rate = peak_learning_rate(run.optimizer, count_parameters(run.model, packed.vocab_size).non_embedding)
+    with open_engine(_fresh_module(run, packed), run, placement, rate) as engine:
+        training = _Training(run, packed, placement, directory, engine, rate)
+        reason = training.run_to_end(report or (lambda tokens: None))
+        if leads():
+            training.metrics.flush()
+        record = agreed(training.record(reason, attempts))
+        if deliver and not reason:
+            with whole_weights(engine, placement):
+                if leads():
+                    deliver(engine.module.llama)
+    return record
+
+
 class _Training:
     """The loop of one run, and what it carries from step to step."""
 
     def __init__(
-        self, run: RunConfig, packed: PackedSet, placement: TrainPlacement, directory: UPath, engine: Any, rate: float
+        self,
+        run: RunConfig,
+        packed: PackedSet,
+        placement: TrainPlacement,
+        directory: UPath,
+        engine: Any,
+        rate: float,
     ) -> None:
         self.run, self.packed, self.placement, self.directory = run, packed, placement, directory
         self.engine, self.peak_rate = engine, rate
@@ -142,7 +167,6 @@ class _Training:
 
     def record(self, reason: str | None, attempts: int) -> RunRecord:
         """Return the record of the run as it stands."""
-        self.metrics.flush()
         run, vocab_size = self.run, self.packed.vocab_size
         num_params = count_parameters(run.model, vocab_size)
         train_tokens = self.step * run.tokens_per_step
@@ -248,11 +272,13 @@ class _Training:
 
 def _fresh_module(run: RunConfig, packed: PackedSet) -> Pretrainer:
     vocabulary = Vocabulary(packed.vocab_size, packed.eot_id)
-    return Pretrainer(build_llama(run.model, vocabulary, run.sequence_length, run.seed), vocabulary.end_of_text)
+    return Pretrainer(
+        build_llama(run.model, vocabulary, run.sequence_length, run.seed), vocabulary.end_of_text
+    )
 
 
-def _check(run: RunConfig, packed: PackedSet) -> None:
-    """Raise UserError when the run does not fit the packed set or contradicts itself."""
+def _check(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> None:
+    """Raise UserError when the run contradicts itself, or fits neither the packed set nor the workers."""
     if packed.hash != run.packed_hash:
         raise UserError(
             f"packed_hash = {run.packed_hash!r} of run {run.run_id} is not the hash of packed/{run.packed}, "
@@ -263,6 +289,7 @@ def _check(run: RunConfig, packed: PackedSet) -> None:
             f"sequence_length = {run.sequence_length} of run {run.run_id} is not that of packed/{run.packed}, "
             f"{packed.sequence_length}: plan the run anew."
         )
+    deepspeed_config(run, placement, world_size(), num_params=1)
     check_schedule(run.optimizer)
     check_epochs(run, packed.info.num_rows)
 

@@ -61,7 +61,10 @@ class MetricsLog:
     def resume(self, step: int) -> float:
         """Take over the lines up to a finished step; return the wall seconds that all lines there account for."""
         try:
-            found = [StepMetrics(**json.loads(line)) for line in self._path.read_text(encoding="utf-8").splitlines()]
+            found = [
+                StepMetrics(**json.loads(line))
+                for line in self._path.read_text(encoding="utf-8").splitlines()
+            ]
         except FileNotFoundError:
             found = []
         self._lines = [line for line in found if line.step <= step]

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from train.config import ModelConfig
 from train.cross_entropy import summed_cross_entropy
 
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What a model must know of the tokenizer."""
@@ -79,13 +80,17 @@ class Pretrainer(nn.Module):
         weight = self.llama.lm_head.weight
         if by_row:
             pairs = zip(hidden, targets, strict=True)
-            return torch.stack([summed_cross_entropy(states, weight, wanted).double() for states, wanted in pairs])
+            return torch.stack(
+                [summed_cross_entropy(states, weight, wanted).double() for states, wanted in pairs]
+            )
         return summed_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()) / targets.numel()
 
     def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows of tokens, int64 [B, T] -> [B, T, H]."""
         mask = document_mask(tokens, self.end_of_text, self.llama.dtype)
-        states: torch.Tensor = self.llama.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        states: torch.Tensor = self.llama.model(
+            input_ids=tokens, attention_mask=mask, use_cache=False
+        ).last_hidden_state
         return states
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -105,5 +110,7 @@ def document_mask(tokens: torch.Tensor, end_of_text: int, dtype: torch.dtype) ->
     same = document[:, :, None] == document[:, None, :]
     length = tokens.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=tokens.device).masked_fill_(~(same & causal), -torch.inf)
+    mask = torch.zeros(same.shape, dtype=dtype, device=tokens.device).masked_fill_(
+        ~(same & causal), -torch.inf
+    )
     return mask[:, None]

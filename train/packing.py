@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,17 @@ from synth.errors import UserError
 from synth.identity import RECIPE_FILE, artefact_hash, claim_directory, finish, is_finished
 from synth.plan import Plan
 from synth.storage import (
+    MARKER,
     list_names,
     read_json,
+    read_parquet,
     study_path,
     write_bytes_atomic,
     write_json_atomic,
     write_parquet_atomic,
 )
 from train.config import PackConfig
-from train.sources import Source, held_out_parts, open_sources
+from train.sources import Document, Source, held_out_parts, open_sources
 from train.tokenizer import (
     TRAINING_BYTES_PER_TOKEN,
     Encoder,
@@ -48,6 +50,9 @@ from train.tokens import (
 )
 
 KIND = "packed"
+
+EVALUATED_FILE = "documents.parquet"
+"""Ids of the documents that the evaluation rows were made of."""
 
 FORMAT = 1
 """Raised whenever the same configuration would give other tokens or another layout; part of the identity."""
@@ -88,9 +93,8 @@ def plan_pack(config: PackConfig) -> Plan:
     if (directory / RECIPE_FILE).exists():
         claim_directory(directory, KIND, recipe, parents)  # there is one already: this only compares
     if is_finished(directory):
-        return Plan(
-            "pack_tokens", str(directory), True, _facts_of_finished(PackedInfo.read(config.root, config.name))
-        )
+        info = PackedInfo.read(config.root, config.name)
+        return Plan("pack_tokens", str(directory), True, _facts_of_finished(info), remarks_on(info))
     shards = list_shards(config)
     facts: dict[str, object] = {"shards missing": len(list_missing(config, shards)), "shards": len(shards)}
     for name, source in sources.items():
@@ -174,32 +178,41 @@ def _training_texts(config: PackConfig) -> Iterator[str]:
     sources = open_sources(config)
     names = config.tokenizer.train_on or tuple(sorted(sources))
     for name in names:
-        left = TRAINING_BYTES_PER_TOKEN * config.tokenizer.vocab_size // len(names)
-        for part in range(len(sources[name].parts.paths)):
-            for text in sources[name].read(part).texts:
-                left -= len(text.encode())
-                if left < 0:
-                    break
-                yield text
-            if left < 0:
-                break
+        yield from _first_texts(
+            sources[name], TRAINING_BYTES_PER_TOKEN * config.tokenizer.vocab_size // len(names)
+        )
+
+
+def _first_texts(source: Source, max_bytes: int) -> Iterator[str]:
+    for part in range(len(source.parts.paths)):
+        for document in source.read(part):
+            max_bytes -= len(document.text.encode())
+            if max_bytes < 0:
+                return
+            yield document.text
 
 
 # --- token shards ----------------------------------------------------------------------------------------------
 
 
 def tokenize_shard(config: PackConfig, shard: Shard) -> int:
-    """Write one token shard, its documents and, last, its ledger entry; return its number of tokens."""
+    """Write one token shard, its documents and, last, its ledger entry; return its number of tokens.
+
+    Documents that evaluation rows were made of, or that are rephrased from one of them, are left out and counted.
+    """
     directory = packed_directory(config)
     encoder = Encoder.read(directory / "tokenizer")
+    evaluated = frozenset(read_parquet(directory / "evaluation" / EVALUATED_FILE)["doc_id"].to_pylist())
     names: list[str] = []
     num_bytes: list[int] = []
     encoded: list[NDArray[Any]] = []
-    num_altered = 0
+    num_altered = num_evaluated = 0
     for part in range(len(shard.source.parts.paths)):
-        documents = shard.source.read(part)
-        names += documents.names
-        for texts in _batches(documents.texts):
+        found = shard.source.read(part)
+        documents = [document for document in found if document.doc_id not in evaluated]
+        num_evaluated += len(found) - len(documents)
+        names += [document.name for document in documents]
+        for texts in _batches(documents):
             ids = encoder.encode(texts)
             num_altered += encoder.count_altered(texts, ids)
             num_bytes += [len(text.encode()) for text in texts]
@@ -220,18 +233,19 @@ def tokenize_shard(config: PackConfig, shard: Shard) -> int:
         "num_documents": len(names),
         "num_bytes": sum(num_bytes),
         "num_altered_documents": num_altered,
+        "num_evaluated_documents": num_evaluated,
         "inputs": [path.name for path in shard.source.parts.paths],
     }
     write_json_atomic(_ledger(config, shard.source_name) / f"{shard.stem}.json", entry)
     return written.num_tokens
 
 
-def _batches(texts: list[str]) -> Iterator[list[str]]:
+def _batches(documents: list[Document]) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
+    for document in documents:
+        batch.append(document.text)
+        size += len(document.text)
         if size >= ENCODE_BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -250,10 +264,16 @@ def _write_tokens(path: UPath, pieces: list[NDArray[Any]], dtype: np.dtype[Any])
 
 @dataclass
 class _Domain:
-    """The stream of one held-out domain, as far as it is needed."""
+    """One held-out domain, as far as its text is needed."""
 
-    pieces: list[NDArray[Any]]
+    doc_ids: list[str] = field(default_factory=list)
+    pieces: list[NDArray[Any]] = field(default_factory=list)
     num_tokens: int = 0
+
+    def add(self, doc_id: str, ids: NDArray[Any]) -> None:
+        self.doc_ids.append(doc_id)
+        self.pieces.append(ids)
+        self.num_tokens += len(ids)
 
 
 def build_evaluation(config: PackConfig) -> None:
@@ -261,18 +281,18 @@ def build_evaluation(config: PackConfig) -> None:
 
     Raises UserError when no domain fills a single row.
     """
-    directory = packed_directory(config)
-    ledger = directory / "evaluation" / "ledger.json"
+    directory = packed_directory(config) / "evaluation"
+    ledger = directory / "ledger.json"
     if ledger.exists():
         return
-    encoder = Encoder.read(directory / "tokenizer")
+    encoder = Encoder.read(packed_directory(config) / "tokenizer")
     length = config.sequence_length
     max_rows = config.max_evaluation_tokens_per_domain // length
     found: dict[str, EvaluationInfo] = {}
     left_out: dict[str, str] = {}
     rows: list[NDArray[Any]] = []
-    domains = _held_out_domains(config, encoder, max_rows * length + 1)
-    for name, domain in sorted(domains.items()):
+    doc_ids: list[str] = []
+    for name, domain in sorted(_held_out_domains(config, encoder, max_rows * length + 1).items()):
         num_rows = min(max_rows, (domain.num_tokens - 1) // length)
         if not num_rows:
             left_out[name] = f"{domain.num_tokens} tokens of held-out text, one row takes {length + 1}"
@@ -286,12 +306,14 @@ def build_evaluation(config: PackConfig) -> None:
             num_bytes=int(encoder.token_bytes[predicted].sum()),
             num_documents=int(np.count_nonzero(stream[: num_rows * length] == encoder.info.eot_id)),
         )
+        doc_ids += domain.doc_ids[: found[name].num_documents]
     if not found:
         raise UserError(
             f"no domain in the held-out split of {', '.join(config.evaluate_on)} fills one row of sequence_length = "
             f"{length}: lower sequence_length, or hold out more documents."
         )
-    shard = _write_tokens(directory / "evaluation" / EVALUATION_FILE, rows, encoder.dtype)
+    shard = _write_tokens(directory / EVALUATION_FILE, rows, encoder.dtype)
+    write_parquet_atomic(directory / EVALUATED_FILE, pa.table({"doc_id": pa.array(doc_ids, pa.string())}))
     entry = {
         "shard": shard.model_dump(),
         "tokenizer": encoder.info.hash,
@@ -306,27 +328,26 @@ def _held_out_domains(config: PackConfig, encoder: Encoder, wanted_tokens: int) 
 
     Stops reading text for a domain that has enough; a document in two corpora counts once.
     """
-    domains: dict[str, _Domain] = collections.defaultdict(lambda: _Domain([]))
+    domains: dict[str, _Domain] = collections.defaultdict(_Domain)
     seen: set[str] = set()
+
+    def wanted(name: str) -> bool:
+        return domains[name].num_tokens < wanted_tokens
+
     for parts in held_out_parts(config).values():
         for part in range(len(parts.paths)):
-            if all(
-                domains[name].num_tokens >= wanted_tokens
-                for name in parts.table(part, ["domain"])["domain"].unique().to_pylist()
-            ):
+            names = parts.table(part, ["domain"])["domain"].unique().to_pylist()
+            if not any(wanted(name) for name in names):
                 continue
-            columns = parts.table(part, ["doc_id", "domain", "text"]).sort_by("doc_id").to_pydict()
-            documents = [
-                (doc_id, name, text)
-                for doc_id, name, text in zip(*columns.values(), strict=True)
-                if doc_id not in seen and domains[name].num_tokens < wanted_tokens
-            ]
-            encoded = encoder.encode([text for _, _, text in documents])
-            for (doc_id, name, _), ids in zip(documents, encoded, strict=True):
-                domain = domains[name]
-                if domain.num_tokens < wanted_tokens:
-                    domain.pieces.append(ids)
-                    domain.num_tokens += len(ids)
+            columns = parts.table(part, ["doc_id", "domain", "text"]).sort_by("doc_id")
+            documents = zip(
+                *(columns[name].to_pylist() for name in ("doc_id", "domain", "text")), strict=True
+            )
+            candidates = [each for each in documents if wanted(each[1]) and each[0] not in seen]
+            encoded = encoder.encode([text for _, _, text in candidates])
+            for (doc_id, name, _), ids in zip(candidates, encoded, strict=True):
+                if wanted(name):
+                    domains[name].add(doc_id, ids)
                     seen.add(doc_id)
     return domains
 
@@ -342,15 +363,15 @@ def finish_pack(config: PackConfig) -> dict[str, Any]:
     directory = packed_directory(config)
     sources = open_sources(config)
     recipe, parents = _identity(config, sources)
-    tokenizer = TokenizerInfo.model_validate(read_json(directory / "tokenizer" / "manifest.json"))
-    evaluation = read_json(directory / "evaluation" / "ledger.json")
+    tokenizer = TokenizerInfo.model_validate(read_json(directory / "tokenizer" / MARKER))
+    evaluation = _read_entry(directory / "evaluation" / "ledger.json", tokenizer)
     info = PackedInfo(
         hash=artefact_hash(KIND, recipe, {**parents, "tokenizer": tokenizer.hash}),
         sequence_length=config.sequence_length,
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         tokenizer_hash=tokenizer.hash,
-        sources={name: _source_info(config, name, source) for name, source in sources.items()},
+        sources={name: _source_info(config, name, source, tokenizer) for name, source in sources.items()},
         evaluation=evaluation["domains"],
         evaluation_shard=evaluation["shard"],
         domains_left_out=evaluation["left_out"],
@@ -358,22 +379,64 @@ def finish_pack(config: PackConfig) -> dict[str, Any]:
     return finish(directory, info.hash, **info.model_dump(mode="json", exclude={"hash"}))
 
 
-def _source_info(config: PackConfig, name: str, source: Source) -> SourceInfo:
-    entries = [read_json(_ledger(config, name) / f"{shard.stem}.json") for shard in _shards(name, source)]
-    num_tokens = sum(entry["num_tokens"] for entry in entries)
-    num_documents = sum(entry["num_documents"] for entry in entries)
+def _source_info(config: PackConfig, name: str, source: Source, tokenizer: TokenizerInfo) -> SourceInfo:
+    entries = [
+        _read_entry(_ledger(config, name) / f"{shard.stem}.json", tokenizer)
+        for shard in _shards(name, source)
+    ]
+    total = collections.Counter[str]()
+    for entry in entries:
+        total.update({count: value for count, value in entry.items() if isinstance(value, int)})
+    num_documents = total["num_documents"] + total["num_evaluated_documents"]
     if not source.is_synthetic and num_documents != source.num_documents:
-        raise RuntimeError(f"source {name}: {num_documents} documents packed of {source.num_documents}")
+        raise RuntimeError(f"source {name}: {num_documents} documents read of {source.num_documents}")
+    num_tokens = total["num_tokens"]
     num_rows = max(0, num_tokens - 1) // config.sequence_length
     return SourceInfo(
         num_rows=num_rows,
         num_tokens=num_tokens,
-        num_documents=num_documents,
-        num_bytes=sum(entry["num_bytes"] for entry in entries),
+        num_documents=total["num_documents"],
+        num_bytes=total["num_bytes"],
         num_dropped_tokens=num_tokens - (num_rows * config.sequence_length + 1 if num_rows else 0),
-        num_altered_documents=sum(entry["num_altered_documents"] for entry in entries),
+        num_altered_documents=total["num_altered_documents"],
+        num_evaluated_documents=total["num_evaluated_documents"],
         shards=tuple(ShardInfo(num_tokens=entry["num_tokens"], sha256=entry["sha256"]) for entry in entries),
     )
+
+
+def _read_entry(path: UPath, tokenizer: TokenizerInfo) -> dict[str, Any]:
+    entry: dict[str, Any] = read_json(path)
+    if entry["tokenizer"] != tokenizer.hash:
+        raise UserError(
+            f"{path} was made with another tokenizer ({entry['tokenizer']}) than the one beside it ({tokenizer.hash}): "
+            "delete the packed set and run pack_tokens again."
+        )
+    return entry
+
+
+def remarks_on(info: PackedInfo) -> tuple[str, ...]:
+    """Return what a careful person would want to know of a packed set before training on it."""
+    remarks = []
+    for name, source in info.sources.items():
+        if not source.num_rows:
+            remarks.append(
+                f"source {name} has no row: {source.num_tokens} tokens, one row takes {info.sequence_length + 1}"
+            )
+        if source.num_evaluated_documents:
+            remarks.append(
+                f"source {name}: {source.num_evaluated_documents} documents left out, they are evaluated on"
+            )
+        if source.num_altered_documents:
+            remarks.append(
+                f"source {name}: {source.num_altered_documents} of {source.num_documents} documents are not given back "
+                "byte for byte by the tokenizer"
+            )
+    if info.domains_left_out:
+        some = ", ".join(list(info.domains_left_out)[:5])
+        remarks.append(
+            f"{len(info.domains_left_out)} domains have too little held-out text to evaluate on ({some})"
+        )
+    return tuple(remarks)
 
 
 def _facts_of_finished(info: PackedInfo) -> dict[str, object]:

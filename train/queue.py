@@ -7,6 +7,7 @@ its workers without getting any further is given up, so that one bad run cannot 
 
 from __future__ import annotations
 
+import enum
 import heapq
 from dataclasses import dataclass
 
@@ -33,6 +34,16 @@ class Assignment:
     """Record the run as failed with this reason instead of training it; null: train it."""
     tokens: int = 0
     """Training tokens done before, as last heard of."""
+
+
+class Word(enum.Enum):
+    """What a lane is told when there is no run for it."""
+
+    WAIT = "wait"
+    STOP = "stop"
+
+
+Order = Assignment | Word
 
 
 @dataclass

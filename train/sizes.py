@@ -36,7 +36,9 @@ _LARGE = {
 """The same and whether the embeddings are tied; rotary base 500,000, for rows of several thousand tokens."""
 
 SIZES: dict[str, ModelConfig] = {
-    name: ModelConfig(num_layers=layers, hidden_size=hidden, num_heads=heads, num_kv_heads=kv, intermediate_size=ff)
+    name: ModelConfig(
+        num_layers=layers, hidden_size=hidden, num_heads=heads, num_kv_heads=kv, intermediate_size=ff
+    )
     for name, (layers, hidden, heads, kv, ff) in _SMALL.items()
 } | {
     name: ModelConfig(

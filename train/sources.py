@@ -23,12 +23,14 @@ from train.config import PackConfig, PackSource
 CHUNK_SEPARATOR = "\n\n"
 
 
-class Documents(NamedTuple):
-    """Some documents, in training order."""
+class Document(NamedTuple):
+    """One document to train on."""
 
-    names: list[str]
+    doc_id: str
+    """The corpus document it is, or is rephrased from."""
+    name: str
     """`doc_id`, or `doc_id/recipe/sample` of a synthetic one."""
-    texts: list[str]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class Source:
     recipe: str | None
     """Only rows of this recipe; null takes all."""
 
-    def read(self, part: int) -> Documents:
+    def read(self, part: int) -> list[Document]:
         """Return the training documents of one part, by doc_id. Raises UserError when its file cannot be read."""
         if self.is_synthetic:
             return self._read_synthetic(part)
         table = self.parts.table(part, ["doc_id", "text"]).sort_by("doc_id")
-        return Documents(table["doc_id"].to_pylist(), table["text"].to_pylist())
+        ids, texts = table["doc_id"].to_pylist(), table["text"].to_pylist()
+        return [Document(doc_id, doc_id, text) for doc_id, text in zip(ids, texts, strict=True)]
 
-    def _read_synthetic(self, part: int) -> Documents:
+    def _read_synthetic(self, part: int) -> list[Document]:
         order = ["doc_id", "recipe", "sample", "chunk"]
         table = self.parts.table(part, [*order, "text", "keep"])
         wanted = pc.field("keep")
@@ -84,11 +87,10 @@ class Source:
         table = table.filter(wanted).sort_by([(column, "ascending") for column in order])
         keys = zip(*(table[column].to_pylist() for column in order[:3]), strict=True)
         rows = zip(keys, table["text"].to_pylist(), strict=True)
-        documents = Documents([], [])
-        for (doc_id, recipe, sample), chunks in itertools.groupby(rows, key=lambda row: row[0]):
-            documents.names.append(f"{doc_id}/{recipe}/{sample}")
-            documents.texts.append(CHUNK_SEPARATOR.join(text for _, text in chunks))
-        return documents
+        return [
+            Document(doc_id, f"{doc_id}/{recipe}/{sample}", CHUNK_SEPARATOR.join(text for _, text in chunks))
+            for (doc_id, recipe, sample), chunks in itertools.groupby(rows, key=lambda row: row[0])
+        ]
 
 
 def open_sources(config: PackConfig) -> dict[str, Source]:

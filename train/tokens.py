@@ -5,7 +5,7 @@
     packed/<name>/sources/<source>/part-00000-of-00004.tokens   ids, uint16 or uint32, little-endian, no header
     packed/<name>/sources/<source>/part-00000-of-00004.parquet  its documents: document, num_tokens, num_bytes
     packed/<name>/sources/<source>/ledger/part-00000-of-00004.json  counts and hash; written last, so: this part is done
-    packed/<name>/evaluation/{held_out.tokens, ledger.json}     rows of all domains, one after the other
+    packed/<name>/evaluation/{held_out.tokens, documents.parquet, ledger.json}  rows of all domains, one after the other
     packed/<name>/manifest.json                                 everything `PackedInfo` says
 
 A source is one stream of tokens, documents in order, `[EOT, t1 .. tn]` each. Row i of sequence length T is
@@ -42,7 +42,8 @@ from train.record import Record
 PACKED = "packed"
 EVALUATION_FILE = "held_out.tokens"
 
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+Tokens = NDArray[np.unsignedinteger[Any]]
+"""Token ids, uint16 or uint32 by the size of the vocabulary."""
 
 
 class ShardInfo(Record):
@@ -69,6 +70,8 @@ class SourceInfo(Record):
     """Tokens after the last whole row, which no run reads."""
     num_altered_documents: int
     """Documents the tokenizer does not give back byte for byte (it normalises text); 0 for a trained one."""
+    num_evaluated_documents: int = 0
+    """Documents left out because evaluation rows were made of them, or of what they are rephrased from."""
     shards: tuple[ShardInfo, ...]
     """The files of the stream, in order."""
 
@@ -316,7 +319,7 @@ class _LocalStore:
 
     def map(self, path: UPath, shard: ShardInfo) -> Tokens:
         """Map a file of ids, read-only. Raises UserError when it is missing, cut short or damaged on the way."""
-        local = Path(path) if is_local(path) else self._fetched(path, shard.sha256)
+        local = Path(str(path)) if is_local(path) else self._fetched(path, shard.sha256)
         try:
             num_bytes = local.stat().st_size
         except FileNotFoundError:
@@ -336,7 +339,7 @@ class _LocalStore:
     def directory(self, path: UPath) -> Path:
         """Return a local directory with the files of a directory of the set."""
         if is_local(path):
-            return Path(path)
+            return Path(str(path))
         for name in list_names(path):
             self._fetched(path / name)
         return self._local_copy(path)

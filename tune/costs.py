@@ -133,9 +133,7 @@ def generation_of(root: str, plan: str, source: str | None, prices: Prices) -> G
     if rate is None:
         unknown.append(f"{where} has no generation speed: give prices.generation_tokens_per_device_second")
     elif prices.generation_tokens_per_device_second is None:
-        evidence.append(
-            f"generation speed measured on {where}: {rate:,.0f} accepted tokens per device second"
-        )
+        evidence.append(f"generation speed: measured on {where}")
     return Generation(
         flops_per_token=2.0 * num_params * processed / packed_tokens if num_params else None,
         seconds_per_token=counts["accepted_tokens"] / packed_tokens / rate if rate else None,
@@ -169,8 +167,8 @@ def training_of(root: str, run_ids: Iterable[str], prices: Prices) -> Training:
     speed = statistics.median(speeds)
     return Training(
         speed,
-        f"training speed measured on the study's largest model ({largest:,} parameters): {speed:.3g} FLOP/s per device, "
-        "which says little about other devices and sizes",
+        f"training speed: measured on the study's largest model ({largest:,} parameters), which says little about other devices "
+        "and sizes",
     )
 
 

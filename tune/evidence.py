@@ -10,6 +10,7 @@ import numpy as np
 from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.storage import read_json, study_path
+from train.record import read_record
 from tune.at_target import MixtureAtTarget, mixtures_at_target
 from tune.config import RecommendConfig
 from tune.costs import Generation, Training
@@ -147,12 +148,12 @@ def warnings_of(
     evidence: Evidence,
     source: str,
     curve: Curve,
-    share: Interval,
     generation: Generation,
 ) -> Iterator[str]:
-    """Say what there is to doubt: scale, flatness, disagreement, the laws\' own warnings, what is not known."""
+    """Say what there is to doubt: scale, repetition, flatness, disagreement, the laws' own warnings, what is not known."""
     yield from scale_warnings(config, evidence)
-    yield from _share_warnings(evidence, source, curve, share)
+    yield from _repetition_warnings(config, evidence.of(source))
+    yield from _share_warnings(evidence, source, curve)
     for mixture in evidence.mixtures:
         if mixture.share == 0.0 or mixture.synthetic == source:
             yield from (
@@ -195,7 +196,23 @@ def scale_warnings(config: RecommendConfig, evidence: Evidence) -> Iterator[str]
         )
 
 
-def _share_warnings(evidence: Evidence, source: str, curve: Curve, share: Interval) -> Iterator[str]:
+def _repetition_warnings(config: RecommendConfig, mixtures: tuple[MixtureAtTarget, ...]) -> Iterator[str]:
+    """Say how often the runs behind the laws passed over their sources."""
+    run_ids = {run_id for mixture in mixtures for run_id in mixture.fitted.record.rows_used}
+    records = [record for run_id in run_ids if (record := read_record(config.root, run_id))]
+    most: dict[str, float] = {}
+    for record in records:
+        for name, use in record.sources.items():
+            most[name] = max(most.get(name, 0.0), use.epochs)
+    for name, epochs in sorted(most.items()):
+        if epochs > 1.0:
+            yield (
+                f"runs behind the laws passed over {name} up to {epochs:.3g} times: at the target, tokens that are all new may "
+                "do better than predicted, and more passes worse"
+            )
+
+
+def _share_warnings(evidence: Evidence, source: str, curve: Curve) -> Iterator[str]:
     low, high = curve.indistinguishable(within=_spread_at_best(curve))
     if high - low >= 0.5:
         yield f"flat optimum: shares of {source} from {low:.0%} to {high:.0%} have the same predicted loss within its error"

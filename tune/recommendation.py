@@ -101,7 +101,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         pays=pays,
         pays_reason=pays_reason,
         evidence=tuple(evidence_lines(config, evidence, source, curves, generation, training)),
-        warnings=tuple(warnings_of(config, evidence, source, curve, share, generation)),
+        warnings=tuple(warnings_of(config, evidence, source, curve, generation)),
         provenance=provenance(),
     )
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from synth.errors import IncompleteArtefact, UserError
 from synth.shuffle import part_name
-from synth.storage import MARKER, list_names, study_path
+from synth.storage import MARKER, study_path
 from train.grid import PLAN_FILE
 from train.metrics import METRICS_FILE, StepMetrics
 from train.record import RECORD_FILE, RunRecord
@@ -239,8 +239,7 @@ def _read_metrics(reader: _Reader, run_id: str) -> tuple[StepMetrics, ...]:
 
 def _read_search(reader: _Reader, name: str) -> list[CellOptimum]:
     """Return the optima of a finished search, small cells first; a search does not finish without all of them."""
-    reader.manifest("search_mixture", "searches", name)
-    cells = list_names(study_path(reader.root, "searches", name))
+    cells = reader.manifest("search_mixture", "searches", name)["cells"]
     found = [data for cell in cells if (data := reader.read("searches", name, cell, BEST_FILE)) is not None]
     optima = [CellOptimum.model_validate_json(data) for data in found]
     return sorted(optima, key=lambda optimum: (optimum.num_params, optimum.train_tokens))

@@ -106,7 +106,7 @@ class ShareSearch:
                 )
                 raise RuntimeError(
                     f"cell {cell.name}: {len(complete_losses(cell.settled))} of {len(cell.settled)} trials are complete and a "
-                    f"best share needs {MIN_POINTS} ({reasons})"
+                    f"best share needs {MIN_POINTS} ({reasons}): mend what stopped them, delete their records under runs/, and search again"
                 )
 
     def summary(self) -> dict[str, Any]:

@@ -42,7 +42,12 @@ def write_packed_set(
         }
     rows = np.stack([_stream(100 + n, sequence_length + 1, vocab_size, document_length) for n in range(7)])
     evaluation = {
-        domain: {"num_rows": n, "num_tokens": n * sequence_length, "num_bytes": 3 * n * sequence_length, "num_documents": n}
+        domain: {
+            "num_rows": n,
+            "num_tokens": n * sequence_length,
+            "num_bytes": 3 * n * sequence_length,
+            "num_documents": n,
+        }
         for domain, n in (("code", 2), ("prose", 5))
     }
     finish(

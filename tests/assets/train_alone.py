@@ -1,4 +1,4 @@
-"""Train runs one after the other in this process, nothing else around: `python -m tests.assets.train_alone ROOT < runs.json`."""
+"""Train one run in this process, nothing else around: `python -m tests.assets.train_alone ROOT < run.json`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from train.tokens import PackedSet
 
 
 def main() -> None:
-    """Train the runs on standard input, a JSON list of configurations; they leave their records under ROOT."""
+    """Train the run on standard input, a `RunConfig` in JSON; it leaves its record under ROOT."""
     root = sys.argv[1]
-    for fields in json.load(sys.stdin):
-        run = RunConfig.model_validate(fields)
-        train_run(run, PackedSet.open(root, run.packed), TrainPlacement(), run_directory(root, run.run_id))
+    run = RunConfig.model_validate(json.load(sys.stdin))
+    train_run(run, PackedSet.open(root, run.packed), TrainPlacement(), run_directory(root, run.run_id))
 
 
 if __name__ == "__main__":

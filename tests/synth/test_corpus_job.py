@@ -77,8 +77,9 @@ def test_a_corpus_built_on_ray_has_the_same_bytes(tmp_path, reference, cluster, 
     assert json.loads((reference / "manifest.json").read_text())["hash"] == manifest["hash"]
     assert "[build_corpus: read]" in capfd.readouterr().err
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    (directory / ".work" / "read").mkdir(parents=True)  # as after a kill just behind the manifest
     assert build_corpus(config) == manifest
-    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} | {directory: 0} == before | {directory: 0}
 
 
 def test_a_broken_input_is_the_same_sentence_on_a_worker(tmp_path, cluster):
@@ -93,6 +94,7 @@ def test_a_broken_input_is_the_same_sentence_on_a_worker(tmp_path, cluster):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.timeout(1800)  # three starts of Ray
 def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(tmp_path, reference):
     config = docstrings_config(tmp_path)
     directory = tmp_path / "corpora" / "natural"
@@ -101,7 +103,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(tmp_path, re
     assert kill_in_read
     if not (directory / "manifest.json").exists():
         assert kill_in_read.items() <= kill_in_write.items()  # no task done was done again
-    assert start(tmp_path, config).wait(timeout=300) == 0
+    assert start(tmp_path, config).wait() == 0
     assert files_of(directory) == files_of(reference)
     assert open_corpus(config.root, config.name)[1]["documents_kept"] > 1000
 
@@ -116,9 +118,9 @@ def start(scratch: Path, config: CorpusConfig) -> subprocess.Popen:
 def ledgers_after_kill(scratch: Path, config: CorpusConfig, moment) -> dict[str, int]:
     """Run the job, SIGKILL it when `moment()` comes, and return its ledger entries with their times."""
     driver = start(scratch, config)
-    deadline = time.monotonic() + 300
-    while not moment() and driver.poll() is None and time.monotonic() < deadline:
+    while not moment() and driver.poll() is None:
         time.sleep(0.005)
+    assert moment() or not driver.poll(), (scratch / "driver.log").read_text()[-3000:]
     processes = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
     driver.kill()
     driver.wait()

@@ -41,6 +41,16 @@ def test_work_found_finished_is_progress_but_not_speed(now):
     assert "95/100 parts, 95%, 0:10 elapsed, ETA 0:10" in stream.getvalue()
 
 
+def test_the_eta_forgets_how_long_the_start_took(now):
+    stream = io.StringIO()
+    line = Progress("train", 100, "tokens", stream=stream)
+    now[0] += 60
+    line.set(10)
+    now[0] += 10
+    line.set(20)
+    assert stream.getvalue().splitlines()[-1] == "[train] 20/100 tokens, 20%, 1:10 elapsed, ETA 1:20"
+
+
 def test_lines_keep_their_distance_but_the_last_one_comes(now):
     stream = io.StringIO()
     line = Progress("read", 100, "parts", interval_seconds=5, stream=stream)

@@ -55,7 +55,9 @@ def test_a_checkpoint_brings_back_weights_optimizer_and_state(tmp_path, run, whe
     expected, losses = saved(directory, run)
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-00000002"]
     with engine_of(run, TrainPlacement(), seed=1) as engine:
-        assert load_checkpoint(engine, directory, TrainPlacement()) == RunState(step=2, window_losses=(1 / 3,))
+        assert load_checkpoint(engine, directory, TrainPlacement()) == RunState(
+            step=2, window_losses=(1 / 3,)
+        )
         assert all(torch.equal(one, two) for one, two in zip(weights(engine), expected, strict=True))
         assert [step(engine), step(engine)] == losses
     remove_checkpoints(directory)
@@ -108,5 +110,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path, run):
     complete = json.loads(text)
     complete["files"][states.name] = size
     marker.write_text(json.dumps(complete))
-    with engine_of(run, TrainPlacement()) as engine, pytest.raises(pickle.UnpicklingError, match="Weights only"):
+    with (
+        engine_of(run, TrainPlacement()) as engine,
+        pytest.raises(pickle.UnpicklingError, match="Weights only"),
+    ):
         load_checkpoint(engine, UPath(tmp_path), TrainPlacement())

@@ -38,7 +38,9 @@ def test_workers_that_do_not_divide_a_step_are_refused():
 
 
 def test_a_microbatch_that_does_not_divide_a_share_is_refused():
-    with pytest.raises(UserError, match=r"rows_per_microbatch = 3 does not divide the 8 rows .* choose a divisor of 8"):
+    with pytest.raises(
+        UserError, match=r"rows_per_microbatch = 3 does not divide the 8 rows .* choose a divisor of 8"
+    ):
         rows_per_microbatch(run_of(16), TrainPlacement(rows_per_microbatch=3), 2)
 
 

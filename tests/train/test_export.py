@@ -57,7 +57,13 @@ def test_exporting_leaves_the_model_as_it_was_and_gives_the_same_bytes(tmp_path,
     llama, out = exported(tmp_path, tokenizer_directory)
     assert llama.config.max_position_embeddings == 64
     assert llama.lm_head.weight.device.type == "cpu"
-    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    names = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    }
     assert names <= {path.name for path in out.iterdir()}
     _, again = exported(tmp_path / "again", tokenizer_directory)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
@@ -93,9 +99,17 @@ def test_vllm_serves_the_same_model(tmp_path, tokenizer_directory):
     llama, out = exported(tmp_path, tokenizer_directory)
     script = tmp_path / "serve.py"
     script.write_text(SERVE)
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     subprocess.run(
-        [sys.executable, script, out, tmp_path / "answer.json"], check=True, timeout=400, cwd=tmp_path, env=environment
+        [sys.executable, script, out, tmp_path / "answer.json"],
+        check=True,
+        timeout=400,
+        cwd=tmp_path,
+        env=environment,
     )
     answer = json.loads((tmp_path / "answer.json").read_text())
     with torch.no_grad():

@@ -21,7 +21,10 @@ def test_counts_equal_the_instantiated_model(name):
     assert sum(parameter.numel() for parameter in names.values()) == counts.total
     outside = {name for name in names if "embed_tokens" in name or "lm_head" in name}
     assert len(outside) == (1 if shape.tie_embeddings else 2)
-    assert sum(parameter.numel() for name, parameter in names.items() if name not in outside) == counts.non_embedding
+    assert (
+        sum(parameter.numel() for name, parameter in names.items() if name not in outside)
+        == counts.non_embedding
+    )
 
 
 @pytest.mark.parametrize("name", ["12k", "330k"])

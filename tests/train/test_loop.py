@@ -33,13 +33,18 @@ def train(root, packed, run, *, stop_at_step=None, **placement):
         if stop_at_step is not None and tokens >= stop_at_step * run.tokens_per_step:
             raise Killed
 
-    return train_run(run, packed, TrainPlacement(**placement), run_directory(str(root), run.run_id), report=report)
+    return train_run(
+        run, packed, TrainPlacement(**placement), run_directory(str(root), run.run_id), report=report
+    )
 
 
 def losses(root, run) -> list[tuple]:
     lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    return [(line["step"], line["loss_nats_per_token"], line["gradient_norm"], line["learning_rate"]) for line in found]
+    return [
+        (line["step"], line["loss_nats_per_token"], line["gradient_norm"], line["learning_rate"])
+        for line in found
+    ]
 
 
 def results(record: RunRecord) -> dict:
@@ -64,7 +69,10 @@ def test_a_run_learns_and_accounts_for_every_token(tmp_path, packed):
     assert steps[0][1] == pytest.approx(4.16, abs=0.3)  # ln 64
     assert steps[-1][1] < steps[0][1] - 0.5
     assert record.train_tokens == 24 * 256
-    assert {name: use.tokens for name, use in record.sources.items()} == {"natural": 144 * 32, "synthetic": 48 * 32}
+    assert {name: use.tokens for name, use in record.sources.items()} == {
+        "natural": 144 * 32,
+        "synthetic": 48 * 32,
+    }
     assert [evaluation.train_tokens for evaluation in record.evaluations] == [12 * 256, 24 * 256]
     assert record.final == record.evaluations[-1]
     assert record.final.loss_nats_per_token < record.evaluations[0].loss_nats_per_token
@@ -76,7 +84,9 @@ def test_a_run_learns_and_accounts_for_every_token(tmp_path, packed):
     ]
 
 
-@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1), ("bf16", 2)])
+@pytest.mark.parametrize(
+    ("precision", "zero_stage"), [("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1), ("bf16", 2)]
+)
 def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, packed, precision, zero_stage):
     run = run_on(packed, precision=precision, evaluations=3)
     undisturbed = train(tmp_path / "a", packed, run, zero_stage=zero_stage)
@@ -129,13 +139,18 @@ def test_accumulation_changes_float_noise_only(tmp_path, packed):
 def test_zero_stages_agree(tmp_path, packed):
     run = run_on(packed)
     final = {
-        stage: train(tmp_path / str(stage), packed, run, zero_stage=stage).final.loss_nats_per_token for stage in range(4)
+        stage: train(tmp_path / str(stage), packed, run, zero_stage=stage).final.loss_nats_per_token
+        for stage in range(4)
     }
     assert final == pytest.approx(dict.fromkeys(range(4), final[0]), abs=2e-5)
 
 
 def test_runs_in_one_process_equal_one_in_a_fresh_process(tmp_path, packed):
-    runs = [run_on(packed, mixture={"natural": 1.0}), run_on(packed, seed=3), run_on(packed, precision="bf16")]
+    runs = [
+        run_on(packed, mixture={"natural": 1.0}),
+        run_on(packed, seed=3),
+        run_on(packed, precision="bf16"),
+    ]
     together = [train(tmp_path / "together", packed, run) for run in runs]
     [alone] = workers(tmp_path / "alone", packed, [(runs[-1], TrainPlacement())])
     assert alone.wait(timeout=300) == 0
@@ -182,7 +197,11 @@ def test_a_run_that_raises_leaves_the_process_fit_for_the_next(tmp_path, packed)
 @pytest.mark.parametrize(
     ("changes", "placement", "message"),
     [
-        ({"rows_per_step": 6}, {"rows_per_microbatch": 4}, "rows_per_microbatch = 4 does not divide the 6 rows"),
+        (
+            {"rows_per_step": 6},
+            {"rows_per_microbatch": 4},
+            "rows_per_microbatch = 4 does not divide the 6 rows",
+        ),
         ({"packed_hash": "0" * 16}, {}, "packed_hash = '0000000000000000'"),
         ({"sequence_length": 16}, {}, "sequence_length = 16 .* 32"),
         ({"max_epochs": 0.5}, {}, "max_epochs = 0.5"),
@@ -199,7 +218,10 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, packed, changes, place
 def test_two_workers_train_the_same_runs(tmp_path, packed):
     runs = [run_on(packed, seed=stage) for stage in range(4)]
     placed = [(run, TrainPlacement(zero_stage=stage)) for stage, run in enumerate(runs)]
-    assert [worker.wait(timeout=400) for worker in workers(tmp_path / "two", packed, placed, world=2)] == [0, 0]
+    assert [worker.wait(timeout=400) for worker in workers(tmp_path / "two", packed, placed, world=2)] == [
+        0,
+        0,
+    ]
     for run, placement in placed:
         together = read_record(str(tmp_path / "two"), run.run_id)
         alone = train(tmp_path / "one", packed, run, zero_stage=placement.zero_stage)
@@ -249,10 +271,13 @@ for run, placement in json.loads(jobs):
 def workers(root, packed, placed, *, world=1, kill_at=10**12) -> list[subprocess.Popen]:
     """Start the processes of one group, which train these runs one after the other."""
     root.mkdir(exist_ok=True)
-    jobs = json.dumps([(run.model_dump(mode="json"), placement.model_dump(mode="json")) for run, placement in placed])
+    jobs = json.dumps(
+        [(run.model_dump(mode="json"), placement.model_dump(mode="json")) for run, placement in placed]
+    )
     store = root / f"store-{time.monotonic_ns()}"
     command = [sys.executable, "-c", WORKER, packed._address[0], root, jobs, kill_at]
     checkout = Path(__file__).parents[2]
     return [
-        subprocess.Popen([str(part) for part in (*command, rank, world, store)], cwd=checkout) for rank in range(world)
+        subprocess.Popen([str(part) for part in (*command, rank, world, store)], cwd=checkout)
+        for rank in range(world)
     ]

@@ -27,7 +27,9 @@ def line(step, wall_seconds=0.0):
     return StepMetrics(step, step * 16, 1 / 3 + step, 1e-3, 0.5, 100.0, wall_seconds or float(step))
 
 
-@pytest.mark.parametrize(("num_steps", "first", "lines"), [(1, 1, 1), (200, 1, 200), (201, 2, 101), (100_000, 500, 200)])
+@pytest.mark.parametrize(
+    ("num_steps", "first", "lines"), [(1, 1, 1), (200, 1, 200), (201, 2, 101), (100_000, 500, 200)]
+)
 def test_a_run_leaves_at_most_so_many_lines_and_one_for_its_last_step(num_steps, first, lines):
     log = MetricsLog(UPath("memory://metrics"), run_of(num_steps))
     wanted = [step for step in range(1, num_steps + 1) if log.wants(step)]
@@ -40,7 +42,11 @@ def test_a_run_leaves_at_most_so_many_lines_and_one_for_its_last_step(num_steps,
 def test_lines_round_trip_exactly(tmp_path):
     log = MetricsLog(UPath(tmp_path), run_of(10))
     log.add(line(1))
-    log.add(dataclasses.replace(line(2), loss_nats_per_token=finite(float("nan")), gradient_norm=finite(float("inf"))))
+    log.add(
+        dataclasses.replace(
+            line(2), loss_nats_per_token=finite(float("nan")), gradient_norm=finite(float("inf"))
+        )
+    )
     log.flush()
     found = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert StepMetrics(**found[0]) == line(1)

@@ -82,7 +82,9 @@ def test_the_loss_is_transformers_own_when_no_document_begins_in_the_row():
     with torch.no_grad():
         reference = model.llama(rows, labels=rows).loss
         torch.testing.assert_close(model(rows), reference, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model(rows, by_row=True).sum().float() / (3 * 32), reference, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(rows, by_row=True).sum().float() / (3 * 32), reference, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 300_000), (1000, 2048), (513, 1024)])

@@ -212,9 +212,11 @@ def test_a_source_can_be_one_recipe_of_a_set(root, pack, write_synthetic):
 
 def test_a_source_without_a_kept_row_has_no_rows(root, pack, write_synthetic):
     write_synthetic(root, "made", [[("d2", "hq", 0, 0, "REJECTED", False)]])
-    packed = pack(config_of(root, sources={"natural": {"corpus": "natural"}, "hq": {"synthetic": "made"}}))
+    config = config_of(root, sources={"natural": {"corpus": "natural"}, "hq": {"synthetic": "made"}})
+    packed = pack(config)
     assert packed.info.num_rows == {"natural": 4, "hq": 0}
     assert packed.sources["hq"].num_tokens == 0
+    assert "source hq has no row: 0 tokens, one row takes 9" in packing.plan_pack(config).warnings
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------
@@ -270,6 +272,35 @@ def test_held_out_text_that_fills_no_row_at_all_is_refused(tmp_path, write_corpu
     write_corpus(str(tmp_path), "natural", TEXTS, {"web": ["short"]})
     with pytest.raises(UserError, match="no domain in the held-out split of natural fills one row"):
         pack(config_of(str(tmp_path)))
+
+
+def test_what_is_evaluated_on_is_not_trained_on(tmp_path, write_corpus, write_synthetic, pack):
+    """A corpus may train on what another one holds out, and a rephrasing of it would leak as well."""
+    shared = ["a text held out there and trained on here", "another of that kind, also held out"]
+    write_corpus(str(tmp_path), "natural", [*TEXTS, shared[0]], {})
+    write_corpus(str(tmp_path), "other", ["of no concern"], {"web": shared})
+    leaked = document_id(shared[1])
+    write_synthetic(
+        str(tmp_path), "made", [[(leaked, "qa", 0, 0, "leaked", True), ("d1", "qa", 0, 0, "kept", True)]]
+    )
+    sources = {"natural": {"corpus": "natural"}, "qa": {"synthetic": "made"}}
+    packed = pack(config_of(str(tmp_path), sources=sources, evaluate_on=("other",)))
+    assert documents_of(packed, "natural") == IN_ORDER
+    assert documents_of(packed, "qa") == ["kept"]
+    assert [source.num_evaluated_documents for source in packed.info.sources.values()] == [1, 1]
+    assert any("1 documents left out" in remark for remark in packing.remarks_on(packed.info))
+
+
+def test_shards_of_another_tokenizer_are_not_mixed_in(root):
+    config = config_of(root)
+    packing.claim(config)
+    packing.prepare_tokenizer(config)
+    packing.build_evaluation(config)
+    for shard in packing.list_shards(config):
+        packing.tokenize_shard(config, shard)
+    train_tokenizer(["another text"], 259, packing.packed_directory(config) / "tokenizer")
+    with pytest.raises(UserError, match="was made with another tokenizer"):
+        packing.finish_pack(config)
 
 
 # --- resuming --------------------------------------------------------------------------------------------------
@@ -345,6 +376,7 @@ def test_the_plan_counts_what_is_missing(root):
     assert not (Path(root) / "packed").exists()
     packing.claim(config)
     packing.prepare_tokenizer(config)
+    packing.build_evaluation(config)
     packing.tokenize_shard(config, packing.list_shards(config)[1])
     assert packing.plan_pack(config).facts["shards missing"] == 2
 

@@ -54,7 +54,9 @@ def test_every_step_of_every_run_has_a_positive_rate_up_to_the_peak(schedule, wa
 
 
 def test_peak_rate_follows_the_rule_of_scale():
-    optimizer = OptimizerConfig(peak_learning_rate=4e-3, reference_num_params=10_000, learning_rate_exponent=-0.5)
+    optimizer = OptimizerConfig(
+        peak_learning_rate=4e-3, reference_num_params=10_000, learning_rate_exponent=-0.5
+    )
     assert peak_learning_rate(optimizer, 10_000) == pytest.approx(4e-3)
     assert peak_learning_rate(optimizer, 40_000) == pytest.approx(2e-3)
 
@@ -64,7 +66,9 @@ def test_peak_rate_without_a_reference_is_the_configured_one():
 
 
 def test_warmup_and_decay_longer_than_the_run_are_refused():
-    with pytest.raises(UserError, match=r"optimizer\.warmup_fraction = 0\.6 and optimizer\.decay_fraction = 0\.5"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.warmup_fraction = 0\.6 and optimizer\.decay_fraction = 0\.5"
+    ):
         check_schedule(OptimizerConfig(warmup_fraction=0.6, decay_fraction=0.5))
     check_schedule(OptimizerConfig(warmup_fraction=0.8, decay_fraction=0.2))
     check_schedule(OptimizerConfig(schedule="cosine", warmup_fraction=0.9, decay_fraction=0.9))

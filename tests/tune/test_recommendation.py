@@ -241,7 +241,7 @@ def test_refuses_laws_that_cannot_answer(tmp_path):
     with pytest.raises(UserError, match="no law of natural text answers at N = 200000"):
         plan_recommend(asked(root))
     on_axis = {"target_num_params": count_parameters_of("98k"), "target_train_tokens": TARGET_D}
-    with pytest.raises(UserError, match="for 2 shares of hq .* needs 3"):
+    with pytest.raises(UserError, match=r"for 2 shares of hq .* needs 3"):
         recommend_mixture(asked(root, **on_axis))
 
 

@@ -20,7 +20,7 @@ from synth.errors import UserError
 from synth.identity import claim_directory, finish
 from synth.rows import REPHRASED_SCHEMA
 from synth.storage import study_path, write_json_atomic, write_parquet_atomic, write_text_atomic
-from train.config import Axis, PretrainConfig, RunConfig, TrainPlacement
+from train.config import Axis, PackConfig, PackSource, PretrainConfig, RunConfig, TrainPlacement
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.grid import PlannedRun, claim_plan, finish_plan, mix, plan_runs, run_of
 from train.record import DomainLoss, Evaluation, RunRecord, SourceUse, write_record
@@ -141,7 +141,13 @@ def write_packed(root: str) -> PackedInfo:
         )  # fmt: skip
 
     directory = study_path(root, "packed", "packed")
-    identity = claim_directory(directory, "packed", {"sequence_length": 256}, {})
+    sources = {
+        "natural": PackSource(corpus="natural"),
+        "hq": PackSource(synthetic="rephrased", recipe="hq"),
+        "qa": PackSource(synthetic="rephrased", recipe="qa"),
+    }
+    recipe = PackConfig(root=root, sources=sources, evaluate_on=("natural",)).identity()
+    identity = claim_directory(directory, "packed", recipe, {})
     info = PackedInfo(
         hash=identity, sequence_length=256, vocab_size=2048, eot_id=0, tokenizer_hash="t" * 16,
         sources={"natural": source(3_000_000, 9_000), "hq": source(900_000, 8_200), "qa": source(1_400_000, 7_900)},
@@ -237,6 +243,7 @@ SMALL = {
     ),
 }
 """What the tests train; a larger grid makes a page worth looking at."""
+SEARCHED = (("25k", 524_288), ("98k", 1_048_576))
 ENDINGS = {
     ("12k", "qa", 1 / 3): ("diverged", "loss is not finite at step 37"),
     ("49k", "qa", 1 / 3): ("failed", "worker died twice at 131,072 tokens: <out of memory>"),
@@ -275,7 +282,7 @@ def write_search(config: PretrainConfig, packed: PackedInfo, synthetic: str) -> 
     name = f"search-{synthetic}"
     directory = study_path(root, "searches", name)
     identity = claim_directory(directory, "search", {"synthetic": synthetic}, {})
-    for model, tokens in (("25k", 524_288), ("98k", 1_048_576)):
+    for model, tokens in SEARCHED:
         shape = model_of(model)
         runs = {
             share: run_of(config.run, "packed", packed, shape, tokens, mix("natural", synthetic, share), 0)
@@ -300,7 +307,7 @@ def write_search(config: PretrainConfig, packed: PackedInfo, synthetic: str) -> 
             noise_nats=curve.noise_nats(), method="Gaussian process over the share", warnings=("flat optimum",),
         )  # fmt: skip
         write_json_atomic(directory / f"{model}-{tokens}" / "best.json", optimum.model_dump(mode="json"))
-    finish(directory, identity, cells=2)
+    finish(directory, identity, cells=[f"{model}-{tokens}" for model, tokens in SEARCHED])
 
 
 def write_recommendation(root: str) -> Recommendation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,7 +59,7 @@ class FittedLaw:
         value, samples = self._losses(rows)
         if not len(samples):
             return value, None, None
-        low, high = np.quantile(samples, self._tails(), axis=0)
+        low, high = np.quantile(samples, _tails(self.record.confidence), axis=0)
         return value, low, high
 
     def tokens_to_reach(self, loss: float, num_params: float | None = None, **inputs: float) -> Interval | None:
@@ -114,10 +115,6 @@ class FittedLaw:
     def _values(self) -> Floats:
         return np.array([[self.record.parameters[name].value for name in self.law.names]])
 
-    def _tails(self) -> tuple[float, float]:
-        tail = (1.0 - self.record.confidence) / 2.0
-        return tail, 1.0 - tail
-
     def _interval(self, value: float, samples: Floats) -> Interval:
         return interval_from(value, samples, self.record.confidence)
 
@@ -169,8 +166,8 @@ def interval_from(value: float, samples: Floats, confidence: float) -> Interval:
     """Return a value with the percentile interval of its resamples [B]; an infinite end is null."""
     if not len(samples):
         return Interval(value=value)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(samples, (tail, 1.0 - tail), method="inverted_cdf" if np.isinf(samples).any() else "linear")
+    method: Literal["inverted_cdf", "linear"] = "inverted_cdf" if np.isinf(samples).any() else "linear"
+    low, high = np.quantile(samples, _tails(confidence), method=method)  # no mean of a number and infinity
     error = float(np.std(samples, ddof=1)) if np.isfinite(samples).all() and len(samples) > 1 else None
     return Interval(
         value=value,
@@ -178,3 +175,7 @@ def interval_from(value: float, samples: Floats, confidence: float) -> Interval:
         high=float(high) if np.isfinite(high) else None,
         standard_error=error,
     )
+
+
+def _tails(confidence: float) -> tuple[float, float]:
+    return (1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0

@@ -15,6 +15,8 @@ from tune.laws.law import Floats, Indices
 from tune.laws.problem import Problem
 
 ARMIJO = 1e-4
+FIRST_MOVE = 0.25
+"""Length of the first step, in solver coordinates: a fraction of an exponent, or of the logarithm of a coefficient."""
 SHORTEST_STEP = 1e-12
 PRUNINGS = ((4, 1 / 3), (5, 0.15))
 """Rounds of a multi-start: evaluations each start still in the race gets, then the fraction of them that goes on."""
@@ -107,35 +109,35 @@ class _Descent:
         """Set the next direction of these rows; those with nowhere left to go leave the batch."""
         gradient, theta = self.gradient[rows], self.theta[rows]
         held = ((theta <= self.low) & (gradient > 0)) | ((theta >= self.high) & (gradient < 0))
-        open_gradient = np.where(held, 0.0, gradient)
-        direction = -np.einsum("spq,sq->sp", self.inverse[rows], open_gradient)
-        direction[held] = 0.0
-        slope = np.einsum("sp,sp->s", direction, open_gradient)
-        norm = np.linalg.norm(open_gradient, axis=1)
+        gradient = np.where(held, 0.0, gradient)
+        norm = np.linalg.norm(gradient, axis=1)
+        direction = np.where(held, 0.0, -np.einsum("spq,sq->sp", self.inverse[rows], gradient))
+        slope = np.einsum("sp,sp->s", direction, gradient)
+        # Leaving out held coordinates can turn a direction uphill: begin again from the steepest descent.
         uphill = slope > -1e-10 * norm * np.linalg.norm(direction, axis=1)
-        if uphill.any():
-            direction[uphill] = -open_gradient[uphill]
-            slope[uphill] = -(norm[uphill] ** 2)
-            self.inverse[rows[uphill]] = np.eye(theta.shape[1])
-            self.fresh[rows[uphill]] = True
+        direction[uphill], slope[uphill] = -gradient[uphill], -(norm[uphill] ** 2)
+        self._forget(rows[uphill])
         fresh = self.fresh[rows]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.length[rows] = np.where(fresh, np.minimum(1.0, 0.25) / np.where(fresh, norm, 1.0), 1.0)
         self.direction[rows] = direction
-        done = ~(-slope > self.tolerance * np.abs(self.value[rows]) * np.where(fresh, 0.0, 1.0)) | (norm == 0.0)
-        self._leave(rows[done])
+        self.length[rows] = np.where(fresh, FIRST_MOVE / np.where(norm > 0, norm, 1.0), 1.0)
+        promising = -slope > self.tolerance * np.abs(self.value[rows])
+        self._leave(rows[(norm == 0.0) | ~(fresh | promising)])
 
     def _shorten(self, rows: Indices, value: Floats, promised: Floats) -> None:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             best = -promised / (2.0 * (value - self.value[rows] - promised))
         self.length[rows] *= np.where(np.isfinite(best), np.clip(best, 0.1, 0.5), 0.1)
         stuck = self.length[rows] * np.linalg.norm(self.direction[rows], axis=1) < SHORTEST_STEP
-        retry = rows[stuck & ~self.fresh[rows]]
-        self.inverse[retry] = np.eye(self.theta.shape[1])
-        self.fresh[retry] = True
-        self._leave(rows[stuck & ~np.isin(rows, retry)])
-        if len(retry):
-            self._aim(retry)
+        once_more = stuck & ~self.fresh[rows]
+        self._leave(rows[stuck & ~once_more])
+        if once_more.any():
+            self._forget(rows[once_more])
+            self._aim(rows[once_more])
+
+    def _forget(self, rows: Indices) -> None:
+        """Start these rows' inverse Hessians afresh."""
+        self.inverse[rows] = np.eye(self.theta.shape[1])
+        self.fresh[rows] = True
 
     def _leave(self, rows: Indices) -> None:
         if len(rows):

@@ -1,0 +1,115 @@
+"""`search_mixture` on real lanes with Ray Tune and Optuna: finished, killed and resumed, refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from synth.storage import read_json
+from tests.assets.packed_set import write_packed_set
+from tune.config import SearchConfig
+from tune.results import CellOptimum, TrialResult
+from tune.sampler import propose
+
+CHECKOUT = Path(__file__).parents[2]
+CELLS = ("12k-4096", "25k-4096")
+ARGUMENTS = (
+    "--packed", "tiny", "--synthetic", "synthetic", "--trials_per_cell", "5", "--run.precision", "fp32", "--placement.lanes", "2",
+    "--cells", '[{"model": "12k", "train_tokens": 4096}, {"model": "25k", "train_tokens": 4096}]', "--run.max_epochs", "100",
+)  # fmt: skip
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen:
+    """Start the job in its own process group, its output in `log`."""
+    write_packed_set(root)
+    command = [sys.executable, "-m", "rayjobs.search_mixture", "--root", str(root), *ARGUMENTS, *arguments]
+    with (root / "log").open("ab") as log:
+        return subprocess.Popen(
+            command, cwd=CHECKOUT, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def kill(job: subprocess.Popen) -> None:
+    os.killpg(job.pid, 9)
+    job.wait()
+
+
+def finish(root: Path) -> str:
+    """Run the job to its end and return what it printed."""
+    job = start(root)
+    try:
+        assert job.wait(600) == 0, (root / "log").read_text()[-4000:]
+    finally:
+        if job.poll() is None:
+            kill(job)
+    return (root / "log").read_text()
+
+
+def answers(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.glob("searches/search/*/*"))
+    }
+
+
+def records(root: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("runs/*/record.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_search_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    log = finish(quiet)
+    assert "10/10 trials, 100%" in log
+    assert "Trial" not in log  # Tune's own tables stay out of the way
+    assert sorted(answers(quiet)) == [
+        f"searches/search/{cell}/{name}" for cell in CELLS for name in ("best.json", "trials.jsonl")
+    ]
+    assert len(records(quiet)) == 10
+    assert not (quiet / "searches" / "search" / ".tune").exists()
+
+    before: dict[str, int] = {}
+    for count in (1, 4, 7):  # in the first round, in the second, with one cell done
+        job = start(killed)
+        while len(records(killed)) < count:
+            assert job.poll() is None, (killed / "log").read_text()[-4000:]
+            time.sleep(0.02)
+        kill(job)
+        assert not (killed / "searches" / "search" / "manifest.json").exists()
+        before |= {run_id: when for run_id, when in records(killed).items() if run_id not in before}
+    finish(killed)
+    assert answers(killed) == answers(quiet)
+    after = records(killed)
+    assert {run_id: after[run_id] for run_id in before} == before, "a finished run was trained again"
+    assert set(after) == set(records(quiet))
+
+    began = time.monotonic()
+    assert "finished" in finish(killed).splitlines()[-1]
+    assert time.monotonic() - began < 60
+    for cell in CELLS:
+        CellOptimum.model_validate(read_json(killed / "searches" / "search" / cell / "best.json"))
+
+
+@pytest.mark.slow
+def test_optuna_asks_for_the_enqueued_shares_first_and_then_for_what_narrows_the_interval():
+    from tune.job import ask_optuna  # ray takes seconds to import
+
+    config = SearchConfig(synthetic="hq", cells=({"model": "12k", "train_tokens": 4096},))
+    assert ask_optuna(config, (), (0.0, 1 / 3, 2 / 3, 1.0), 4) == (0.0, 1 / 3, 2 / 3, 1.0)
+    losses = {0.0: 3.2, 1 / 3: 3.0, 2 / 3: 3.1}
+    settled = [
+        TrialResult(share=s, run_id=f"{s}", status="complete", loss_nats_per_token=loss)
+        for s, loss in losses.items()
+    ]
+    settled.append(
+        TrialResult(share=1.0, run_id="1", status="diverged", loss_nats_per_token=None, reason="loss is nan")
+    )
+    first, second = ask_optuna(config, settled, (), 2)
+    assert first == propose(losses, [], [1.0], (0.0, 1.0))
+    assert second == propose(losses, [first], [1.0], (0.0, 1.0))
+    assert ask_optuna(config, settled, (0.25,), 2) == (0.25, propose(losses, [0.25], [1.0], (0.0, 1.0)))
