@@ -105,7 +105,9 @@ def _train_one(config: dict[str, Any]) -> None:
 def measure(num_runs: int, num_fits: int, model: str, num_steps: int) -> dict[str, Any]:
     """Return both costs and their ratio, with machine and versions."""
     with tempfile.TemporaryDirectory() as root:
-        packed = write_packed_set(root, sources={"natural": 4000, "synthetic": 4000}, sequence_length=128).info
+        packed = write_packed_set(
+            root, sources={"natural": 4000, "synthetic": 4000}, sequence_length=128
+        ).info
         runs = [make_run(packed, model, num_steps, seed) for seed in range(num_runs + 1 + num_fits)]
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
@@ -126,7 +128,9 @@ def measure(num_runs: int, num_fits: int, model: str, num_steps: int) -> dict[st
 
 def main() -> None:
     """Measure and print the result as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=12, help="extra runs in the warm lane")
     parser.add_argument("--fits", type=int, default=3, help="runs with a fit of their own; the median counts")
     parser.add_argument("--model", default="98k", help="size by name")

@@ -36,7 +36,9 @@ EXPONENTS, FLOORS, COEFFICIENTS = np.arange(0, 2.5, 0.5), np.arange(-1, 1.5, 0.5
 
 def reference_rows() -> tuple[str, dict[str, Floats]]:
     """Return where the rows come from, and the rows."""
-    root = Path(os.environ.get("SYNTHSCALE_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "reference"))
+    root = Path(
+        os.environ.get("SYNTHSCALE_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "reference")
+    )
     path = root / "chinchilla_epoch" / "svg_extracted_data.csv"
     if not path.exists():
         return "240 simulated runs", simulated_rows()
@@ -74,7 +76,9 @@ def scipy_fit(rows: dict[str, Floats], starts: Floats) -> float:
         prediction = np.exp(a - alpha * log_n) + np.exp(b - beta * log_d) + np.exp(e)
         return float(huber(DELTA, np.log(prediction) - log_loss).sum())
 
-    with np.errstate(over="ignore", invalid="ignore"):  # the far corners of the published grid overflow at first
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # the far corners of the published grid overflow at first
         return min(minimize(objective, start, method="L-BFGS-B").fun for start in starts)
 
 
@@ -99,7 +103,8 @@ def measure(scipy_starts: int, repeats: int) -> dict[str, object]:
     theirs *= len(grid) / len(sample)
     count = len(rows["loss"])
     resampled, _ = seconds(
-        lambda: pairs_bootstrap(optimum.problem, optimum.theta[None], np.arange(count), 4000, seed=42), repeats
+        lambda: pairs_bootstrap(optimum.problem, optimum.theta[None], np.arange(count), 4000, seed=42),
+        repeats,
     )
     return {
         "rows": origin,
@@ -115,13 +120,21 @@ def measure(scipy_starts: int, repeats: int) -> dict[str, object]:
         "bootstraps": 4000,
         "bootstrap_seconds": resampled,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scipy-starts", type=int, default=4500, help="starts scipy really runs, evenly spread")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--scipy-starts", type=int, default=4500, help="starts scipy really runs, evenly spread"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="our fits; the fastest counts")
     parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()

@@ -129,8 +129,12 @@ def parse(job: Job[C], argv: list[str]) -> tuple[C, argparse.Namespace]:
     """
     parser = _Parser(prog=f"python -m rayjobs.{job.name}", description=job.config.__doc__, allow_abbrev=False)
     add_common_options(parser)
-    settings = type(job.config.__name__, (job.config, BaseSettings), {"model_config": _SETTINGS, "__doc__": None})
-    source: CliSettingsSource[Any] = CliSettingsSource(settings, cli_parse_args=False, root_parser=parser, cli_prog_name=parser.prog)
+    settings = type(
+        job.config.__name__, (job.config, BaseSettings), {"model_config": _SETTINGS, "__doc__": None}
+    )
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        settings, cli_parse_args=False, root_parser=parser, cli_prog_name=parser.prog
+    )
     options, _ = common_parser().parse_known_args(argv)
     flags = source(args=_joined_negatives(argv))()
     values = read_toml(options.config) if options.config else {}
@@ -152,7 +156,9 @@ def common_parser() -> argparse.ArgumentParser:
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options every job has besides its configuration's fields."""
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the fields below; flags win over it")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file with any of the fields below; flags win over it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, start nothing")  # fmt: skip
     parser.add_argument("--dashboard", action="store_true", help="with a local Ray of its own: serve its dashboard on loopback")  # fmt: skip
 
@@ -180,7 +186,13 @@ def _joined_negatives(argv: list[str]) -> list[str]:
     """Write `--field -0.25` as `--field=-0.25`: argparse would take the number for a flag."""
     joined: list[str] = []
     for word in argv:
-        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and word[:1] == "-" and word[1:2].isdigit():
+        if (
+            joined
+            and joined[-1].startswith("--")
+            and "=" not in joined[-1]
+            and word[:1] == "-"
+            and word[1:2].isdigit()
+        ):
             joined[-1] += f"={word}"
         else:
             joined.append(word)

@@ -31,7 +31,9 @@ def _plan_step(step: Step) -> Plan:
         return step.plan()
     except IncompleteArtefact as error:
         # Earlier steps of this study make it; the step is planned again, in full, when its turn comes.
-        return Plan(step=step.job.name, output=step.config.name, finished=False, facts={"waits for": str(error)})
+        return Plan(
+            step=step.job.name, output=step.config.name, finished=False, facts={"waits for": str(error)}
+        )
 
 
 def run_study(study: StudyConfig, *, connect: Callable[[], None]) -> None:
@@ -103,7 +105,12 @@ def _say(text: str) -> None:
 
 
 JOB = Job(
-    name="run_study", config=StudyConfig, plan=plan_study, run=run_study, needs_ray=False, connects_itself=True
+    name="run_study",
+    config=StudyConfig,
+    plan=plan_study,
+    run=run_study,
+    needs_ray=False,
+    connects_itself=True,
 )
 main = main_of(JOB)
 

@@ -59,7 +59,10 @@ class StudyConfig(JobConfig):
         if not isinstance(values, dict):
             return values
         root = values.get("root", cls.model_fields["root"].default)
-        return {**values, **{section: _named(values[section], section, root) for section in SECTIONS if section in values}}
+        return {
+            **values,
+            **{section: _named(values[section], section, root) for section in SECTIONS if section in values},
+        }
 
 
 SECTIONS: dict[str, Job[Any]] = {
@@ -140,14 +143,21 @@ def _data_mistakes(study: StudyConfig) -> Iterator[str]:
         model = rephrase.engine.model
         if model.startswith(GENERATOR_PREFIX):
             generator_name = model.removeprefix(GENERATOR_PREFIX)
-            yield from _unknown(f"rephrase.{name}.engine.model", [generator_name], study.generators, "generators")
+            yield from _unknown(
+                f"rephrase.{name}.engine.model", [generator_name], study.generators, "generators"
+            )
     for name, pack in study.pack.items():
         yield from _unknown(f"pack.{name}.evaluate_on", pack.evaluate_on, study.corpora, "corpora")
         for source_name, source in pack.sources.items():
             where = f"pack.{name}.sources.{source_name}"
-            yield from _unknown(f"{where}.corpus", [source.corpus] if source.corpus else [], study.corpora, "corpora")
             yield from _unknown(
-                f"{where}.synthetic", [source.synthetic] if source.synthetic else [], study.rephrase, "rephrase"
+                f"{where}.corpus", [source.corpus] if source.corpus else [], study.corpora, "corpora"
+            )
+            yield from _unknown(
+                f"{where}.synthetic",
+                [source.synthetic] if source.synthetic else [],
+                study.rephrase,
+                "rephrase",
             )
 
 
@@ -159,7 +169,9 @@ def _training_mistakes(study: StudyConfig) -> Iterator[str]:
             sources = study.pack[step.packed].sources if step.packed in study.pack else {}
             synthetic = step.synthetic if isinstance(step, PretrainConfig) else (step.synthetic,)
             if sources:
-                yield from _unknown(f"{where}.natural", [step.natural], sources, f"pack.{step.packed}.sources")
+                yield from _unknown(
+                    f"{where}.natural", [step.natural], sources, f"pack.{step.packed}.sources"
+                )
                 yield from _unknown(f"{where}.synthetic", synthetic, sources, f"pack.{step.packed}.sources")
             blocks = step.axes if isinstance(step, PretrainConfig) else ()
             models = [model for axis in blocks for model in axis.models]

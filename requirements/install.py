@@ -52,7 +52,9 @@ def main() -> int:
 
 
 def device() -> str:
-    chosen = os.environ.get("SYNTHSCALE_DEVICE") or ("gpu" if shutil.which("nvidia-smi") and _has_gpu() else "cpu")
+    chosen = os.environ.get("SYNTHSCALE_DEVICE") or (
+        "gpu" if shutil.which("nvidia-smi") and _has_gpu() else "cpu"
+    )
     if chosen not in ("cpu", "gpu"):
         raise SetupError(f"SYNTHSCALE_DEVICE is {chosen!r}; it must be cpu or gpu.")
     return chosen
@@ -68,7 +70,10 @@ def install(kind: str) -> None:
     uv = install_uv()
     find_links = [f"--find-links={fetch_cpu_torch()}"] if kind == "cpu" else []
     say(f"creating .venv from {' and '.join(lock.name for lock in locks)}")
-    run([uv, "venv", "--quiet", "--clear", f"--python={sys.executable}", str(VENV)], "the environment could not be made")
+    run(
+        [uv, "venv", "--quiet", "--clear", f"--python={sys.executable}", str(VENV)],
+        "the environment could not be made",
+    )
     run([uv, "pip", "sync", "--quiet", f"--python={VENV / 'bin/python'}", "--require-hashes", *find_links,
          *map(str, locks)], "a package of the lock could not be installed")  # fmt: skip
     check_dependencies(uv, kind)
@@ -81,11 +86,15 @@ def install(kind: str) -> None:
 
 def check_machine() -> None:
     if sys.version_info[:2] != (3, 11):
-        raise SetupError(f"Python 3.11 is needed and this is {sys.version.split()[0]}: run make PYTHON=python3.11.")
+        raise SetupError(
+            f"Python 3.11 is needed and this is {sys.version.split()[0]}: run make PYTHON=python3.11."
+        )
     if sys.platform != "linux":
         raise SetupError(f"Linux is needed (the locks hold Linux wheels) and this is {sys.platform}.")
     if not shutil.which("g++"):
-        raise SetupError("g++ is missing: torch and DeepSpeed compile small kernels; install your system's g++.")
+        raise SetupError(
+            "g++ is missing: torch and DeepSpeed compile small kernels; install your system's g++."
+        )
     free_gib = shutil.disk_usage(ROOT).free / 2**30
     if free_gib < 8:
         raise SetupError(f"8 GiB of free disk are needed for .venv and there are {free_gib:.1f} GiB.")
@@ -95,7 +104,10 @@ def install_uv() -> str:
     uv = TOOLS / "bin" / "uv"
     if not uv.exists():
         say("fetching the installer (uv)")
-        run([sys.executable, "-m", "venv", str(TOOLS)], "Python's venv module does not work: install python3.11-venv")
+        run(
+            [sys.executable, "-m", "venv", str(TOOLS)],
+            "Python's venv module does not work: install python3.11-venv",
+        )
         run([str(TOOLS / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", UV],
             "uv could not be installed from the package index")  # fmt: skip
     return str(uv)
@@ -118,7 +130,9 @@ def check_dependencies(uv: str, kind: str) -> None:
     """Compare pip's own consistency check with the complaints we know the reason of; refuse any other."""
     done = subprocess.run([str(TOOLS / "bin/pip"), f"--python={VENV / 'bin/python'}", "check"],
                           capture_output=True, text=True)  # fmt: skip
-    complaints = {line.strip() for line in done.stdout.splitlines() if line.strip()} - {"No broken requirements found."}
+    complaints = {line.strip() for line in done.stdout.splitlines() if line.strip()} - {
+        "No broken requirements found."
+    }
     if kind == "cpu":
         complaints -= EXPECTED_COMPLAINTS
     if complaints:

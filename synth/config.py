@@ -27,7 +27,11 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, as plain JSON-able values, `not_identity` fields left out at every level."""
-        return {name: _plain(getattr(self, name)) for name in type(self).model_fields if name not in self.not_identity}
+        return {
+            name: _plain(getattr(self, name))
+            for name in type(self).model_fields
+            if name not in self.not_identity
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -169,7 +173,11 @@ class RephraseConfig(JobConfig):
     """`rephrase_corpus`: a corpus and recipes -> `synthetic/<name>/part-k-of-n.parquet`, ledger, manifest."""
 
     # Bounds decide when to stop, not what a row says; the recipes' contents stand in the identity in place of overrides.
-    not_identity = JobConfig.not_identity | {"max_engine_deaths_per_part", "max_reject_fraction", "recipe_overrides"}
+    not_identity = JobConfig.not_identity | {
+        "max_engine_deaths_per_part",
+        "max_reject_fraction",
+        "recipe_overrides",
+    }
 
     name: Name = "rephrased"
     """Name of the synthetic set: `synthetic/<name>`."""

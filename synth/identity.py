@@ -62,7 +62,12 @@ def claim_directory(directory: UPath, kind: str, recipe: dict[str, Any], parents
 
 def finish(directory: UPath, identity: str, **contents: Any) -> dict[str, Any]:
     """Write the manifest, which makes the artefact finished; return it. `contents` are the kind's own fields."""
-    manifest = {**read_json(directory / RECIPE_FILE), "hash": identity, **contents, "provenance": provenance()}
+    manifest = {
+        **read_json(directory / RECIPE_FILE),
+        "hash": identity,
+        **contents,
+        "provenance": provenance(),
+    }
     write_json_atomic(directory / MARKER, manifest)
     return manifest
 

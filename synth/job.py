@@ -38,7 +38,9 @@ def _run_stage(job: str, stage: Stage, max_tasks: int) -> None:
 
     The first error ends the stage; what is done by then stays done.
     """
-    progress = Progress(f"{job}: {stage.name}", stage.num_tasks, stage.unit, already=stage.num_tasks - len(stage.todo))
+    progress = Progress(
+        f"{job}: {stage.name}", stage.num_tasks, stage.unit, already=stage.num_tasks - len(stage.todo)
+    )
     width = max_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
     work = ray.remote(stage.work)
     waiting = iter(stage.todo)
@@ -46,7 +48,9 @@ def _run_stage(job: str, stage: Stage, max_tasks: int) -> None:
     try:
         while True:
             while len(running) < width and (task := next(waiting, None)) is not None:
-                running.append(work.options(name=f"{job}: {stage.name} {task.number}", num_cpus=1).remote(task))
+                running.append(
+                    work.options(name=f"{job}: {stage.name} {task.number}", num_cpus=1).remote(task)
+                )
             if not running:
                 return
             (done,), running = ray.wait(running, num_returns=1)
@@ -110,7 +114,9 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = PART_ATTEMPTS_AFTER_LOSS
     with ray.data.DataContext.current(context):
-        dataset = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
+        dataset = ray.data.from_items(
+            [{"part": part} for part in parts], override_num_blocks=len(parts)
+        ).map_batches(
             _PartActor,
             fn_constructor_args=(work,),
             batch_size=1,

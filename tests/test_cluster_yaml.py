@@ -38,8 +38,13 @@ def test_workers_come_from_nothing_and_the_head_takes_no_work(config):
 
 
 def test_training_has_a_spot_pool_and_an_on_demand_fallback(config):
-    training = [n for n in config["available_node_types"].values() if n["labels"]["synthscale.io/pool"] == "train"]
-    markets = {node["node_config"].get("InstanceMarketOptions", {}).get("MarketType", "on-demand") for node in training}
+    training = [
+        n for n in config["available_node_types"].values() if n["labels"]["synthscale.io/pool"] == "train"
+    ]
+    markets = {
+        node["node_config"].get("InstanceMarketOptions", {}).get("MarketType", "on-demand")
+        for node in training
+    }
     assert markets == {"spot", "on-demand"}
 
 

@@ -102,7 +102,9 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            raise ValueError(f"num_heads = {self.num_heads} must divide hidden_size = {self.hidden_size} evenly")
+            raise ValueError(
+                f"num_heads = {self.num_heads} must divide hidden_size = {self.hidden_size} evenly"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads = {self.num_kv_heads} must divide num_heads = {self.num_heads}")
         return self

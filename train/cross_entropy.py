@@ -61,7 +61,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             )
             torch.mm(difference, weight, out=grad_hidden[start : start + block])
             if hidden.dtype == torch.float32:
-                grad_weight.addmm_(difference.T, states)
+                torch.addmm(grad_weight, difference.T, states, out=grad_weight)
             else:
                 grad_weight += difference.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight)

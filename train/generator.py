@@ -45,7 +45,9 @@ ANSWER_LINE = "### Answer"
 """The line between prompt and answer."""
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}\n\n{% endfor %}" + ANSWER_LINE + "\n"
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}\n\n{% endfor %}"
+    + ANSWER_LINE
+    + "\n"
 )
 """Prompts of any roles, in order, as the exchanges have them."""
 
@@ -113,7 +115,9 @@ def exchanges_of(text: str, sequence_length: int) -> list[str]:
 
     Two pieces together fill about `sequence_length` tokens. A text of a single word gives none.
     """
-    longest = min(sequence_length * CHARACTERS_PER_TOKEN // 2, math.ceil(len(text) * 2 / 3))  # so that there are two
+    longest = min(
+        sequence_length * CHARACTERS_PER_TOKEN // 2, math.ceil(len(text) * 2 / 3)
+    )  # so that there are two
     pieces = [text[span.start : span.end] for span in chunk_spans(text, longest, count_characters)]
     pairs = list(zip(pieces[::2], pieces[1::2], strict=False))
     if len(pieces) > 1 and len(pieces) % 2:
@@ -128,7 +132,11 @@ def write_exchanges(config: GeneratorConfig) -> None:
     recipe = {"sequence_length": config.sequence_length, "format": FORMAT}
     identity = claim_directory(directory, SOURCE, recipe, {"corpus": manifest["hash"]})
     if not is_finished(directory):
-        finish(directory, identity, splits={split: _write_split(config, split, directory) for split in get_args(Split)})
+        finish(
+            directory,
+            identity,
+            splits={split: _write_split(config, split, directory) for split in get_args(Split)},
+        )
 
 
 def _write_split(config: GeneratorConfig, split: Split, directory: UPath) -> dict[str, int]:
@@ -150,7 +158,9 @@ def _exchanges_table(documents: pa.Table, sequence_length: int) -> pa.Table:
         for row in documents.to_pylist()
         for exchange in exchanges_of(row["text"], sequence_length)
     )
-    return pa.Table.from_pylist([dict(zip(DOCUMENT_SCHEMA.names, row, strict=True)) for row in rows], DOCUMENT_SCHEMA)
+    return pa.Table.from_pylist(
+        [dict(zip(DOCUMENT_SCHEMA.names, row, strict=True)) for row in rows], DOCUMENT_SCHEMA
+    )
 
 
 # --- the run ---------------------------------------------------------------------------------------------------
@@ -173,10 +183,14 @@ def run_config(config: GeneratorConfig) -> RunConfig:
     """Return the run that trains the generator on its packed exchanges."""
     packed = PackedInfo.read(config.root, _own_name(config))
     model = model_of(config.model)
-    return run_of(config.run, _own_name(config), packed, model, config.train_tokens, {SOURCE: 1.0}, config.seed)
+    return run_of(
+        config.run, _own_name(config), packed, model, config.train_tokens, {SOURCE: 1.0}, config.seed
+    )
 
 
-def train_and_export(config: GeneratorConfig, run: RunConfig, packed: PackedSet, *arguments: Any, **options: Any) -> RunRecord:
+def train_and_export(
+    config: GeneratorConfig, run: RunConfig, packed: PackedSet, *arguments: Any, **options: Any
+) -> RunRecord:
     """Train the run as `train.loop.train_run` does, and write its model to `generators/<name>` before its record."""
     from train.export import export_checkpoint  # torch and transformers, only where the model is
     from train.loop import train_run
@@ -214,7 +228,11 @@ def finish_generator(config: GeneratorConfig, identity: str, record: RunRecord) 
             f"generator {config.name!r} was not trained: its run {record.run_id} {record.status} ({record.reason}); delete "
             f"{run_directory(config.root, record.run_id) / RECORD_FILE} to try again."
         )
-    files = {name: (directory / name).read_bytes() for name in list_names(directory) if name not in (RECIPE_FILE, MARKER)}
+    files = {
+        name: (directory / name).read_bytes()
+        for name in list_names(directory)
+        if name not in (RECIPE_FILE, MARKER)
+    }
     return finish(
         directory,
         identity,
@@ -225,7 +243,10 @@ def finish_generator(config: GeneratorConfig, identity: str, record: RunRecord) 
         train_flops=record.train_flops,
         device_seconds=record.device_seconds,
         bits_per_byte=record.final.bits_per_byte if record.final else None,
-        files={name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()},
+        files={
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in files.items()
+        },
     )
 
 

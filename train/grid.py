@@ -1,8 +1,8 @@
 """From a plan of axes, shares and seeds to runs, and what training them takes. No Ray, no torch.
 
-    plans/<name>/recipe.json    what was asked for, and of which packed set
-    plans/<name>/plan.json      the runs, each with its place on the axes
-    plans/<name>/manifest.json  how each run ended; written when all of them have a record
+plans/<name>/recipe.json    what was asked for, and of which packed set
+plans/<name>/plan.json      the runs, each with its place on the axes
+plans/<name>/manifest.json  how each run ended; written when all of them have a record
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ def mix(natural: str, synthetic: str | None, share: float) -> Mixture:
 
 
 def run_of(
-    template: RunTemplate, packed_name: str, packed: PackedInfo, model: ModelConfig, train_tokens: int, mixture: Mixture, seed: int
+    template: RunTemplate,
+    packed_name: str,
+    packed: PackedInfo,
+    model: ModelConfig,
+    train_tokens: int,
+    mixture: Mixture,
+    seed: int,
 ) -> RunConfig:
     """Return the run of a template on a packed set. Raises ValueError when the budget is below one step."""
     return RunConfig(
@@ -208,7 +214,13 @@ def count_statuses(records: Iterable[RunRecord]) -> dict[str, object]:
 
 
 def _run(
-    config: PretrainConfig, packed: PackedInfo, model: str, train_tokens: int, synthetic: str | None, share: float, seed: int
+    config: PretrainConfig,
+    packed: PackedInfo,
+    model: str,
+    train_tokens: int,
+    synthetic: str | None,
+    share: float,
+    seed: int,
 ) -> RunConfig:
     per_step = config.run.rows_per_step * packed.sequence_length
     if train_tokens < per_step:
@@ -254,7 +266,9 @@ def _row(planned: PlannedRun, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def _work(planned: Sequence[PlannedRun], missing: Sequence[PlannedRun], packed: PackedInfo) -> dict[str, object]:
+def _work(
+    planned: Sequence[PlannedRun], missing: Sequence[PlannedRun], packed: PackedInfo
+) -> dict[str, object]:
     runs = [each.run for each in missing]
     return {
         "runs missing": len(missing),
@@ -292,7 +306,8 @@ def _device_hours(missing: Sequence[PlannedRun], root: str, placement: TrainPlac
     if unmeasured:
         return f"unknown: no finished run of {', '.join(unmeasured)} in this study yet"
     seconds = sum(
-        statistics.median(measured[each.run.model]) * each.run.num_steps * each.run.tokens_per_step for each in missing
+        statistics.median(measured[each.run.model]) * each.run.num_steps * each.run.tokens_per_step
+        for each in missing
     )
     return float(f"{seconds / 3600:.2g}")
 

@@ -51,7 +51,9 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     directory = packing.packed_directory(config)
     if is_finished(directory):
         return read_manifest(directory, "pack_tokens")
-    config = config.model_copy(update={"root": str(study_path(config.root))})  # workers run in another directory
+    config = config.model_copy(
+        update={"root": str(study_path(config.root))}
+    )  # workers run in another directory
     shards = packing.list_shards(config)
     missing = packing.list_missing(config, shards)
     progress = Progress("pack_tokens", len(shards), "shards", already=len(shards) - len(missing))
@@ -73,7 +75,10 @@ def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -
     num_tokens = 0
     try:
         while True:
-            running += [_packing_task.remote(*each) for each in itertools.islice(waiting, max(1, width) - len(running))]
+            running += [
+                _packing_task.remote(*each)
+                for each in itertools.islice(waiting, max(1, width) - len(running))
+            ]
             if not running:
                 return
             (done,), running = ray.wait(running, num_returns=1)
@@ -219,7 +224,9 @@ class _QueueActor:
         if self._closed:
             return LanesLost("the lanes are closed; open new ones to train this run")
         reasons = "; ".join(f"lane {lane}: {reason}" for lane, reason in sorted(self._ended.items()))
-        return LanesLost(f"no lane is left to train on ({reasons}). Finished runs are kept: run the job again to go on")
+        return LanesLost(
+            f"no lane is left to train on ({reasons}). Finished runs are kept: run the job again to go on"
+        )
 
 
 class _QueueLink:
@@ -257,7 +264,9 @@ def _work_in_lane(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     link = _QueueLink(config["queue"], config["lane"])
-    LaneWorker(config["root"], config["placement"], config["trainer"], link, ray.train.torch.get_device()).work()
+    LaneWorker(
+        config["root"], config["placement"], config["trainer"], link, ray.train.torch.get_device()
+    ).work()
 
 
 def _train_run(*arguments: Any, **options: Any) -> RunRecord:
@@ -280,7 +289,9 @@ class Lanes:
         self.placement = placement
         self._root = str(study_path(root))  # workers run in another directory
         self._trainer = trainer or _train_run
-        self._name = f"lanes-{uuid.uuid4().hex[:12]}"  # Ray Train resumes under a known name, so each start is its own
+        self._name = (
+            f"lanes-{uuid.uuid4().hex[:12]}"  # Ray Train resumes under a known name, so each start is its own
+        )
         # Ray Train wants a directory even though nothing is reported to it; the controller on this node makes a file there.
         self._scratch = tempfile.TemporaryDirectory(prefix="synthscale-lanes-", ignore_cleanup_errors=True)
         self._threads: list[threading.Thread] = []
@@ -291,7 +302,9 @@ class Lanes:
         actor: Any = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS)(_QueueActor)
         self.queue = actor.remote(self._root, self.placement.lanes)
         for lane in range(self.placement.lanes):
-            thread = threading.Thread(target=self._keep_up, args=(lane,), name=f"{self._name}-{lane}", daemon=True)
+            thread = threading.Thread(
+                target=self._keep_up, args=(lane,), name=f"{self._name}-{lane}", daemon=True
+            )
             thread.start()
             self._threads.append(thread)
         return self
@@ -314,7 +327,9 @@ class Lanes:
         pending: dict[Any, RunConfig] = {}
         tokens = progress.done
         while True:
-            pending |= {self.submit(run): run for run in itertools.islice(waiting, MAX_SUBMITTED - len(pending))}
+            pending |= {
+                self.submit(run): run for run in itertools.islice(waiting, MAX_SUBMITTED - len(pending))
+            }
             if not pending:
                 return [records[run.run_id] for run in runs]
             done, _ = ray.wait(list(pending), timeout=WATCH_SECONDS)
@@ -339,7 +354,9 @@ class Lanes:
         try:
             state = ray.get(self.queue.state.remote())
         except ray.exceptions.RayActorError:
-            raise LanesLost("the queue of the lanes has died; finished runs are kept: run the job again") from None
+            raise LanesLost(
+                "the queue of the lanes has died; finished runs are kept: run the job again"
+            ) from None
         seconds = time.monotonic() - self._opened
         news = {f"up {lane}": f"lane {lane} is up after {seconds:.0f} s" for lane in state["lanes_up"]}
         news |= {f"ended {lane}": f"lane {lane} is lost: {why}" for lane, why in state["lanes_ended"].items()}
@@ -351,7 +368,10 @@ class Lanes:
         for key in sorted(news.keys() - self._spoken_of):
             self._spoken_of.add(key)
             progress.say(news[key])
-        progress.set(tokens + state["tokens_in_hand"], note)
+        if not state["lanes_up"]:
+            note += ", lanes are starting"
+        # A run that has just ended is for a moment neither in hand nor counted; progress does not go back for that.
+        progress.set(max(progress.done, tokens + state["tokens_in_hand"]), note)
 
     def _keep_up(self, lane: int) -> None:
         """Hold one worker group up until the queue closes or the group fails for good."""
@@ -359,7 +379,10 @@ class Lanes:
             reason = "closed"
             while not ray.get(self.queue.state.remote())["closed"]:
                 self._worker_group(lane).fit()
-        except (Exception, SystemExit) as error:  # whatever ends a lane is what those who wait for records must hear
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever ends a lane is what those who wait for records must hear
             reason = _why_ended(error)
         with contextlib.suppress(Exception, SystemExit):  # the driver may have left the cluster meanwhile
             ray.get(self.queue.lane_ended.remote(lane, reason))
@@ -369,7 +392,10 @@ class Lanes:
 
         placement = self.placement
         on_gpu = placement.gpus_per_worker > 0
-        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(placement.threads_per_worker)}
+        environment = {
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": str(placement.threads_per_worker),
+        }
         if not on_gpu:
             environment["DS_ACCELERATOR"] = "cpu"
         return ray.train.torch.TorchTrainer(
@@ -442,7 +468,9 @@ def train_generator(config: GeneratorConfig) -> dict[str, Any]:
 
     Raises UserError (see `plan_generator`; or when training did not complete), LanesLost when its lane is lost.
     """
-    config = config.model_copy(update={"root": str(study_path(config.root))})  # workers run in another directory
+    config = config.model_copy(
+        update={"root": str(study_path(config.root))}
+    )  # workers run in another directory
     identity = generator.claim_generator(config)
     directory = generator.generator_directory(config)
     if is_finished(directory):
@@ -469,7 +497,9 @@ def _record_of(reference: Any) -> RunRecord:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # its one sentence, without the actor's traceback
     except ray.exceptions.RayActorError:
-        raise LanesLost("the queue of the lanes has died; finished runs are kept: run the job again") from None
+        raise LanesLost(
+            "the queue of the lanes has died; finished runs are kept: run the job again"
+        ) from None
     return record
 
 

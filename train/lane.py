@@ -71,13 +71,17 @@ Outcome = RunRecord | Failed | Refused
 class LaneWorker:
     """One rank of a lane's process group, which must have been joined."""
 
-    def __init__(self, root: str, placement: TrainPlacement, trainer: Trainer, link: QueueLink, device: Any) -> None:
+    def __init__(
+        self, root: str, placement: TrainPlacement, trainer: Trainer, link: QueueLink, device: Any
+    ) -> None:
         import torch.distributed as dist
 
         self._root, self._placement, self._trainer = root, placement, trainer
         self._link, self._device = link, device
         self._leads = dist.get_rank() == 0
-        self._control = dist.new_group(backend="gloo")  # orders and errors travel on the CPU, also beside NCCL
+        self._control = dist.new_group(
+            backend="gloo"
+        )  # orders and errors travel on the CPU, also beside NCCL
 
     def work(self) -> None:
         """Carry out orders until told to stop, or until this group has to be replaced by a fresh one."""
@@ -118,7 +122,9 @@ class LaneWorker:
             return self._trainer(run, packed, self._placement, directory, device=self._device, report=beats)
         except UserError as error:
             return Refused(str(error))
-        except OSError as error:  # a full disk or a store out of reach is no property of the run: it is tried again
+        except (
+            OSError
+        ) as error:  # a full disk or a store out of reach is no property of the run: it is tried again
             self._link.complain(run.run_id, _named(error))
             raise
         except Exception as error:  # whatever else a run raises is recorded as its end, and the lane goes on

@@ -145,8 +145,15 @@ def _why_given_up(ticket: Ticket) -> str:
 
 
 def failed_record(
-    run: RunConfig, vocab_size: int, placement: TrainPlacement, reason: str,
-    *, tokens: int, seconds: float, tokens_per_second: float, attempts: int
+    run: RunConfig,
+    vocab_size: int,
+    placement: TrainPlacement,
+    reason: str,
+    *,
+    tokens: int,
+    seconds: float,
+    tokens_per_second: float,
+    attempts: int,
 ) -> RunRecord:
     """Return the record of a run that ended before it could write its own.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from synth.errors import UserError
 from tune.laws import FittedLaw, SavedLaws
@@ -137,7 +137,7 @@ def combine_shares(
     covariance = np.linalg.inv(design.T @ (design * precision[:, None]) + prior)
     best = float((covariance @ design.T @ (precision * np.array([each.value for each in estimates])))[0])
     error = float(np.sqrt(covariance[0, 0]))
-    reach = float(ndtri((1.0 + confidence) / 2.0)) * error
+    reach = NormalDist().inv_cdf((1.0 + confidence) / 2.0) * error
     value = min(1.0, max(0.0, best))
     return Interval(
         value=value,

@@ -22,7 +22,17 @@ from tune.observations import NATURAL, Observation
 from tune.report_format import amount, percent
 from tune.report_svg import Drawing, finish_drawing, house_style, light
 
-ROLES = ("share-1", "source-1", "share-3", "source-2", "share-5", "source-3", "share-2", "source-4", "share-4")
+ROLES = (
+    "share-1",
+    "source-1",
+    "share-3",
+    "source-2",
+    "share-5",
+    "source-3",
+    "share-2",
+    "source-4",
+    "share-4",
+)
 MARKERS = ("s", "D", "^", "v", "P", "X", "p", "h", "<", ">")
 MANY_POINTS = 40
 """Above this many points, markers shrink so that they do not hide one another."""
@@ -67,7 +77,11 @@ def write_figures(directory: UPath, fits: Sequence[FittedLaw], rows: Mapping[str
 
 
 def draw_axis(
-    name: str, axis: str, fits: Sequence[FittedLaw], rows: Mapping[str, Observation], styles: Mapping[str, Style]
+    name: str,
+    axis: str,
+    fits: Sequence[FittedLaw],
+    rows: Mapping[str, Observation],
+    styles: Mapping[str, Style],
 ) -> Drawing:
     """Draw a one-axis law of every group: runs, curve, band of the curve, and rings where the hold-out fit predicted."""
     fixed = fits[0].record.fixed
@@ -102,7 +116,9 @@ def _draw_group(
     gid, ring = f"points-{number}", f"held-out-{number}"
     axes.plot(x, measured, linestyle="none", marker=style.marker, markersize=_size(len(used)), color=style.colour,
               label=fitted.record.group, gid=gid, zorder=4)  # fmt: skip
-    tips = {gid: [_tip(fitted, row, value) for row, value in zip(used, fitted.curve({axis: x})[0], strict=True)]}
+    tips = {
+        gid: [_tip(fitted, row, value) for row, value in zip(used, fitted.curve({axis: x})[0], strict=True)]
+    }
     if fitted.record.hold_out is not None:
         points = fitted.record.hold_out.points
         axes.plot([getattr(point, axis) for point in points], [point.predicted_loss for point in points],
@@ -165,7 +181,11 @@ def draw_residuals(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2%}" if value else "0"))
             if number == 0:
                 _legend(axes)
-        alt = f"{title}. " + "; ".join(f"{fitted.record.law}, {_joint_summary(fitted, rows)}" for fitted in fits) + "."
+        alt = (
+            f"{title}. "
+            + "; ".join(f"{fitted.record.law}, {_joint_summary(fitted, rows)}" for fitted in fits)
+            + "."
+        )
         return finish_drawing(figure, "residuals", title, alt, _runs(fits), tips)
 
 
@@ -173,7 +193,11 @@ def draw_residuals(
 
 
 def _tip(fitted: FittedLaw, row: Observation, predicted: float) -> str:
-    size = "".join(f", {amount(value)} {unit}" for value, unit in ((row.num_params, "parameters"), (row.train_tokens, "tokens")) if value)
+    size = "".join(
+        f", {amount(value)} {unit}"
+        for value, unit in ((row.num_params, "parameters"), (row.train_tokens, "tokens"))
+        if value
+    )
     return f"{fitted.record.group}{size}: {row.loss:.4f} nats/token, law {predicted:.4f}, {row.row}"
 
 
@@ -192,14 +216,21 @@ def _fitted_points(
     fitted: FittedLaw, rows: Mapping[str, Observation]
 ) -> tuple[Floats, Floats, list[Observation]]:
     used = [rows[name] for name in fitted.record.rows_used]
-    inputs = {name: np.array([row.value(name) for row in used], dtype=np.float64) for name in fitted.law.columns_needed}
+    inputs = {
+        name: np.array([row.value(name) for row in used], dtype=np.float64)
+        for name in fitted.law.columns_needed
+    }
     return np.array([row.loss for row in used]), fitted.curve(inputs)[0], used
 
 
 def _axis_summary(fitted: FittedLaw) -> str:
     held = fitted.record.hold_out
-    error = "" if held is None else f", largest scale predicted within {held.mean_absolute_relative_error:.2%}"
-    parameters = ", ".join(f"{name} = {interval.value:.4g}" for name, interval in fitted.record.parameters.items())
+    error = (
+        "" if held is None else f", largest scale predicted within {held.mean_absolute_relative_error:.2%}"
+    )
+    parameters = ", ".join(
+        f"{name} = {interval.value:.4g}" for name, interval in fitted.record.parameters.items()
+    )
     return f"{fitted.record.group} has {parameters}{error}"
 
 

@@ -65,7 +65,11 @@ def fit_laws(config: LawsConfig) -> FitFile:
     if is_finished(directory):
         return load_directory(directory).file
     progress = Progress("fit_laws", len(tasks), "fits")
-    fits = fit_all(tasks, _settings(config), lambda fitted: progress.advance(note=f"{fitted.law.name} law of {fitted.record.group}"))
+    fits = fit_all(
+        tasks,
+        _settings(config),
+        lambda fitted: progress.advance(note=f"{fitted.law.name} law of {fitted.record.group}"),
+    )
     file = FitFile(
         hash=identity,
         recipe=recipe,
@@ -99,7 +103,9 @@ def choose_tasks(config: LawsConfig, observations: Observations) -> tuple[list[T
     if config.runs is None and named and "share" in named[0].columns_needed:
         observations = observations.by_source()
     if not observations.rows:
-        raise UserError(f"{observations.origin} has no row to fit ({len(observations.left_out)} left out): add complete runs")
+        raise UserError(
+            f"{observations.origin} has no row to fit ({len(observations.left_out)} left out): add complete runs"
+        )
     tasks: list[Task] = []
     skipped: list[str] = []
     for law in named or (DATA, MODEL, CHINCHILLA):
@@ -137,7 +143,9 @@ def _fixed(law: Law, rows: Sequence[Observation]) -> dict[str, float]:
 
 def _task(law: Law, fixed: dict[str, float], group: str, observations: Observations) -> Task:
     rows = [
-        row for row in observations.of(group) if all(row.value(name) == value for name, value in fixed.items())
+        row
+        for row in observations.of(group)
+        if all(row.value(name) == value for name, value in fixed.items())
     ]
     return Task(law, columns_of(rows), group, fixed, observations.excluded_of(group))
 
@@ -205,5 +213,3 @@ def _write(
     figures = write_figures(directory, fits, {row.row: row for row in observations.rows})
     write_json_atomic(directory / FIT_FILE, file.model_dump(mode="json"))
     return figures
-
-

@@ -91,7 +91,9 @@ class Observations:
     @property
     def groups(self) -> tuple[str, ...]:
         """Groups in order of appearance, those without a row to fit included."""
-        return tuple(dict.fromkeys([*(row.group for row in self.rows), *(row.group for row in self.left_out)]))
+        return tuple(
+            dict.fromkeys([*(row.group for row in self.rows), *(row.group for row in self.left_out)])
+        )
 
     def of(self, group: str) -> tuple[Observation, ...]:
         """Return the rows of one group."""
@@ -99,13 +101,17 @@ class Observations:
 
     def excluded_of(self, group: str) -> tuple[ExcludedRow, ...]:
         """Return what was left out of one group, and why."""
-        return tuple(ExcludedRow(run_id=row.run_id, reason=row.reason) for row in self.left_out if row.group == group)
+        return tuple(
+            ExcludedRow(run_id=row.run_id, reason=row.reason) for row in self.left_out if row.group == group
+        )
 
     def without_highest_losses(self, count: int) -> Observations:
         """Return the observations with the rows of the highest losses left out."""
         highest = {row.row for row in sorted(self.rows, key=lambda row: row.loss, reverse=True)[:count]}
         reason = f"one of the {count} highest losses (drop_highest_losses = {count})"
-        dropped = (LeftOut(row.row, reason, row.group, row.synthetic, row) for row in self.rows if row.row in highest)
+        dropped = (
+            LeftOut(row.row, reason, row.group, row.synthetic, row) for row in self.rows if row.row in highest
+        )
         kept = tuple(row for row in self.rows if row.row not in highest)
         return replace(self, rows=kept, left_out=(*self.left_out, *dropped))
 
@@ -115,9 +121,17 @@ class Observations:
         sources = [name for name in dict.fromkeys(mixed) if name is not None]
         return replace(
             self,
-            rows=tuple(replace(row, group=name) for name in sources for row in self.rows if row.synthetic in (None, name)),
+            rows=tuple(
+                replace(row, group=name)
+                for name in sources
+                for row in self.rows
+                if row.synthetic in (None, name)
+            ),
             left_out=tuple(
-                replace(row, group=name) for name in sources for row in self.left_out if row.synthetic in (None, name)
+                replace(row, group=name)
+                for name in sources
+                for row in self.left_out
+                if row.synthetic in (None, name)
             ),
         )
 
@@ -179,7 +193,9 @@ def read_plan(root: str, plan: str) -> Observations:
             left_out.append(LeftOut(record.run_id, why, group, entry["synthetic"]))
         else:
             rows.append(_of_record(record, entry, group))
-    results = [[row.row, row.group, row.num_params, row.train_tokens, row.unique_tokens, row.loss] for row in rows]
+    results = [
+        [row.row, row.group, row.num_params, row.train_tokens, row.unique_tokens, row.loss] for row in rows
+    ]
     identity = content_hash({"rows": results, "left out": [[row.run_id, row.reason] for row in left_out]})
     return Observations(f"plan {plan!r}", tuple(rows), tuple(left_out), identity)
 
@@ -222,14 +238,23 @@ def read_table(path: str, columns: ColumnMapping, needed: Sequence[str]) -> Obse
     """
     data = _bytes_of(path)
     table = _parse(path, data)
-    named = {role: getattr(columns, role, role) for role in dict.fromkeys((*needed, "loss", "num_params", "train_tokens"))}
+    named = {
+        role: getattr(columns, role, role)
+        for role in dict.fromkeys((*needed, "loss", "num_params", "train_tokens"))
+    }
     _check_columns(path, table, named, columns, {*needed, "loss"})
     _refuse_duplicates(path, table)
-    present = {role: table.column(name).to_pylist() for role, name in named.items() if name in table.column_names}
-    runs, groups = (table.column(name).to_pylist() if name else None for name in (columns.run_id, columns.group))
+    present = {
+        role: table.column(name).to_pylist() for role, name in named.items() if name in table.column_names
+    }
+    runs, groups = (
+        table.column(name).to_pylist() if name else None for name in (columns.run_id, columns.group)
+    )
     rows = []
     for index in range(table.num_rows):
-        numbers = {role: _number(path, index, named[role], role, cells[index]) for role, cells in present.items()}
+        numbers = {
+            role: _number(path, index, named[role], role, cells[index]) for role, cells in present.items()
+        }
         rows.append(
             Observation(
                 row=f"row {index + 1}",
@@ -259,7 +284,9 @@ def _parse(path: str, data: bytes) -> pa.Table:
     try:
         if path.endswith(".parquet"):
             return pq.read_table(io.BytesIO(data))
-        blanks = pyarrow.csv.ConvertOptions(null_values=[""])  # "nan" and "NA" are shown as they stand, not as empty
+        blanks = pyarrow.csv.ConvertOptions(
+            null_values=[""]
+        )  # "nan" and "NA" are shown as they stand, not as empty
         return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=blanks)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from tune.results import Interval
 
@@ -151,7 +150,7 @@ def fit_curve(
     data = _Data(at, residual, known, CONSTANT_SPREADS * spread)
     amplitudes = spread * np.asarray(AMPLITUDES)
     weights = np.stack([data.log_evidence(kernel, amplitudes, noises) for kernel in kernels])
-    counts = _allocate(np.exp(weights - logsumexp(weights)), NUM_DRAWS)
+    counts = _allocate(np.exp(weights - np.logaddexp.reduce(weights, axis=None)), NUM_DRAWS)
     random = np.random.default_rng(seed)
     drawn, noise = [], []
     for k in np.flatnonzero(counts.any(axis=(1, 2))):

@@ -207,27 +207,23 @@ def domain_heat_map(study: Study) -> HeatMap | None:
 
 
 def training_panels(study: Study) -> list[CurvesPanel]:
-    """Return one panel per synthetic source and model size, natural-only runs in each."""
-    sources = synthetic_sources(study)
-    models = sorted({run.model: run.num_params for run in study.runs}.items(), key=lambda item: item[1])
+    """Return one panel per synthetic source of the plan and model size, natural-only runs in each."""
     first_seed = min((run.seed for run in study.runs), default=0)
+    runs = [run for run in study.runs if run.seed == first_seed]
+    sources: list[str | None] = [*sorted({run.synthetic for run in runs if run.synthetic is not None})]
+    models = sorted({run.model: run.num_params for run in runs}.items(), key=lambda item: item[1])
     panels = []
-    for source in sources:
+    for source in sources or [None]:
         for model, _ in models:
-            runs = [
-                run
-                for run in study.runs
-                if run.model == model
-                and run.seed == first_seed
-                and (run.share == 0 or run.synthetic == source)
-            ]
-            curves = tuple(
-                _training_curve(study, run) for run in sorted(runs, key=lambda r: (r.share, r.train_tokens))
-            )
-            curves = tuple(curve for curve in curves if curve.tokens or curve.evaluated_tokens)
+            chosen = [run for run in runs if run.model == model and run.synthetic in (None, source)]
+            ordered = sorted(chosen, key=lambda run: (run.share, run.train_tokens))
+            curves = tuple(curve for run in ordered if (curve := _training_curve(study, run)).tokens)
             if any(len(curve.tokens) > 1 for curve in curves):
-                name = f"training-{source}-{model}".replace(".", "-")
-                panels.append(CurvesPanel(name, f"natural + {source}, {model} parameters", curves))
+                name = f"training-{source or 'natural'}-{model}".replace(".", "-")
+                title = (
+                    f"natural + {source}, {model} parameters" if source else f"natural, {model} parameters"
+                )
+                panels.append(CurvesPanel(name, title, curves))
     return panels
 
 

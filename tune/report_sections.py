@@ -153,7 +153,8 @@ def _equal_loss(study: Study) -> Section:
         return Section("equal-loss", "Tokens to equal loss", "", absent=line)
     lead = (
         "How many tokens of each mixture reach the loss that natural text alone reaches with the target's tokens. "
-        "A speed-up above 1 means fewer tokens; generation is not counted here but under cost and in the verdict."
+        "A speed-up above 1 means fewer tokens; generation is not counted here but in the verdict above. A mixture that is "
+        "not listed does not reach that loss with any number of tokens."
     )
     return Section("equal-loss", "Tokens to equal loss", lead, tables=tuple(tables.equal_loss_tables(study)))
 
@@ -191,9 +192,9 @@ def _training(study: Study) -> Section:
 def _corpora(study: Study) -> Section:
     if not study.corpora:
         line = "No corpus is part of this report: run build_corpus and name it in corpora."
-        return Section("corpora", "Natural text", "", absent=line)
+        return Section("corpora", "Corpora", "", absent=line)
     lead = "Documents and characters by domain, and what was dropped on the way in. Held-out text is never trained on."
-    return Section("corpora", "Natural text", lead, tables=tuple(data.corpus_tables(study)))
+    return Section("corpora", "Corpora", lead, tables=tuple(data.corpus_tables(study)))
 
 
 def _synthetic(study: Study) -> Section:

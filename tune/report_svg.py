@@ -44,6 +44,9 @@ PALETTE: dict[str, tuple[str, str]] = {
 """Colour by role: (light, dark). Sources are warm, shares run from indigo to lime with rising lightness, natural text
 is grey everywhere; every series also has its own marker, so nothing rests on colour alone."""
 
+LARGEST_SCALE = 1.6
+"""A drawing grows to this times its own size, so that text is about as large in wide figures as in narrow ones."""
+
 _BY_LIGHT = {light: name for name, (light, _) in PALETTE.items()}
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 _FONT = re.compile(r"font-family: [^;]*;?\s*")
@@ -134,7 +137,13 @@ def finish_drawing(
     width, height = (side.removesuffix("pt") for side in (root.get("width", ""), root.get("height", "")))
     root.attrib.clear()
     root.attrib.update(
-        {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": alt, "font-family": FONT_FAMILY}
+        {
+            "viewBox": f"0 0 {width} {height}",
+            "role": "img",
+            "aria-label": alt,
+            "font-family": FONT_FAMILY,
+            "style": f"max-width:{float(width) * LARGEST_SCALE:.0f}px",
+        }
     )
     inline = _themed(root)
     root.insert(0, ET.Element("rect", width="100%", height="100%", fill=light("paper")))

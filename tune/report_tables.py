@@ -337,7 +337,7 @@ def optima_table(study: Study) -> Table:
         for o in study.optima
         if o.warnings
     ]
-    methods = sorted({f"Method: {o.method}" for o in study.optima})
+    methods = sorted({f"Method: {o.method}." for o in study.optima})
     caption = "Best synthetic share of each searched cell: minimum of the smooth fit, with its interval"
     rows = tuple(optimum_rows(study.optima))
     return Table("optima", caption, _columns(OPTIMUM_COLUMNS, keys), rows, tuple(notes + methods))

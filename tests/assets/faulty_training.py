@@ -16,7 +16,15 @@ RAISES, DIES_ONCE, DIES_ALWAYS, LOSES_DISK = 901, 902, 903, 904
 """Seeds of runs that raise half-way, SIGKILL their worker half-way (once, or each time), meet an OSError each time."""
 
 
-def train_run(run: RunConfig, packed: Any, placement: Any, directory: UPath, *, device: Any, report: Callable[[int], None]) -> RunRecord:
+def train_run(
+    run: RunConfig,
+    packed: Any,
+    placement: Any,
+    directory: UPath,
+    *,
+    device: Any,
+    report: Callable[[int], None],
+) -> RunRecord:
     """Train the run, with the fault its seed stands for."""
     from train.loop import train_run as train
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 
@@ -23,6 +24,7 @@ def object_store() -> Iterator[Any]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    s3fs.S3FileSystem.clear_instance_cache()  # file systems are kept by their arguments, and the address is none
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)

@@ -44,9 +44,18 @@ def test_every_function_a_job_names_exists(name):
     [
         (["--corpous", "x"], "--corpous is not a flag of this job; did you mean --corpus?"),
         (["--config", "nowhere.toml"], "--config nowhere.toml: there is no such file."),
-        ([*MINIMAL, "--max_reject_fraction", "1.5"], "max_reject_fraction: Input should be less than or equal to 1 (it is '1.5')."),
-        ([*MINIMAL, "--placement.engines", "0"], "placement.engines: Input should be greater than or equal to 1 (it is '0')."),
-        (["--recipes", "hq", "--engine.model", "m"], "corpus is missing: give it in the file or as --corpus."),
+        (
+            [*MINIMAL, "--max_reject_fraction", "1.5"],
+            "max_reject_fraction: Input should be less than or equal to 1 (it is '1.5').",
+        ),
+        (
+            [*MINIMAL, "--placement.engines", "0"],
+            "placement.engines: Input should be greater than or equal to 1 (it is '0').",
+        ),
+        (
+            ["--recipes", "hq", "--engine.model", "m"],
+            "corpus is missing: give it in the file or as --corpus.",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(argv, sentence, capsys):
@@ -67,8 +76,12 @@ def test_an_unknown_key_in_a_file_is_named_with_its_path(tmp_path, capsys):
 
 def test_flags_win_over_the_file_and_leave_its_neighbours(tmp_path):
     file = tmp_path / "job.toml"
-    file.write_text('corpus = "a"\nrecipes = ["hq"]\n[engine]\nmodel = "m"\nmax_model_len = 64\n[placement]\nengines = 3\nthreads = 2\n')
-    config, options = cli.parse(job("rephrase_corpus"), ["--config", str(file), "--placement.engines", "5", "--corpus=b"])
+    file.write_text(
+        'corpus = "a"\nrecipes = ["hq"]\n[engine]\nmodel = "m"\nmax_model_len = 64\n[placement]\nengines = 3\nthreads = 2\n'
+    )
+    config, options = cli.parse(
+        job("rephrase_corpus"), ["--config", str(file), "--placement.engines", "5", "--corpus=b"]
+    )
     assert isinstance(config, RephraseConfig)
     assert (config.corpus, config.placement.engines, config.placement.threads) == ("b", 5, 2)
     assert config.engine.max_model_len == 64
@@ -89,7 +102,9 @@ def test_the_environment_is_not_a_configuration(monkeypatch):
     assert (config.corpus, config.seed) == ("natural", 0)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "rayjobs/configs").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "rayjobs/configs").glob("*.toml")), ids=lambda path: path.name
+)
 def test_every_shipped_study_dry_runs_without_ray(path, tmp_path):
     block = "import sys, runpy; sys.modules['ray'] = None; sys.argv = sys.argv[1:]; runpy.run_module('rayjobs.run_study', run_name='__main__')"
     argv = ["run_study", "--config", str(path), "--root", str(tmp_path / "study"), "--dry-run"]
@@ -98,5 +113,3 @@ def test_every_shipped_study_dry_runs_without_ray(path, tmp_path):
     for section in study.SECTIONS.values():
         assert f"\n{section.name} -> " in done.stdout
     assert not (tmp_path / "study").exists(), "a dry run leaves nothing behind"
-
-

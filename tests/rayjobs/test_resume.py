@@ -33,7 +33,9 @@ def test_a_study_killed_in_every_long_step_ends_like_an_undisturbed_one(
     last = start_job("run_study", *argv, log=log)
     assert last.wait(900) == 0, log.read_text()[-4000:]
     assert results_of(root) == results_of(finished_demo)
-    assert {path: path.stat().st_mtime_ns for path in finished_before} == finished_before, "finished work was redone"
+    assert {path: path.stat().st_mtime_ns for path in finished_before} == finished_before, (
+        "finished work was redone"
+    )
 
 
 def test_a_finished_study_says_so_and_starts_nothing(shrunk_demo, finished_demo, start_job, tmp_path):

@@ -11,7 +11,18 @@ from synth.identity import claim_directory, finish
 from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
 
-TOPICS = ("harbour", "glacier", "orchard", "compass", "lantern", "quarry", "meadow", "printer", "violin", "turbine")
+TOPICS = (
+    "harbour",
+    "glacier",
+    "orchard",
+    "compass",
+    "lantern",
+    "quarry",
+    "meadow",
+    "printer",
+    "violin",
+    "turbine",
+)
 
 
 def sentence(number):
@@ -31,13 +42,20 @@ def make_corpus():
         directory = study_path(str(root), "corpora", name)
         identity = claim_directory(directory, "corpus", {"texts": list(texts)}, {})
         num_parts = -(-len(texts) // documents_per_part)
-        rows = [(hashlib.sha256(f"{at} {text}".encode()).hexdigest()[:24], text, f"domain{at % 2}", "test") for at, text in enumerate(texts)]
+        rows = [
+            (hashlib.sha256(f"{at} {text}".encode()).hexdigest()[:24], text, f"domain{at % 2}", "test")
+            for at, text in enumerate(texts)
+        ]
         for part in range(num_parts):
             chosen = rows[part * documents_per_part : (part + 1) * documents_per_part]
             values = [dict(zip(DOCUMENT_SCHEMA.names, row, strict=True)) for row in chosen]
             table = pa.Table.from_pylist(values, schema=DOCUMENT_SCHEMA)
             write_parquet_atomic(directory / "train" / part_name(part, num_parts), table)
-        counts = {"parts": num_parts, "documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+        counts = {
+            "parts": num_parts,
+            "documents": len(texts),
+            "bytes": sum(len(text.encode()) for text in texts),
+        }
         finish(directory, identity, splits={"train": counts})
         return directory
 

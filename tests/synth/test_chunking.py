@@ -19,7 +19,11 @@ def test_sentences_end_where_a_reader_would_end_them():
         "Nobody saw it.\n\n",
         "A second paragraph",
     ]
-    assert pieces("雪山很高。冰川很慢！对吗", sentence_spans("雪山很高。冰川很慢！对吗")) == ["雪山很高。", "冰川很慢！", "对吗"]
+    assert pieces("雪山很高。冰川很慢！对吗", sentence_spans("雪山很高。冰川很慢！对吗")) == [
+        "雪山很高。",
+        "冰川很慢！",
+        "对吗",
+    ]
     assert pieces('"Stop." He did.', sentence_spans('"Stop." He did.')) == ['"Stop." ', "He did."]
 
 

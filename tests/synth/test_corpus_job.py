@@ -79,7 +79,9 @@ def test_a_corpus_built_on_ray_has_the_same_bytes(tmp_path, reference, cluster, 
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     (directory / ".work" / "read").mkdir(parents=True)  # as after a kill just behind the manifest
     assert build_corpus(config) == manifest
-    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} | {directory: 0} == before | {directory: 0}
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} | {directory: 0} == before | {
+        directory: 0
+    }
 
 
 def test_a_broken_input_is_the_same_sentence_on_a_worker(tmp_path, cluster):

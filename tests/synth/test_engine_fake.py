@@ -37,12 +37,18 @@ def test_text_depends_on_prompt_and_seed_only():
 
 def test_counts_are_exact():
     (result,) = answers({}, [request(0)])
-    assert (result.prompt_tokens, result.completion_tokens) == (len("The harbour is small and the boats are many."), len(result.text))
+    assert (result.prompt_tokens, result.completion_tokens) == (
+        len("The harbour is small and the boats are many."),
+        len(result.text),
+    )
     assert result.finish_reason == "stop"
 
 
 def test_faults_come_in_the_proportion_asked_for():
-    results = answers({"refusal_fraction": 0.3, "truncation_fraction": 0.3, "hopeless_fraction": 0.1}, [request(n) for n in range(400)])
+    results = answers(
+        {"refusal_fraction": 0.3, "truncation_fraction": 0.3, "hopeless_fraction": 0.1},
+        [request(n) for n in range(400)],
+    )
     failed = [result for result in results if isinstance(result, RequestFailed)]
     rest = [result for result in results if not isinstance(result, Exception)]
     refused = [result for result in rest if "sorry" in result.text]
@@ -85,5 +91,7 @@ def test_start_failures_and_unknown_behaviour_are_said():
     with pytest.raises(EngineStartFailed, match="did not start: no weights"):
         answers({"start_failure": "no weights"}, [])
     config = EngineConfig(kind="fake", model="m", engine_arguments={"latencyseconds": 1})
-    with pytest.raises(UserError, match=r"engine.engine_arguments.latencyseconds does not suit the fake engine"):
+    with pytest.raises(
+        UserError, match=r"engine.engine_arguments.latencyseconds does not suit the fake engine"
+    ):
         FakeEngine.from_config(config)

@@ -28,7 +28,9 @@ def engine_for(directory, **fields):
 def request(engine, number, sampling=SAMPLING):
     text = f"Number {number}: the harbour is small, the boats are many. " * (1 + number % 4)
     ids = engine.tokenizer.encode_data([text])[0][:180]
-    return GenerationRequest(f"{number}-{id(object())}", tuple(ids), sampling, sampling.max_output_tokens, seed=number * 7919)
+    return GenerationRequest(
+        f"{number}-{id(object())}", tuple(ids), sampling, sampling.max_output_tokens, seed=number * 7919
+    )
 
 
 async def _everything(engine):
@@ -62,7 +64,9 @@ async def _everything(engine):
         await engine.generate(request(engine, 0))
     await engine.stop()
     await engine.start()
-    seen["restarted"] = await asyncio.gather(*(engine.generate(request(engine, number)) for number in range(40)))
+    seen["restarted"] = await asyncio.gather(
+        *(engine.generate(request(engine, number)) for number in range(40))
+    )
     await engine.stop()
     return seen
 
@@ -100,15 +104,26 @@ def test_counts_and_finish_reasons_are_vllms_own(seen):
 
 def test_a_killed_engine_is_known_to_be_dead_and_can_be_started_again(seen):
     assert any(isinstance(result, EngineDead) for result in seen["killed"])
-    assert all(isinstance(result, EngineDead) or result.text == texts(seen["together"])[at] for at, result in enumerate(seen["killed"]))
+    assert all(
+        isinstance(result, EngineDead) or result.text == texts(seen["together"])[at]
+        for at, result in enumerate(seen["killed"])
+    )
     assert texts(seen["restarted"]) == texts(seen["together"])
 
 
 @pytest.mark.parametrize(
     ("damage", "fields", "words"),
     [
-        (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100), {}, "vLLM did not start: .*[Ss]afetensor"),
-        (lambda path: None, {"engine_arguments": {"no_such_argument": 1}}, "vLLM did not start: .*no_such_argument"),
+        (
+            lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100),
+            {},
+            "vLLM did not start: .*[Ss]afetensor",
+        ),
+        (
+            lambda path: None,
+            {"engine_arguments": {"no_such_argument": 1}},
+            "vLLM did not start: .*no_such_argument",
+        ),
         (lambda path: None, {"max_model_len": 100_000}, "vLLM did not start: .*100000"),
     ],
 )
@@ -128,6 +143,9 @@ def test_the_arguments_keep_a_seeded_cpu_engine_alive_and_can_be_overruled(tiny_
     assert arguments["enable_chunked_prefill"] is False
     assert arguments["max_num_batched_tokens"] >= 256
     assert arguments["kv_cache_memory_bytes"] == 2**28
-    assert engine_for(tiny_model, engine_arguments={"enforce_eager": False}).arguments()["enforce_eager"] is False
+    assert (
+        engine_for(tiny_model, engine_arguments={"enforce_eager": False}).arguments()["enforce_eager"]
+        is False
+    )
     json.dumps(arguments)
     assert os.environ.get("VLLM_NO_USAGE_STATS") in (None, "1")

@@ -75,9 +75,14 @@ def test_special_tokens_in_a_document_are_plain_text_to_a_chat_model(chat_direct
     assert tokenizer.prompt_format == "chat_template"
     template = PromptTemplate.of(load_recipe("hq"), tokenizer)
     prompt, ids = filled(template, tokenizer, text)
-    special = {token: tokenizer.encode_markup(token)[0] for token in ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")}
+    special = {
+        token: tokenizer.encode_markup(token)[0]
+        for token in ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+    }
     assert not set(ids) & set(special.values())
-    assert [prompt.count(special[token]) for token in special] == [2, 1, 1, 1], "one turn each, whatever the document says"
+    assert [prompt.count(special[token]) for token in special] == [2, 1, 1, 1], (
+        "one turn each, whatever the document says"
+    )
     assert text in decoded(chat_directory, prompt)
     assert prompt[-len(template.pieces[-1]) :] == template.pieces[-1]
 
@@ -88,7 +93,9 @@ def test_the_chat_template_is_the_models_own(chat_directory):
     text = decoded(chat_directory, filled(template, tokenizer, "A reef.")[0])
     assert text.startswith("<|system|>\nYou rewrite text")
     assert text.endswith("Text:\nA reef.\n\nRewritten text:<|end|>\n<|assistant|>\n")
-    assert template.num_tokens + len(tokenizer.encode_data(["A reef."])[0]) == len(filled(template, tokenizer, "A reef.")[0])
+    assert template.num_tokens + len(tokenizer.encode_data(["A reef."])[0]) == len(
+        filled(template, tokenizer, "A reef.")[0]
+    )
 
 
 def test_a_model_without_a_chat_template_gets_the_messages_joined(model_directory):
@@ -100,7 +107,10 @@ def test_a_model_without_a_chat_template_gets_the_messages_joined(model_director
 
 
 def test_a_template_that_refuses_a_system_message_gets_it_within_the_users(chat_directory):
-    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT_TEMPLATE
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + CHAT_TEMPLATE
+    )
     template_file = chat_directory / "chat_template.jinja"
     template_file.write_text(refusing)
     try:

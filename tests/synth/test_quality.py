@@ -13,7 +13,12 @@ GOOD = (
 )
 PROMPT = "Rewrite the text below in your own words. Keep every fact, name, number and example; add nothing that it does not say."
 STRICT = Thresholds(
-    min_words=5, min_length_ratio=0.3, max_length_ratio=3.0, min_source_words=0.3, max_source_overlap=0.9, max_repetition=0.3
+    min_words=5,
+    min_length_ratio=0.3,
+    max_length_ratio=3.0,
+    min_source_words=0.3,
+    max_source_overlap=0.9,
+    max_repetition=0.3,
 )
 
 
@@ -57,13 +62,25 @@ def test_a_good_rewrite_has_no_reason_against_it():
         ("", "empty"),
         (" ... !", "empty"),
         ("The lighthouse.", "too_short"),
-        ("I'm sorry, but I cannot rewrite the lighthouse text as it stands, since the northern cape is unknown.", "refusal"),
-        ("As an AI language model I have no view of the lighthouse at the northern cape or of its keeper.", "refusal"),
-        ("Sure, I have taken the lighthouse at the northern cape and its keeper and put them differently for ships.", "preamble"),
+        (
+            "I'm sorry, but I cannot rewrite the lighthouse text as it stands, since the northern cape is unknown.",
+            "refusal",
+        ),
+        (
+            "As an AI language model I have no view of the lighthouse at the northern cape or of its keeper.",
+            "refusal",
+        ),
+        (
+            "Sure, I have taken the lighthouse at the northern cape and its keeper and put them differently for ships.",
+            "preamble",
+        ),
         (GOOD * 8, "length_ratio_high"),
         ("The lighthouse at the cape was built.", "length_ratio_low"),
         (PROMPT + " " + GOOD, "prompt_echo"),
-        ("Purple elephants negotiate quietly while seventeen accordions dissolve into marmalade beyond Saturn tonight again.", "unrelated"),
+        (
+            "Purple elephants negotiate quietly while seventeen accordions dissolve into marmalade beyond Saturn tonight again.",
+            "unrelated",
+        ),
         (SOURCE, "copied"),
         ("The keeper lit the lamp every evening. " * 6, "repetitive"),
     ],
@@ -82,7 +99,10 @@ def test_every_reason_that_holds_is_given():
 
 
 def test_words_that_refuse_are_content_further_on():
-    later = GOOD + " On a clear night its light is seen from fishing boats that pass the reef at a distance of twenty miles."
+    later = (
+        GOOD
+        + " On a clear night its light is seen from fishing boats that pass the reef at a distance of twenty miles."
+    )
     assert judge(later + " The keeper once said: I cannot help you.") == []
 
 

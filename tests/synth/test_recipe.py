@@ -70,7 +70,10 @@ def test_pieces_of_a_message_alternate_between_text_and_names():
         (("{document}", "{documnet}"), "messages: unknown placeholder {documnet}; there are {document}"),
         (("{document}", "nothing"), "messages: no message asks for anything of the document"),
         (('unit = "words"', 'unit = "document"'), "give chunking.max_length exactly when"),
-        (("max_length = 50", "max_length = 0"), "chunking.max_length: Input should be greater than or equal to 1"),
+        (
+            ("max_length = 50", "max_length = 0"),
+            "chunking.max_length: Input should be greater than or equal to 1",
+        ),
         (("max_output_tokens = 20", "max_tokens = 20"), "sampling.max_output_tokens: Field required"),
         (("[sampling]", "[sampling"), "is not valid TOML"),
         (('name = "mine"', 'name = "My Recipe"'), "name: String should match pattern"),

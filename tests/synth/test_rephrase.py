@@ -79,7 +79,9 @@ def test_the_bytes_do_not_depend_on_how_the_work_was_divided(fake_config):
     assert bytes_of(config) == bytes_of(undisturbed)
 
 
-def test_a_part_with_data_but_no_ledger_entry_is_made_again_and_finished_ones_are_not_read(fake_config, natural):
+def test_a_part_with_data_but_no_ledger_entry_is_made_again_and_finished_ones_are_not_read(
+    fake_config, natural
+):
     config = fake_config()
     work = open_work(config)
     make_parts(work, [0, 1, 2])
@@ -87,7 +89,13 @@ def test_a_part_with_data_but_no_ledger_entry_is_made_again_and_finished_ones_ar
     (work.directory / "ledger" / "part-00001-of-00006.json").unlink()
     (work.directory / "part-00001-of-00006.parquet").write_bytes(b"half a file")
     for part in (0, 2):  # if they were read again the job would fail
-        (work.directory.parent.parent / "corpora" / "natural" / "train" / f"part-0000{part}-of-00006.parquet").write_bytes(b"gone")
+        (
+            work.directory.parent.parent
+            / "corpora"
+            / "natural"
+            / "train"
+            / f"part-0000{part}-of-00006.parquet"
+        ).write_bytes(b"gone")
     entries, _ = make_parts(work)
     assert sorted(entry.part for entry in entries) == [1, 3, 4, 5]
     assert {name: (work.directory / name).read_bytes() for name in before} == before
@@ -101,12 +109,16 @@ def test_a_finished_part_asked_for_again_costs_no_engine(fake_config):
     assert engine.starts == 0
 
 
-def test_poison_rows_are_quarantined_and_the_rest_is_as_if_they_were_not_there(fake_config, make_corpus, tmp_path):
+def test_poison_rows_are_quarantined_and_the_rest_is_as_if_they_were_not_there(
+    fake_config, make_corpus, tmp_path
+):
     texts = [text_of_topic(number) for number in range(100)]
     for number in (7, 42, 93):
         texts[number] += " ☠"
     make_corpus(tmp_path / "poisoned", texts, documents_per_part=25)
-    config = fake_config({"poison": "☠", "latency_seconds": 0.001}, root=str(tmp_path / "poisoned"), recipes=("hq",))
+    config = fake_config(
+        {"poison": "☠", "latency_seconds": 0.001}, root=str(tmp_path / "poisoned"), recipes=("hq",)
+    )
     manifest = made(config)
     assert (manifest["rows"], manifest["quarantined"], manifest["kept"]) == (100, 3, 97)
     assert manifest["engine_deaths"] >= 3
@@ -114,18 +126,28 @@ def test_poison_rows_are_quarantined_and_the_rest_is_as_if_they_were_not_there(f
     assert [at for at, row in enumerate(rows) if row["verdict"] == "quarantined"] == [7, 42, 93]
     healthy = fake_config(root=str(tmp_path / "poisoned"), recipes=("hq",), name="healthy")
     made(healthy)
-    assert [row["text"] for row in rows if row["keep"]] == [row["text"] for at, row in enumerate(rows_of(healthy)) if at not in (7, 42, 93)]
+    assert [row["text"] for row in rows if row["keep"]] == [
+        row["text"] for at, row in enumerate(rows_of(healthy)) if at not in (7, 42, 93)
+    ]
     entries = list(read_entries(open_work(config).directory, 4))
-    assert [row["row"].split("/")[1:] for entry in entries for row in entry.quarantined] == [["0", "hq", "0"]] * 3
+    assert [row["row"].split("/")[1:] for entry in entries for row in entry.quarantined] == [
+        ["0", "hq", "0"]
+    ] * 3
 
 
 def text_of_topic(number):
     return f"Station number {number} measures the wind. It was built on a hill. Nobody lives there now."
 
 
-def test_a_part_that_kills_too_often_stops_the_job_and_the_next_attempt_knows_the_killers(fake_config, make_corpus, tmp_path):
+def test_a_part_that_kills_too_often_stops_the_job_and_the_next_attempt_knows_the_killers(
+    fake_config, make_corpus, tmp_path
+):
     root = str(tmp_path / "poisoned")
-    make_corpus(root, [f"{text_of_topic(number)} {'☠' if number % 4 == 0 else ''}" for number in range(32)], documents_per_part=32)
+    make_corpus(
+        root,
+        [f"{text_of_topic(number)} {'☠' if number % 4 == 0 else ''}" for number in range(32)],
+        documents_per_part=32,
+    )
     config = fake_config({"poison": "☠"}, root=root, recipes=("hq",), max_engine_deaths_per_part=12)
     attempts = 0
     while missing_parts(open_work(config).directory, 1):
@@ -138,7 +160,10 @@ def test_a_part_that_kills_too_often_stops_the_job_and_the_next_attempt_knows_th
 
 
 def test_an_engine_that_keeps_dying_by_itself_changes_no_row(fake_config):
-    steady, shaky = fake_config(name="steady"), fake_config({"dies_every": 7}, name="shaky", placement={"max_num_seqs": 4})
+    steady, shaky = (
+        fake_config(name="steady"),
+        fake_config({"dies_every": 7}, name="shaky", placement={"max_num_seqs": 4}),
+    )
     made(steady)
     assert made(shaky)["engine_deaths"] > 3
     different = {"engine_version", "model_hash"}
@@ -152,7 +177,10 @@ def test_a_changed_recipe_model_corpus_or_seed_is_refused_with_the_fields(fake_c
     for change, field in [
         ({"seed": 1}, "recipe.seed: there 0, asked for 1"),
         ({"recipes": ("hq",)}, "recipe.recipes.qa"),
-        ({"recipe_overrides": {"sampling": {"temperature": 0.1}}}, "recipe.recipes.hq.sampling.temperature: there 0.7, asked for 0.1"),
+        (
+            {"recipe_overrides": {"sampling": {"temperature": 0.1}}},
+            "recipe.recipes.hq.sampling.temperature: there 0.7, asked for 0.1",
+        ),
         ({"engine": {"kind": "fake", "model": "other"}}, "parents.model"),
     ]:
         with pytest.raises(IdentityMismatch) as caught:
@@ -162,7 +190,11 @@ def test_a_changed_recipe_model_corpus_or_seed_is_refused_with_the_fields(fake_c
 
 def test_where_and_how_wide_it_ran_is_no_part_of_the_identity(fake_config):
     manifest = made(fake_config())
-    plan = plan_rephrase(fake_config(placement={"engines": 7, "max_num_seqs": 3}, max_reject_fraction=0.5, max_engine_deaths_per_part=1))
+    plan = plan_rephrase(
+        fake_config(
+            placement={"engines": 7, "max_num_seqs": 3}, max_reject_fraction=0.5, max_engine_deaths_per_part=1
+        )
+    )
     assert plan.finished
     assert manifest["hash"] == open_work(fake_config(placement={"engines": 7})).claim()
 
@@ -177,7 +209,11 @@ def test_max_documents_takes_whole_parts_and_a_piece_of_the_last(fake_config):
 def test_the_plan_counts_what_is_to_do_without_an_engine(fake_config):
     plan = plan_rephrase(fake_config())
     assert not plan.finished
-    assert (plan.facts["parts missing"], plan.facts["parts total"], plan.facts["rows, estimated"]) == (6, 6, 48)
+    assert (plan.facts["parts missing"], plan.facts["parts total"], plan.facts["rows, estimated"]) == (
+        6,
+        6,
+        48,
+    )
     assert 3_000 < plan.facts["prompt tokens, estimated"] < 30_000
     work = open_work(fake_config())
     assert not work.directory.exists(), "a plan leaves nothing behind"
@@ -187,17 +223,24 @@ def test_the_plan_counts_what_is_to_do_without_an_engine(fake_config):
 
 def test_the_plan_warns_when_the_window_is_shorter_than_the_recipe_asks(fake_config):
     plan = plan_rephrase(fake_config(engine={"kind": "fake", "model": "fake", "max_model_len": 512}))
-    assert any("recipe 'hq' about" in warning and "(it asks for 1024 and 768)" in warning for warning in plan.warnings)
+    assert any(
+        "recipe 'hq' about" in warning and "(it asks for 1024 and 768)" in warning
+        for warning in plan.warnings
+    )
 
 
 def test_what_is_not_there_is_said_in_one_sentence_that_names_the_remedy(fake_config, tmp_path, make_corpus):
     with pytest.raises(IncompleteArtefact, match="run build_corpus first"):
         plan_rephrase(fake_config(corpus="unknown"))
-    with pytest.raises(IncompleteArtefact, match=r"generators/tiny is missing or unfinished .*run train_generator first"):
+    with pytest.raises(
+        IncompleteArtefact, match=r"generators/tiny is missing or unfinished .*run train_generator first"
+    ):
         plan_rephrase(fake_config(engine={"model": "root:generators/tiny"}))
     with pytest.raises(UserError, match=r"engine.model = './nowhere' does not exist"):
         plan_rephrase(fake_config(engine={"model": "./nowhere"}))
-    with pytest.raises(UserError, match=r"engine.model = 'nobody/nothing' is neither a directory nor in the local hub cache"):
+    with pytest.raises(
+        UserError, match=r"engine.model = 'nobody/nothing' is neither a directory nor in the local hub cache"
+    ):
         plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no config.json"):
@@ -213,7 +256,9 @@ def test_a_damaged_input_part_is_named(fake_config, natural, damage):
     with open(source, "r+b") as handle:
         handle.truncate(0)
         handle.write(damage)
-    with pytest.raises(UserError, match=r"part-00002-of-00006.parquet cannot be read .*the corpus is damaged"):
+    with pytest.raises(
+        UserError, match=r"part-00002-of-00006.parquet cannot be read .*the corpus is damaged"
+    ):
         make_parts(work)
     assert 2 in missing_parts(work.directory, work.num_parts)
 
@@ -231,7 +276,9 @@ def test_a_store_that_takes_no_more_is_said_and_leaves_no_part_behind(fake_confi
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # a part is larger than this
     try:
-        with pytest.raises(UserError, match=r"part-00000-of-00006.parquet cannot be written \(\[Errno 27\] File too large"):
+        with pytest.raises(
+            UserError, match=r"part-00000-of-00006.parquet cannot be written \(\[Errno 27\] File too large"
+        ):
             make_parts(work, [0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -242,7 +289,10 @@ def test_a_store_that_takes_no_more_is_said_and_leaves_no_part_behind(fake_confi
 
 def test_too_many_rejected_rows_end_the_job_with_the_commonest_reason(fake_config):
     config = fake_config({"refusal_fraction": 0.9}, max_reject_fraction=0.5)
-    with pytest.raises(UserError, match=r"of 48 rows were rejected or quarantined, most often as 'refusal', more than max_reject_fraction = 0.5"):
+    with pytest.raises(
+        UserError,
+        match=r"of 48 rows were rejected or quarantined, most often as 'refusal', more than max_reject_fraction = 0.5",
+    ):
         made(config)
     with pytest.raises(IncompleteArtefact):
         open_synthetic(config.root, config.name)

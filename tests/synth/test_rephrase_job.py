@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from synth.config import RephraseConfig
-from synth.ledger import missing_parts, open_synthetic, read_entries
+from synth.ledger import missing_parts, open_synthetic
 from synth.rephrase import open_work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -119,11 +119,17 @@ def test_a_driver_killed_at_random_moments_leaves_the_same_bytes_in_the_end(star
     finished(start(config))
     assert parts_of(config) == parts_of(undisturbed)
     assert done_before
-    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before, "finished parts were made again"
+    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before, (
+        "finished parts were made again"
+    )
 
 
 def actors(job):
-    return [p for p in psutil.Process(job.process.pid).children(recursive=True) if "MapWorker" in "".join(p.cmdline())]
+    return [
+        p
+        for p in psutil.Process(job.process.pid).children(recursive=True)
+        if "MapWorker" in "".join(p.cmdline())
+    ]
 
 
 def test_a_killed_actor_is_replaced_and_its_parts_are_made_again(start, fake_config):
@@ -144,7 +150,10 @@ def test_a_killed_actor_is_replaced_and_its_parts_are_made_again(start, fake_con
 
 def test_poison_and_death_in_an_actor_leave_an_accounted_set(start, fake_config, make_corpus, tmp_path):
     root = str(tmp_path / "poisoned")
-    texts = [f"Buoy number {n} marks the channel. It is red and lit. {'☠' if n % 33 == 5 else ''}" for n in range(100)]
+    texts = [
+        f"Buoy number {n} marks the channel. It is red and lit. {'☠' if n % 33 == 5 else ''}"
+        for n in range(100)
+    ]
     make_corpus(root, texts, documents_per_part=20)
     config = fake_config({"poison": "☠", "dies_every": 50}, root=root, recipes=("hq",))
     finished(start(config))
@@ -154,7 +163,10 @@ def test_poison_and_death_in_an_actor_leave_an_accounted_set(start, fake_config,
 
 
 def test_several_engines_side_by_side_make_the_same_bytes(start, fake_config):
-    one, three = fake_config(name="one"), fake_config(name="three", placement={"engines": 3, "cpus_per_engine": 0.25})
+    one, three = (
+        fake_config(name="one"),
+        fake_config(name="three", placement={"engines": 3, "cpus_per_engine": 0.25}),
+    )
     finished(start(one))
     finished(start(three))
     assert parts_of(one) == parts_of(three)

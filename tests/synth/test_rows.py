@@ -26,7 +26,9 @@ TEXT = "The reef lies north of the cape. Ships keep away from it. The lamp is li
 
 
 def table(*texts):
-    rows = [{"doc_id": f"d{at}", "text": text, "domain": "sea", "source": "test"} for at, text in enumerate(texts)]
+    rows = [
+        {"doc_id": f"d{at}", "text": text, "domain": "sea", "source": "test"} for at, text in enumerate(texts)
+    ]
     return pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA)
 
 
@@ -44,18 +46,31 @@ def answer(text="A reef lies to the north, and a lamp warns ships each evening."
 
 def test_rows_come_in_the_order_document_chunk_recipe_sample():
     short = {"chunking": {"unit": "characters", "max_length": 60}}
-    drafts = drafts_of([TEXT, "One more."], [prepared("qa", **short), prepared("hq", **short)], samples_per_chunk=2)
+    drafts = drafts_of(
+        [TEXT, "One more."], [prepared("qa", **short), prepared("hq", **short)], samples_per_chunk=2
+    )
     keys = [draft.key for draft in drafts]
     assert keys == [
         "d0/0/qa/0", "d0/0/qa/1", "d0/0/hq/0", "d0/0/hq/1", "d0/1/qa/0", "d0/1/qa/1", "d0/1/hq/0", "d0/1/hq/1",
         "d1/0/qa/0", "d1/0/qa/1", "d1/0/hq/0", "d1/0/hq/1",
     ]  # fmt: skip
-    assert [TEXT[draft.span.start : draft.span.end] for draft in drafts[:8:4]] == [draft.chunk_text for draft in drafts[:8:4]]
+    assert [TEXT[draft.span.start : draft.span.end] for draft in drafts[:8:4]] == [
+        draft.chunk_text for draft in drafts[:8:4]
+    ]
 
 
 def test_a_seed_belongs_to_its_row_and_to_nothing_else():
     assert row_seed(0, "d", 1, "hq", 2) == row_seed(0, "d", 1, "hq", 2)
-    others = [row_seed(*key) for key in [(1, "d", 1, "hq", 2), (0, "e", 1, "hq", 2), (0, "d", 2, "hq", 2), (0, "d", 1, "qa", 2), (0, "d", 1, "hq", 3)]]
+    others = [
+        row_seed(*key)
+        for key in [
+            (1, "d", 1, "hq", 2),
+            (0, "e", 1, "hq", 2),
+            (0, "d", 2, "hq", 2),
+            (0, "d", 1, "qa", 2),
+            (0, "d", 1, "hq", 3),
+        ]
+    ]
     assert len({row_seed(0, "d", 1, "hq", 2), *others}) == 6
     assert all(0 <= seed < 2**63 for seed in others)
     alone = drafts_of([TEXT], [prepared("hq")])[0]
@@ -91,7 +106,10 @@ def test_a_short_window_shares_its_room_between_chunk_and_answer():
 
 
 def test_a_window_without_room_is_refused_with_the_numbers():
-    with pytest.raises(UserError, match=r"engine.max_model_len = 300 leaves 0 tokens beside the prompt of recipe 'hq' \(\d+ tokens\)"):
+    with pytest.raises(
+        UserError,
+        match=r"engine.max_model_len = 300 leaves 0 tokens beside the prompt of recipe 'hq' \(\d+ tokens\)",
+    ):
         prepared("hq", max_model_len=300)
 
 
@@ -100,7 +118,9 @@ def test_a_document_without_text_is_one_rejected_row():
     assert [draft.key for draft in drafts] == ["d0/0/hq/0", "d1/0/hq/0", "d2/0/hq/0"]
     assert [bool(draft.prompt_token_ids) for draft in drafts] == [False, False, True]
     rows = finished_table(drafts, [None, None, answer()], PROVENANCE).to_pylist()
-    assert [(row["verdict"], row["reject_reasons"]) for row in rows[:2]] == [("rejected", ["empty_input"])] * 2
+    assert [(row["verdict"], row["reject_reasons"]) for row in rows[:2]] == [
+        ("rejected", ["empty_input"])
+    ] * 2
 
 
 def test_a_textbook_is_seeded_by_words_of_the_document_only():
@@ -127,11 +147,23 @@ def test_outcomes_become_rows_with_verdict_and_measures():
     result = finished_table(drafts, outcomes, PROVENANCE)
     assert result.schema.equals(REPHRASED_SCHEMA)
     kept, stripped, refused, poison = result.to_pylist()
-    assert (kept["verdict"], kept["keep"], kept["text"], kept["raw_text"]) == ("kept", True, answer().text, None)
-    assert (stripped["text"], stripped["raw_text"]) == (answer().text, "Sure! Here is the rewritten text: " + answer().text)
+    assert (kept["verdict"], kept["keep"], kept["text"], kept["raw_text"]) == (
+        "kept",
+        True,
+        answer().text,
+        None,
+    )
+    assert (stripped["text"], stripped["raw_text"]) == (
+        answer().text,
+        "Sure! Here is the rewritten text: " + answer().text,
+    )
     assert (refused["verdict"], refused["keep"], refused["is_refusal"]) == ("rejected", False, True)
     assert "refusal" in refused["reject_reasons"]
-    assert (poison["verdict"], poison["reject_reasons"], poison["text"]) == ("quarantined", ["killed_engine"], "")
+    assert (poison["verdict"], poison["reject_reasons"], poison["text"]) == (
+        "quarantined",
+        ["killed_engine"],
+        "",
+    )
     assert poison["finish_reason"] is None
     assert poison["length_ratio"] is None
     assert (kept["model"], kept["model_hash"], kept["engine_version"]) == ("m", "h", "fake 1")

@@ -87,7 +87,9 @@ def test_deaths_are_bounded_per_part_and_other_parts_go_on():
 
 
 def test_what_fails_once_is_tried_again_and_what_always_fails_is_quarantined():
-    outcomes, supervisor = run([request(number) for number in range(64)], {"failure_fraction": 0.3, "hopeless_fraction": 0.1})
+    outcomes, supervisor = run(
+        [request(number) for number in range(64)], {"failure_fraction": 0.3, "hopeless_fraction": 0.1}
+    )
     hopeless = [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
     assert {outcome.reason for outcome in hopeless} == {"request_failed"}
     assert 1 <= len(hopeless) <= 20
@@ -104,7 +106,9 @@ def test_a_request_that_is_too_long_is_not_tried_again():
 
 def test_an_engine_that_does_not_start_tells_every_request_why():
     outcomes, _ = run([request(number) for number in range(5)], {"start_failure": "no weights"})
-    assert all(isinstance(outcome, EngineStartFailed) and "no weights" in str(outcome) for outcome in outcomes)
+    assert all(
+        isinstance(outcome, EngineStartFailed) and "no weights" in str(outcome) for outcome in outcomes
+    )
 
 
 def test_an_engine_that_does_not_come_back_tells_every_request_why():
@@ -115,7 +119,8 @@ def test_an_engine_that_does_not_come_back_tells_every_request_why():
         await supervisor.generate(0, request(0))
         engine.behaviour = FakeBehaviour(poison=POISON, start_failure="the device is lost")
         return await asyncio.gather(
-            *(supervisor.generate(0, each) for each in [request(1, POISON), *map(request, range(2, 8))]), return_exceptions=True
+            *(supervisor.generate(0, each) for each in [request(1, POISON), *map(request, range(2, 8))]),
+            return_exceptions=True,
         )
 
     outcomes = asyncio.run(everything())
@@ -135,7 +140,9 @@ def test_retries_of_a_failed_request_keep_out_of_a_search_for_a_killer(monkeypat
 
 
 def test_device_time_is_shared_by_requests_in_flight_and_adds_up():
-    outcomes, supervisor = run([request(number) for number in range(64)], {"latency_seconds": 0.2}, parts=2, max_in_flight=64)
+    outcomes, supervisor = run(
+        [request(number) for number in range(64)], {"latency_seconds": 0.2}, parts=2, max_in_flight=64
+    )
     assert len(answers_of(outcomes)) == 64
     first, second = supervisor.usage(0).device_seconds, supervisor.usage(1).device_seconds
     assert first == pytest.approx(second, rel=0.2)

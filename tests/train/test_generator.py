@@ -9,7 +9,14 @@ from synth.identity import read_manifest
 from synth.storage import read_parquet, study_path
 from train import generator
 from train.config import GeneratorConfig
-from train.generator import ANSWER_LINE, exchanges_of, pack_config, plan_generator, run_config, write_exchanges
+from train.generator import (
+    ANSWER_LINE,
+    exchanges_of,
+    pack_config,
+    plan_generator,
+    run_config,
+    write_exchanges,
+)
 from train.tokens import PackedInfo
 
 TEXT = " ".join(f"Sentence number {n} says something about the value {n * n}." for n in range(40))
@@ -18,12 +25,19 @@ TEXT = " ".join(f"Sentence number {n} says something about the value {n * n}." f
 @pytest.fixture
 def config(tmp_path, write_corpus):
     """`config(field=value, ...)`: a generator learning from a corpus of eight documents."""
-    texts = [f"Document {n}. {TEXT}" for n in range(8)]
-    held_out = {"web": [f"Held out {n}. {TEXT}" for n in range(3)]}
+    texts = [TEXT.replace("something", f"thing {n}") for n in range(8)]
+    held_out = {"web": [TEXT.replace("something", f"held-out thing {n}") for n in range(3)]}
     write_corpus(str(tmp_path), "prose", texts, held_out=held_out)
 
     def make(**changes):
-        fields = {"root": str(tmp_path), "corpus": "prose", "model": "12k", "vocab_size": 300, "sequence_length": 64, "train_tokens": 2048}
+        fields = {
+            "root": str(tmp_path),
+            "corpus": "prose",
+            "model": "12k",
+            "vocab_size": 300,
+            "sequence_length": 64,
+            "train_tokens": 2048,
+        }
         return GeneratorConfig.model_validate(fields | changes)
 
     return make
@@ -43,7 +57,9 @@ def test_an_exchange_is_two_neighbouring_pieces_and_together_they_are_the_docume
 
 
 def test_a_short_document_is_one_exchange_and_a_single_word_none():
-    assert exchanges_of("First half here. Second half.", 100) == [f"First half here.\n\n{ANSWER_LINE}\nSecond half."]
+    assert exchanges_of("First half here. Second half.", 100) == [
+        f"First half here.\n\n{ANSWER_LINE}\nSecond half."
+    ]
     assert exchanges_of("x", 100) == []
     assert exchanges_of("", 100) == []
 
@@ -85,7 +101,11 @@ def test_template_syntax_in_a_document_stays_text(config):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"model": "11k"}, "'11k'"), ({"train_tokens": 100}, "train_tokens = 100"), ({"corpus": "poems"}, "build_corpus")],
+    [
+        ({"model": "11k"}, "'11k'"),
+        ({"train_tokens": 100}, "train_tokens = 100"),
+        ({"corpus": "poems"}, "build_corpus"),
+    ],
 )
 def test_a_generator_that_cannot_be_is_refused_in_one_sentence(config, changes, words):
     with pytest.raises(UserError, match=words):
@@ -140,7 +160,9 @@ def test_a_trained_generator_loads_answers_in_its_format_and_is_made_once(config
     table = read_parquet(next(iter((tmp_path / "corpora" / "tiny.exchanges" / "train").iterdir())))
     exchange = table["text"][0].as_py()
     prompt, answer = exchange.split(f"\n\n{ANSWER_LINE}\n")
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
     as_prompted = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     as_trained = [packed.eot_id, *tokenizer(exchange, add_special_tokens=False)["input_ids"]]
     assert as_trained[: len(as_prompted)] == as_prompted

@@ -54,7 +54,16 @@ def config(tmp_path, packed):
 
 
 def finished(run, packed, placement, status="complete"):
-    record = failed_record(run, packed.vocab_size, placement, "why", tokens=run.train_tokens, seconds=2.0, tokens_per_second=9.0, attempts=1)
+    record = failed_record(
+        run,
+        packed.vocab_size,
+        placement,
+        "why",
+        tokens=run.train_tokens,
+        seconds=2.0,
+        tokens_per_second=9.0,
+        attempts=1,
+    )
     reason = None if status == "complete" else "why"
     return record.model_copy(update={"status": status, "reason": reason})
 
@@ -91,7 +100,11 @@ def test_the_ends_of_the_share_name_one_source_so_that_equal_runs_are_one():
 def test_training_order_is_cheapest_first_then_longest_to_shortest(config, packed):
     runs = expand_grid(config(synthetic=(), shares=(0.0,)), packed)
     names = {model_of(name): name for name in ("12k", "25k")}
-    assert [(names[run.model], run.train_tokens // STEP) for run in runs] == [("12k", 1), ("25k", 4), ("12k", 4)]
+    assert [(names[run.model], run.train_tokens // STEP) for run in runs] == [
+        ("12k", 1),
+        ("25k", 4),
+        ("12k", 4),
+    ]
 
 
 def test_training_order_does_not_depend_on_the_order_given(config, packed):
@@ -108,8 +121,14 @@ def test_training_order_does_not_depend_on_the_order_given(config, packed):
         ({"synthetic": ("natural",)}, ["synthetic", "'natural'"]),
         ({"synthetic": (), "shares": (0.5,)}, ["synthetic is empty", "share 0"]),
         ({"axes": ({"models": ("13k",), "train_tokens": (STEP,)},)}, ["'13k'", "12k, 25k"]),
-        ({"axes": ({"models": ("12k",), "train_tokens": (STEP - 1,)},)}, ["train_tokens = 255", "256 tokens"]),
-        ({"axes": ({"models": ("12k",), "train_tokens": (200 * ROW + STEP,)},)}, ["passes over source", "max_epochs"]),
+        (
+            {"axes": ({"models": ("12k",), "train_tokens": (STEP - 1,)},)},
+            ["train_tokens = 255", "256 tokens"],
+        ),
+        (
+            {"axes": ({"models": ("12k",), "train_tokens": (200 * ROW + STEP,)},)},
+            ["passes over source", "max_epochs"],
+        ),
         ({"shares": ()}, ["no run"]),
         ({"placement": {"workers_per_lane": 3}}, ["rows_per_step = 8", "workers_per_lane = 3"]),
         ({"placement": {"workers_per_lane": 2, "gpus_per_worker": 0.5}}, ["gpus_per_worker = 0.5", "lanes"]),
@@ -156,7 +175,10 @@ def test_a_finished_plan_is_finished_until_a_record_is_taken_away(config, packed
     planned = plan_runs(asked, packed)
     identity = claim_plan(asked, packed, planned)
     statuses = ["failed", "diverged", *["complete"] * (len(planned) - 2)]
-    records = [finished(each.run, packed, asked.placement, status) for each, status in zip(planned, statuses, strict=True)]
+    records = [
+        finished(each.run, packed, asked.placement, status)
+        for each, status in zip(planned, statuses, strict=True)
+    ]
     for record in records:
         write_record(asked.root, record)
     assert not plan_pretrain(asked).finished

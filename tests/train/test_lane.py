@@ -54,7 +54,9 @@ def trainer(run, packed, placement, directory, *, device, report):
         raise UserError("packed_hash is another one.")
     if run.seed == 3:
         raise OSError("no space left on device")
-    record = failed_record(run, packed.vocab_size, placement, "", tokens=9, seconds=1, tokens_per_second=1, attempts=1)
+    record = failed_record(
+        run, packed.vocab_size, placement, "", tokens=9, seconds=1, tokens_per_second=1, attempts=1
+    )
     record = record.model_copy(update={"status": "complete", "reason": None})
     if dist.get_rank() == 0:
         write_record(str(directory.parent.parent), record)
@@ -82,7 +84,10 @@ def work(root, runs, **placement):
 def test_a_run_that_raises_is_recorded_and_the_next_one_is_trained(group, tmp_path, packed):
     bad, good = run_on(packed, seed=1), run_on(packed, seed=10)
     link = work(tmp_path, [bad, good])
-    assert [(record.run_id, record.status) for record in link.records] == [(bad.run_id, "failed"), (good.run_id, "complete")]
+    assert [(record.run_id, record.status) for record in link.records] == [
+        (bad.run_id, "failed"),
+        (good.run_id, "complete"),
+    ]
     record = read_record(str(tmp_path), bad.run_id)
     assert record == link.records[0]
     assert record.reason == "ValueError: bad shapes"
@@ -160,7 +165,9 @@ def peer(rank, root, address, runs, faults, results):
         ending = "stopped"
     except RuntimeError as error:
         ending = type(error).__name__
-    results.put((rank, ending, [record.status for record in link.records], link.queue._tickets.get(runs[0].run_id)))
+    results.put(
+        (rank, ending, [record.status for record in link.records], link.queue._tickets.get(runs[0].run_id))
+    )
     results.close()
     results.join_thread()
     os._exit(0)
@@ -170,7 +177,10 @@ def two_ranks(tmp_path, runs, faults):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     address = f"file://{tmp_path}/rendezvous"
-    workers = [context.Process(target=peer, args=(rank, str(tmp_path), address, runs, faults, results)) for rank in (0, 1)]
+    workers = [
+        context.Process(target=peer, args=(rank, str(tmp_path), address, runs, faults, results))
+        for rank in (0, 1)
+    ]
     for worker in workers:
         worker.start()
     ends = {}

@@ -52,8 +52,11 @@ def lanes(cluster, root):
 def runs(packed):
     """Six runs that differ in everything a lane could carry from one to the next."""
     mixtures = [{"natural": 1.0}, {"natural": 0.5, "synthetic": 0.5}, {"synthetic": 1.0}]
-    return [run_on(packed, mixture=mixture, seed=seed, precision=precision)
-            for mixture in mixtures for seed, precision in ((0, "fp32"), (1, "bf16"))]
+    return [
+        run_on(packed, mixture=mixture, seed=seed, precision=precision)
+        for mixture in mixtures
+        for seed, precision in ((0, "fp32"), (1, "bf16"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,9 @@ def alone_too(runs):
 def train_alone(root, run):
     config = json.dumps(run.model_dump(mode="json"))
     command = [sys.executable, "-m", "tests.assets.train_alone", str(root)]
-    subprocess.run(command, input=config, text=True, cwd=REPOSITORY, check=True, timeout=800, capture_output=True)
+    subprocess.run(
+        command, input=config, text=True, cwd=REPOSITORY, check=True, timeout=800, capture_output=True
+    )
 
 
 def run_on_seed(run, seed):
@@ -87,7 +92,11 @@ def numbers(root, run_id):
     clocks = {"wall_seconds", "device_seconds", "tokens_per_second", "provenance", "placement", "attempts"}
     lines = (run_directory(root, run_id) / "metrics.jsonl").read_text().splitlines()
     steps = [
-        {name: value for name, value in json.loads(line).items() if name not in ("tokens_per_second", "wall_seconds")}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if name not in ("tokens_per_second", "wall_seconds")
+        }
         for line in lines
     ]
     return record.model_dump(exclude=clocks), steps
@@ -134,11 +143,15 @@ def test_clients_that_take_no_cpu_get_records_while_both_lanes_hold_all_cpus(lan
     def trial(queue, run):
         return ray.get(queue.submit.remote(run)).final.loss_nats_per_token
 
-    losses = ray.get([trial.remote(lanes.queue, run_on_seed(runs[0], seed)) for seed in (21, 22, 22)], timeout=600)
+    losses = ray.get(
+        [trial.remote(lanes.queue, run_on_seed(runs[0], seed)) for seed in (21, 22, 22)], timeout=600
+    )
     assert losses[1] == losses[2] != losses[0]
 
 
-def test_a_run_whose_worker_is_killed_resumes_from_its_checkpoint_with_the_same_losses(lanes, root, runs, alone):
+def test_a_run_whose_worker_is_killed_resumes_from_its_checkpoint_with_the_same_losses(
+    lanes, root, runs, alone
+):
     run = run_on_seed(runs[0], DIES_ONCE)
     record = ray.get(lanes.submit(run), timeout=600)
     assert record.status == "complete"

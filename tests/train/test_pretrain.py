@@ -76,7 +76,9 @@ def test_a_grid_whose_driver_is_killed_goes_on_where_it_was_and_ends_the_same(tm
 
     run_job(quiet)
     assert numbers(disturbed) == numbers(quiet)
-    manifests = [json.loads((root / "plans" / "grid" / "manifest.json").read_text()) for root in (disturbed, quiet)]
+    manifests = [
+        json.loads((root / "plans" / "grid" / "manifest.json").read_text()) for root in (disturbed, quiet)
+    ]
     assert manifests[0]["runs"] == manifests[1]["runs"]
     assert manifests[0]["complete"] == 8
 

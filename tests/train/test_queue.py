@@ -9,7 +9,13 @@ from train.sizes import model_of
 
 def _run(seed: int = 0) -> RunConfig:
     return RunConfig(
-        packed="p", packed_hash="0", model=model_of("12k"), mixture={"natural": 1.0}, train_tokens=1024, sequence_length=16, seed=seed
+        packed="p",
+        packed_hash="0",
+        model=model_of("12k"),
+        mixture={"natural": 1.0},
+        train_tokens=1024,
+        sequence_length=16,
+        seed=seed,
     )
 
 
@@ -113,7 +119,9 @@ def test_tokens_in_hand_are_those_of_runs_without_a_record(queue):
 
 def test_the_record_of_a_failed_run_keeps_what_is_known_and_invents_nothing():
     placement = TrainPlacement(workers_per_lane=2)
-    record = failed_record(_run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2)
+    record = failed_record(
+        _run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2
+    )
     assert (record.status, record.reason, record.attempts) == ("failed", "why", 2)
     assert record.final is None
     assert record.sources == {}

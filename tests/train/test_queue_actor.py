@@ -16,12 +16,20 @@ SOON = 5.0
 
 def run_with(seed):
     return RunConfig(
-        packed="p", packed_hash="0", model=model_of("12k"), mixture={"natural": 1.0}, train_tokens=1024, sequence_length=16, seed=seed
+        packed="p",
+        packed_hash="0",
+        model=model_of("12k"),
+        mixture={"natural": 1.0},
+        train_tokens=1024,
+        sequence_length=16,
+        seed=seed,
     )
 
 
 def record_of(run):
-    return failed_record(run, 300, TrainPlacement(), "why", tokens=0, seconds=0, tokens_per_second=0, attempts=1)
+    return failed_record(
+        run, 300, TrainPlacement(), "why", tokens=0, seconds=0, tokens_per_second=0, attempts=1
+    )
 
 
 @pytest.fixture

@@ -24,8 +24,21 @@ MIXTURES = ((None, 0.0), ("hq", 1 / 3), ("hq", 1.0))
 def write_run(root, size, train_tokens, synthetic, share, status="complete"):
     """Write the record of one run whose loss follows a chinchilla law with 0.1 % noise; return its plan entry."""
     mixture = {"natural": 1.0} if synthetic is None else {"natural": 1.0 - share, synthetic: share}
-    model = ModelConfig(num_layers=1, hidden_size=8 * (1 + list(SIZES).index(size)), num_heads=1, num_kv_heads=1, intermediate_size=8)
-    run = RunConfig(packed="packed", packed_hash="0" * 16, model=model, mixture=mixture, train_tokens=train_tokens, sequence_length=64)
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=8 * (1 + list(SIZES).index(size)),
+        num_heads=1,
+        num_kv_heads=1,
+        intermediate_size=8,
+    )
+    run = RunConfig(
+        packed="packed",
+        packed_hash="0" * 16,
+        model=model,
+        mixture=mixture,
+        train_tokens=train_tokens,
+        sequence_length=64,
+    )
     noise = 1e-3 * np.random.default_rng(int(run.run_id[:8], 16)).normal()
     loss = (40 * SIZES[size] ** -0.3 + 90 * train_tokens**-0.32 + 2.5 - 0.1 * share) * np.exp(noise)
     domain = DomainLoss(loss_nats_per_token=loss, bits_per_byte=1.0, tokens=10, bytes=40)
@@ -46,7 +59,14 @@ def write_study(root, diverged=None):
     """Write the paper's two axes: every budget at 98k, every size at 1.6 M tokens, for each mixture."""
     cells = [("98k", tokens) for tokens in TOKENS] + [(size, 1_600_000) for size in SIZES if size != "98k"]
     entries = [
-        write_run(root, size, tokens, synthetic, share, "diverged" if (size, tokens, share) == diverged else "complete")
+        write_run(
+            root,
+            size,
+            tokens,
+            synthetic,
+            share,
+            "diverged" if (size, tokens, share) == diverged else "complete",
+        )
         for synthetic, share in MIXTURES
         for size, tokens in cells
     ]
@@ -81,7 +101,7 @@ def table(tmp_path):
 
 def flags(table, *more):
     return ["--runs", str(table), "--columns.num_params", "N", "--columns.train_tokens", "D", "--bootstrap_samples", "30",
-            "--hold_out_largest", "false", "--out", str(table.parent / "out"), *more]  # fmt: skip
+            "--no-hold_out_largest", "--out", str(table.parent / "out"), *more]  # fmt: skip
 
 
 # --- a study ---------------------------------------------------------------------------------------------------
@@ -90,7 +110,9 @@ def flags(table, *more):
 def test_a_study_gives_both_axes_and_the_joint_law_for_every_mixture(study):
     _, _, file = study
     assert [(fit.law, fit.group) for fit in file.fits] == [
-        (law, group) for law in ("data", "model", "chinchilla") for group in ("natural", "hq 33 %", "hq 100 %")
+        (law, group)
+        for law in ("data", "model", "chinchilla")
+        for group in ("natural", "hq 33 %", "hq 100 %")
     ]
     data, model = file.fits[0], file.fits[3]
     assert data.fixed == {"num_params": 98_000.0}
@@ -125,7 +147,9 @@ def test_what_was_written_predicts_as_the_fit_did(study):
     laws = load_fit(root)
     assert laws.groups == ("natural", "hq 33 %", "hq 100 %")
     fitted = laws.find("chinchilla", "hq 33 %")
-    assert fitted.record == next(fit for fit in file.fits if (fit.law, fit.group) == ("chinchilla", "hq 33 %"))
+    assert fitted.record == next(
+        fit for fit in file.fits if (fit.law, fit.group) == ("chinchilla", "hq 33 %")
+    )
     assert fitted.samples.shape == (40, 5)
     inside = fitted.predict(num_params=98_000, train_tokens=800_000)
     truth = 40 * 98_000**-0.3 + 90 * 800_000**-0.32 + 2.5 - 0.1 / 3
@@ -151,7 +175,9 @@ def test_a_second_run_only_reads(study):
     before = {path.name: path.stat().st_mtime_ns for path in study_path(root, "laws", "laws").iterdir()}
     assert plan_laws(settings(root)).finished
     assert fit_laws(settings(root)) == file
-    assert {path.name: path.stat().st_mtime_ns for path in study_path(root, "laws", "laws").iterdir()} == before
+    assert {
+        path.name: path.stat().st_mtime_ns for path in study_path(root, "laws", "laws").iterdir()
+    } == before
 
 
 def test_after_a_kill_the_same_bytes_are_written(study, tmp_path):
@@ -174,7 +200,9 @@ def test_a_diverged_run_is_listed_with_its_reason(tmp_path):
     lost = next(e["run_id"] for e in entries if read_record(str(tmp_path), e["run_id"]).status == "diverged")
     file = fit_laws(settings(tmp_path, law="data", bootstrap_samples=0))
     fit = next(fit for fit in file.fits if fit.group == "hq 100 %")
-    assert [(row.run_id, row.reason) for row in fit.rows_excluded] == [(lost, "diverged: loss is not finite at step 3")]
+    assert [(row.run_id, row.reason) for row in fit.rows_excluded] == [
+        (lost, "diverged: loss is not finite at step 3")
+    ]
     assert lost not in fit.rows_used
     assert [(row["loss"], row["used"]) for row in file.rows if row["run_id"] == lost] == [(None, False)]
 
@@ -194,7 +222,9 @@ def test_missing_plans_and_records_name_the_job_to_run(tmp_path):
         plan_laws(settings(tmp_path))
     entries = write_study(str(tmp_path))
     (tmp_path / "runs" / entries[3]["run_id"] / "record.json").unlink()
-    with pytest.raises(UserError, match=f"1 of the 24 runs of plan 'grid' have no record yet .first: {entries[3]['run_id']}"):
+    with pytest.raises(
+        UserError, match=f"1 of the 24 runs of plan 'grid' have no record yet .first: {entries[3]['run_id']}"
+    ):
         plan_laws(settings(tmp_path))
 
 
@@ -202,7 +232,10 @@ def test_a_group_with_too_few_runs_is_named(tmp_path):
     entries = write_study(str(tmp_path))
     kept = [e for e in entries if e["share"] == 0] + [e for e in entries if e["share"] == 1.0][:2]
     write_json_atomic(tmp_path / "plans" / "grid" / "plan.json", {"runs": kept})
-    assert "no data law for 'hq 100 %': train_tokens takes 2 different values" in plan_laws(settings(tmp_path)).warnings[0]
+    assert (
+        "no data law for 'hq 100 %': train_tokens takes 2 different values"
+        in plan_laws(settings(tmp_path)).warnings[0]
+    )
     with pytest.raises(UserError, match="too few runs for the data law of 'hq 100 %': train_tokens takes 2"):
         plan_laws(settings(tmp_path, law="data"))
 
@@ -215,7 +248,9 @@ def test_a_law_in_the_share_takes_a_source_with_the_natural_runs(study):
     fitted = load_fit(root, "ratio").find("ratio_floor", "hq")
     assert fitted.best_share(num_params=98_000, train_tokens=1_600_000).value == 1.0
     without = fitted.predict(num_params=98_000, train_tokens=1_600_000, share=0.0).value
-    assert without - fitted.predict(num_params=98_000, train_tokens=1_600_000, share=1.0).value == pytest.approx(0.1, abs=0.02)
+    assert without - fitted.predict(
+        num_params=98_000, train_tokens=1_600_000, share=1.0
+    ).value == pytest.approx(0.1, abs=0.02)
 
 
 # --- a table, through the command line -------------------------------------------------------------------------
@@ -231,7 +266,9 @@ def test_a_table_is_fitted_from_the_command_line(table, capsys):
     assert fit["gradient_norm"] < 1e-6
     assert fit["starts_at_optimum_fraction"] > 0.5
     assert len(fit["rows_used"]) == 18
-    assert load_directory(study_path(str(out))).find("chinchilla", "all").parameters["alpha"] == pytest.approx(0.3, abs=0.2)
+    assert load_directory(study_path(str(out))).find("chinchilla", "all").parameters[
+        "alpha"
+    ] == pytest.approx(0.3, abs=0.2)
     assert (out / "chinchilla-law.svg").exists()
     assert "chinchilla law, all" in capsys.readouterr().err
 
@@ -266,8 +303,14 @@ def test_a_dry_run_writes_nothing(table, capsys):
     ("change", "message"),
     [
         (lambda text: text.replace("N,D", "params,D"), "no column 'N'; it has params, D, loss, mix"),
-        (lambda text: "\n".join(text.splitlines()[:4]) + "\n", "too few runs for the chinchilla law of 'all'"),
-        (lambda text: text.replace("200000.0,", "100000.0,").replace("400000.0,", "100000.0,"), "num_params takes 1 different value"),
+        (
+            lambda text: "\n".join(text.splitlines()[:4]) + "\n",
+            "too few runs for the chinchilla law of 'all'",
+        ),
+        (
+            lambda text: text.replace("200000.0,", "100000.0,").replace("400000.0,", "100000.0,"),
+            "num_params takes 1 different value",
+        ),
         (lambda text: text.splitlines()[0] + "\n", "has no row to fit"),
     ],
 )

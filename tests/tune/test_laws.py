@@ -34,13 +34,17 @@ TRUTH = {
 }
 
 
-def grid_rows(law, noise=0.0, seed=0, num_params=(1e5, 3e5, 1e6, 3e6), train_tokens=(1e6, 3e6, 1e7, 3e7, 1e8)):
+def grid_rows(
+    law, noise=0.0, seed=0, num_params=(1e5, 3e5, 1e6, 3e6), train_tokens=(1e6, 3e6, 1e7, 3e7, 1e8)
+):
     """Rows of a full grid of whatever the law needs, with losses from its TRUTH and log-normal noise."""
     law = ALL_LAWS[law]
     axes = {"num_params": num_params, "train_tokens": train_tokens, "unique_tokens": (4e6, 5e7), "share": (0.05, 1 / 3, 2 / 3, 1.0),
             "web": (0.0, 0.2, 0.5), "code": (0.1, 0.3, 0.5)}  # fmt: skip
     used = [name for name in axes if name in law.columns_needed or name in ("num_params", "train_tokens")]
-    rows = dict(zip(used, (axis.ravel() for axis in np.meshgrid(*(axes[name] for name in used))), strict=True))
+    rows = dict(
+        zip(used, (axis.ravel() for axis in np.meshgrid(*(axes[name] for name in used))), strict=True)
+    )
     theta = law.to_theta(np.array([list(TRUTH[law.name].values())]))
     log_loss = law.log_prediction(theta, law.columns(rows))[0]
     return {**rows, "loss": np.exp(log_loss + noise * np.random.default_rng(seed).normal(size=len(log_loss)))}
@@ -73,7 +77,10 @@ def test_gradient_is_the_derivative(law, objective):
     _, gradient = problem.value_and_gradient(theta)
     for i in range(theta.shape[1]):
         step = 1e-6 * np.eye(theta.shape[1])[i]
-        above, below = problem.value_and_gradient(theta + step)[0], problem.value_and_gradient(theta - step)[0]
+        above, below = (
+            problem.value_and_gradient(theta + step)[0],
+            problem.value_and_gradient(theta - step)[0],
+        )
         np.testing.assert_allclose(gradient[:, i], (above - below) / 2e-6, rtol=2e-4, atol=1e-6)
 
 
@@ -100,7 +107,9 @@ def test_centring_is_undone_exactly(log_a, alpha, centre_n, centre_d):
     np.testing.assert_allclose(law.to_theta(parameters, centre), theta, atol=1e-9)
     rows = {"num_params": [3e8], "train_tokens": [2e10]}
     centred = law.log_prediction(theta, law.columns(rows, centre))
-    np.testing.assert_allclose(law.log_prediction(law.to_theta(parameters), law.columns(rows)), centred, rtol=1e-9)
+    np.testing.assert_allclose(
+        law.log_prediction(law.to_theta(parameters), law.columns(rows)), centred, rtol=1e-9
+    )
 
 
 def test_a_weight_of_three_is_the_row_three_times():
@@ -148,7 +157,9 @@ def test_least_absolute_deviations_fits_as_many_rows_exactly_as_it_has_parameter
 
 
 def test_many_starts_end_at_one_optimum():
-    problem = Problem.of(LAWS["chinchilla"], grid_rows("chinchilla", noise=0.01), Objective("huber_log", 1e-3))
+    problem = Problem.of(
+        LAWS["chinchilla"], grid_rows("chinchilla", noise=0.01), Objective("huber_log", 1e-3)
+    )
     found = multi_start(problem, LAWS["chinchilla"].starts(problem.log_level))
     assert np.mean(found.value < found.value.min() * (1 + 1e-6)) > 0.9
 
@@ -213,7 +224,9 @@ def test_noise_is_pooled_by_degrees_of_freedom():
     assert Noise.pooled([Noise(0.0, 0)]) is None
     residual = np.array([0.01, 0.03, -0.02, 0.01])
     assert residual_noise(residual, np.array([0, 0, 1, 2]), 1).degrees_of_freedom == 2
-    assert residual_noise(residual, np.array([0, 0, 1, 2]), 1).standard_deviation == pytest.approx(np.sqrt(0.0009 / 2))
+    assert residual_noise(residual, np.array([0, 0, 1, 2]), 1).standard_deviation == pytest.approx(
+        np.sqrt(0.0009 / 2)
+    )
 
 
 def test_resamples_repeat_and_differ_between_groups():
@@ -230,7 +243,10 @@ def test_intervals_of_five_points_cover_the_truth():
         tasks = [Task(LAWS["data"], five_points(0.002, seed + i), f"group {seed + i}") for i in range(6)]
         fitted = fit_all(tasks, Settings(Objective("mse_log"), bootstrap_samples=300, hold_out_largest=False))
         truth = 300.0 * 3.2e7**-0.3 + 2.2
-        hits += [each.predict(train_tokens=3.2e7).low < truth < each.predict(train_tokens=3.2e7).high for each in fitted]
+        hits += [
+            each.predict(train_tokens=3.2e7).low < truth < each.predict(train_tokens=3.2e7).high
+            for each in fitted
+        ]
     assert 0.88 < np.mean(hits) <= 1.0
 
 
@@ -305,7 +321,14 @@ def test_a_derived_quantity_gets_an_interval():
 
 def test_a_fit_prints_what_matters():
     text = str(fit("data", five_points(0.02), bootstrap_samples=50))
-    for part in ("data law, all", "huber_log (delta 0.001)", "beta", "95% interval", "held-out largest scale", "  ! "):
+    for part in (
+        "data law, all",
+        "huber_log (delta 0.001)",
+        "beta",
+        "95% interval",
+        "held-out largest scale",
+        "  ! ",
+    ):
         assert part in text
 
 
@@ -313,7 +336,12 @@ def test_the_best_share_is_found_with_an_interval():
     fitted = fit("ratio_data", grid_rows("ratio_data", noise=0.002), "mse_log", bootstrap_samples=100)
     best = fitted.best_share(num_params=1e6, train_tokens=1e7)
     shares = np.linspace(0, 1, 2001)
-    truth = shares[np.argmin(300 * np.exp(-0.4 * shares + 0.5 * shares**2) * 1e7**-0.3 + 1.8 * np.exp(-0.1 * shares + 0.12 * shares**2))]
+    truth = shares[
+        np.argmin(
+            300 * np.exp(-0.4 * shares + 0.5 * shares**2) * 1e7**-0.3
+            + 1.8 * np.exp(-0.1 * shares + 0.12 * shares**2)
+        )
+    ]
     assert best.low <= truth <= best.high
     assert best.high - best.low < 0.2
     with pytest.raises(UserError, match="no share to choose"):
@@ -341,14 +369,36 @@ def test_a_straight_line_in_logarithms_has_no_floor():
 @pytest.mark.parametrize(
     ("law", "change", "message"),
     [
-        ("data", {"loss": np.array([1.0, np.nan, 1.0, 1.0, 1.0])}, "loss of row 2 is nan; it must be a positive number"),
+        (
+            "data",
+            {"loss": np.array([1.0, np.nan, 1.0, 1.0, 1.0])},
+            "loss of row 2 is nan; it must be a positive number",
+        ),
         ("data", {"train_tokens": np.array([1.0, 2.0, -3.0, 4.0, 5.0])}, "train_tokens of row 3 is -3"),
-        ("data", {"train_tokens": np.array([1.0, 1.0, 2.0, 2.0, 2.0])}, "train_tokens takes 2 different values"),
-        ("chinchilla", {"num_params": np.array([1.0, 2.0, 2.0, 2.0, 2.0]), "train_tokens": np.array([1.0, 1.0, 2.0, 3.0, 3.0])},
-         "there are 4 different points and its 5 parameters need at least 5"),
-        ("ratio_floor", {"share": np.array([0.0, 0.5, 1.5, 1.0, 1.0])}, "share of row 3 is 1.5; it must be a share between 0 and 1"),
+        (
+            "data",
+            {"train_tokens": np.array([1.0, 1.0, 2.0, 2.0, 2.0])},
+            "train_tokens takes 2 different values",
+        ),
+        (
+            "chinchilla",
+            {
+                "num_params": np.array([1.0, 2.0, 2.0, 2.0, 2.0]),
+                "train_tokens": np.array([1.0, 1.0, 2.0, 3.0, 3.0]),
+            },
+            "there are 4 different points and its 5 parameters need at least 5",
+        ),
+        (
+            "ratio_floor",
+            {"share": np.array([0.0, 0.5, 1.5, 1.0, 1.0])},
+            "share of row 3 is 1.5; it must be a share between 0 and 1",
+        ),
         ("chinchilla", {}, "num_params takes 1 different value and must take at least 2"),
-        ("data", {"loss": np.array(["a", "b", "c", "d", "e"])}, "'loss' holds something that is not a number"),
+        (
+            "data",
+            {"loss": np.array(["a", "b", "c", "d", "e"])},
+            "'loss' holds something that is not a number",
+        ),
     ],
 )
 def test_rows_that_cannot_be_fitted_are_refused_in_a_sentence(law, change, message):

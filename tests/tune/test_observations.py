@@ -41,7 +41,13 @@ def test_a_csv_becomes_typed_rows(table):
 
 def test_parquet_and_csv_of_the_same_rows_agree(table, tmp_path):
     path = tmp_path / "runs.parquet"
-    columns = {"n": [1_000_000, 2_000_000], "d": [1e8, 2e8], "l": [3.5, 3.0], "mix": ["a", "b"], "run": ["x", "y"]}
+    columns = {
+        "n": [1_000_000, 2_000_000],
+        "d": [1e8, 2e8],
+        "l": [3.5, 3.0],
+        "mix": ["a", "b"],
+        "run": ["x", "y"],
+    }
     pq.write_table(pa.table(columns), path)
     mapping = ColumnMapping(num_params="n", train_tokens="d", loss="l", group="mix", run_id="run")
     csv = table("run,mix,l,d,n\nx,a,3.5,1e8,1e6\ny,b,3.0,2e8,2e6\n")
@@ -63,7 +69,10 @@ def test_a_data_law_needs_no_parameter_column(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("N,train_tokens,loss\n1,2,3\n", "no column 'num_params'; it has N, train_tokens, loss: .* --columns.num_params NAME"),
+        (
+            "N,train_tokens,loss\n1,2,3\n",
+            "no column 'num_params'; it has N, train_tokens, loss: .* --columns.num_params NAME",
+        ),
         (GOOD.replace("3.25", "nan"), "loss of row 2 in .* is nan: it must be a positive number"),
         (GOOD.replace("3.25", "-3.25"), "loss of row 2 in .* is -3.25"),
         (GOOD.replace("3.25", "0"), "loss of row 2 in .* is 0"),
@@ -124,7 +133,13 @@ def test_the_highest_losses_are_dropped_and_listed(table):
 
 @pytest.mark.parametrize(
     ("synthetic", "share", "label"),
-    [(None, 0.0, "natural"), ("hq", 0.0, "natural"), ("hq", 1 / 3, "hq 33 %"), ("qa", 0.025, "qa 2.5 %"), ("qa", 1.0, "qa 100 %")],
+    [
+        (None, 0.0, "natural"),
+        ("hq", 0.0, "natural"),
+        ("hq", 1 / 3, "hq 33 %"),
+        ("qa", 0.025, "qa 2.5 %"),
+        ("qa", 1.0, "qa 100 %"),
+    ],
 )
 def test_mixtures_have_one_name(synthetic, share, label):
     assert mixture_label(synthetic, share) == label

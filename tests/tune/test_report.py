@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -31,6 +32,9 @@ from tune.fitting import fit_laws
 from tune.laws import load_fit
 from tune.optimum import fit_curve
 from tune.report import plan_report, write_report
+from tune.report_inputs import read_study
+from tune.report_page import render
+from tune.report_panels import training_panels
 from tune.results import CellOptimum, EqualLoss, Interval, Recommendation, TrialResult
 
 PROVENANCE = {
@@ -588,6 +592,32 @@ def test_markdown_says_the_same_and_its_figures_are_there(report: Path) -> None:
     scripts = [line for line in text.splitlines() if "<script" in line]
     assert scripts
     assert all(line.startswith("    ") for line in scripts)  # code, which Markdown shows as it is
+
+
+def test_a_source_of_searches_alone_has_no_training_panel(config: ReportConfig) -> None:
+    study = read_study(config)
+    names = [panel.name for panel in training_panels(study)]
+    assert "training-qa-98k" in names
+    without = dataclasses.replace(study, runs=tuple(run for run in study.runs if run.synthetic != "qa"))
+    assert [panel.name for panel in training_panels(without)] == [name for name in names if "qa" not in name]
+
+
+def test_an_answer_that_is_no_answer_says_so(config: ReportConfig) -> None:
+    study = read_study(config)
+    unsure = study.recommendations["target"].model_copy(
+        update={"best_share": Interval(value=0.2, low=0.0, high=0.5)}
+    )
+    warned = unsure.model_copy(update={"warnings": tuple(f"doubt {number}" for number in range(9))})
+    empty = dataclasses.replace(
+        study, runs=(), trial_records={}, optima=(), recommendations={"target": warned}
+    )
+    files = render(empty)
+    answer = Page(files["index.html"]).text["answer"]
+    for text in (answer, files["report.md"]):
+        assert "The interval reaches 0 %" in text
+        assert "No run of this study has a result" in text
+        assert all(f"doubt {number}" in text for number in range(9))
+    assert "3 more" in answer
 
 
 # --- written again ---------------------------------------------------------------------------------------------

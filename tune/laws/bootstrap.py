@@ -63,13 +63,13 @@ def resampled_weights(run: Indices, samples: int, seed: int) -> Floats:
     """
     num_runs = int(run.max()) + 1
     state = np.random.RandomState(seed)
-    counts = np.stack([np.bincount(state.choice(num_runs, num_runs), minlength=num_runs) for _ in range(samples)])
+    counts = np.stack(
+        [np.bincount(state.choice(num_runs, num_runs), minlength=num_runs) for _ in range(samples)]
+    )
     return counts[:, run].astype(np.float64)
 
 
-def pairs_bootstrap(
-    problem: Problem, starts: Floats, run: Indices, samples: int, seed: int
-) -> Floats:
+def pairs_bootstrap(problem: Problem, starts: Floats, run: Indices, samples: int, seed: int) -> Floats:
     """Return the optimum of each resample, [samples, p], the best from each of starts [k, p]."""
     weights = resampled_weights(run, samples, seed)
     return _refit(problem, starts, np.broadcast_to(problem.log_loss, weights.shape), weights)
@@ -95,7 +95,10 @@ def _refit(problem: Problem, starts: Floats, log_loss: Floats, weights: Floats |
         part = slice(first, first + size)
         batch = problem.resampled(log_loss[part], None if weights is None else weights[part])
         count = len(log_loss[part])
-        ends = [minimise_from(batch, np.tile(start, (count, 1)), effort=FOR_A_RESAMPLE, batched=True) for start in starts]
+        ends = [
+            minimise_from(batch, np.tile(start, (count, 1)), effort=FOR_A_RESAMPLE, batched=True)
+            for start in starts
+        ]
         best = np.argmin(np.stack([end.value for end in ends]), axis=0)
         found[part] = np.stack([end.theta for end in ends])[best, np.arange(count)]
     return found

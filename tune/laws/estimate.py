@@ -163,7 +163,8 @@ def hold_out(law: Law, rows: Rows, objective: Objective) -> HoldOut | None:
         for i in range(len(loss))
     )
     return HoldOut(
-        points=points, mean_absolute_relative_error=float(np.mean([abs(point.relative_error) for point in points]))
+        points=points,
+        mean_absolute_relative_error=float(np.mean([abs(point.relative_error) for point in points])),
     )
 
 
@@ -173,14 +174,17 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
     samples = law.to_parameters(thetas, centre)
     values = law.to_parameters(optimum.theta[None], centre)[0]
     parameters = {
-        name: interval_from(float(values[i]), samples[:, i], settings.confidence) for i, name in enumerate(law.names)
+        name: interval_from(float(values[i]), samples[:, i], settings.confidence)
+        for i, name in enumerate(law.names)
     }
     held = hold_out(law, task.rows, settings.objective) if settings.hold_out_largest else None
     warnings = _warnings(task, optimum, parameters, noise)
     if settings.bootstrap_samples and noise is None:
         warnings.append("there are no intervals: no degree of freedom is left to estimate the noise from")
     if settings.hold_out_largest and held is None:
-        warnings.append("too few runs to leave the largest scale out, so how well the law extrapolates is not known")
+        warnings.append(
+            "too few runs to leave the largest scale out, so how well the law extrapolates is not known"
+        )
     record = LawFit(
         law=law.name,
         formula=law.formula,
@@ -237,7 +241,9 @@ def _seed(seed: int, task: Task) -> int:
     return seed if task.group == "all" else zlib.crc32(f"{seed}|{task.law.name}|{task.group}".encode())
 
 
-def _warnings(task: Task, optimum: Optimum, parameters: Mapping[str, Interval], noise: Noise | None) -> list[str]:
+def _warnings(
+    task: Task, optimum: Optimum, parameters: Mapping[str, Interval], noise: Noise | None
+) -> list[str]:
     problem, theta, law = optimum.problem, optimum.theta, task.law
     said = []
     if not optimum.converged:

@@ -62,13 +62,17 @@ class FittedLaw:
         low, high = np.quantile(samples, _tails(self.record.confidence), axis=0)
         return value, low, high
 
-    def tokens_to_reach(self, loss: float, num_params: float | None = None, **inputs: float) -> Interval | None:
+    def tokens_to_reach(
+        self, loss: float, num_params: float | None = None, **inputs: float
+    ) -> Interval | None:
         """Return the training tokens at which the curve reaches a loss; None if it never does.
 
         `high` is null when the curve of too many resamples never gets there: the tokens have no upper limit then.
         """
         if "train_tokens" not in self.law.inputs:
-            raise UserError(f"the {self.law.name} law has no train_tokens, so it cannot say how many reach a loss")
+            raise UserError(
+                f"the {self.law.name} law has no train_tokens, so it cannot say how many reach a loss"
+            )
         point = {"num_params": num_params, "train_tokens": 1.0, **inputs}
         best = self._tokens(self._values(), point, loss)[0]
         if not np.isfinite(best):
@@ -81,7 +85,9 @@ class FittedLaw:
         Raises UserError for a law that does not know the share. Shares are searched in steps of 1 / SHARE_STEPS.
         """
         if "share" not in self.law.shares:
-            raise UserError(f"the {self.law.name} law has no share to choose: fit ratio_floor, ratio_data or ratio_full")
+            raise UserError(
+                f"the {self.law.name} law has no share to choose: fit ratio_floor, ratio_data or ratio_full"
+            )
         shares = np.linspace(0.0, 1.0, SHARE_STEPS + 1)
         same = np.ones_like(shares)
         value, samples = self._losses(
@@ -149,7 +155,9 @@ class FittedLaw:
         size = len(theta)
 
         def above(log_tokens: Floats) -> Floats:
-            rows = {name: np.full(size, value) for name, value in point.items()} | {"train_tokens": np.exp(log_tokens)}
+            rows = {name: np.full(size, value) for name, value in point.items()} | {
+                "train_tokens": np.exp(log_tokens)
+            }
             prediction = self.law.bind(self.law.columns(rows)).log_prediction(theta)
             return np.asarray(np.diagonal(prediction) > log_loss)
 

@@ -42,14 +42,22 @@ def _power_and_floor(x: Floats) -> Terms:
 
 def _chinchilla(x: Columns) -> Terms:
     return AffineTerms(
-        [design_of(5, {0: 1.0, 3: -x["num_params"]}), design_of(5, {1: 1.0, 4: -x["train_tokens"]}), design_of(5, {2: 1.0})]
+        [
+            design_of(5, {0: 1.0, 3: -x["num_params"]}),
+            design_of(5, {1: 1.0, 4: -x["train_tokens"]}),
+            design_of(5, {2: 1.0}),
+        ]
     )
 
 
 def _over_training(x: Columns) -> Terms:
     log_c, log_m = LOG_6 + x["num_params"] + x["train_tokens"], x["train_tokens"] - x["num_params"]
     return AffineTerms(
-        [design_of(4, {0: 1.0, 3: log_m - log_c}), design_of(4, {1: 1.0, 3: -log_m - log_c}), design_of(4, {2: 1.0})]
+        [
+            design_of(4, {0: 1.0, 3: log_m - log_c}),
+            design_of(4, {1: 1.0, 3: -log_m - log_c}),
+            design_of(4, {2: 1.0}),
+        ]
     )
 
 
@@ -69,7 +77,11 @@ def _rectified(x: Columns) -> Terms:
 
 
 def _data_constrained(x: Columns) -> Terms:
-    log_n, log_d, log_u = x["num_params"], x["train_tokens"], np.minimum(x["unique_tokens"], x["train_tokens"])
+    log_n, log_d, log_u = (
+        x["num_params"],
+        x["train_tokens"],
+        np.minimum(x["unique_tokens"], x["train_tokens"]),
+    )
     repeats = np.expm1(log_d - log_u)
 
     def function(theta: Floats) -> tuple[Sequence[Floats], Sequence[Floats]]:
@@ -83,14 +95,22 @@ def _data_constrained(x: Columns) -> Terms:
         in_n[..., 0], in_n[..., 3] = 1.0, -log_n
         in_d[..., 1], in_d[..., 4], in_d[..., 5] = 1.0, -log_effective, -beta * by_log_r
         constant[..., 2] = 1.0
-        return [a - alpha * log_n, b - beta * log_effective, np.broadcast_to(e, worth.shape)], [in_n, in_d, constant]
+        return [a - alpha * log_n, b - beta * log_effective, np.broadcast_to(e, worth.shape)], [
+            in_n,
+            in_d,
+            constant,
+        ]
 
     return CurvedTerms(function)
 
 
 def _chinchilla_tied(x: Columns) -> Terms:
     return AffineTerms(
-        [design_of(4, {0: 1.0, 3: -x["num_params"]}), design_of(4, {1: 1.0, 3: -x["train_tokens"]}), design_of(4, {2: 1.0})]
+        [
+            design_of(4, {0: 1.0, 3: -x["num_params"]}),
+            design_of(4, {1: 1.0, 3: -x["train_tokens"]}),
+            design_of(4, {2: 1.0}),
+        ]
     )
 
 
@@ -113,7 +133,9 @@ MODEL = Law(
     formula="L(N) = A * N^-alpha + E, N in parameters, L in nats/token, D fixed",
     source="the one-axis model law of Kang et al. 2025 (arXiv 2510.01631), after Hestness et al. 2017 (1712.00409)",
     parameters=(
-        coefficient("A", "loss that a larger model would remove, at one parameter", "nats/token * params^alpha"),
+        coefficient(
+            "A", "loss that a larger model would remove, at one parameter", "nats/token * params^alpha"
+        ),
         exponent("alpha", "how fast parameters remove it"),
         _E,
     ),
@@ -127,7 +149,9 @@ CHINCHILLA = Law(
     formula="L(N, D) = A * N^-alpha + B * D^-beta + E, N in parameters, D in tokens, L in nats/token",
     source="approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556); objective as in Besiroglu et al. 2024 (2404.10102)",
     parameters=(
-        coefficient("A", "loss that a larger model would remove, at one parameter", "nats/token * params^alpha"),
+        coefficient(
+            "A", "loss that a larger model would remove, at one parameter", "nats/token * params^alpha"
+        ),
         coefficient("B", "loss that more data would remove, at one token", "nats/token * tokens^beta"),
         _E,
         exponent("alpha", "how fast parameters remove their part"),
@@ -143,7 +167,9 @@ CHINCHILLA_TIED = Law(
     formula="L(N, D) = A * N^-gamma + B * D^-gamma + E, N in parameters, D in tokens, L in nats/token",
     source="chinchilla with alpha = beta = gamma, so that the compute-optimal D/N does not depend on the budget",
     parameters=(
-        coefficient("A", "loss that a larger model would remove, at one parameter", "nats/token * params^gamma"),
+        coefficient(
+            "A", "loss that a larger model would remove, at one parameter", "nats/token * params^gamma"
+        ),
         coefficient("B", "loss that more data would remove, at one token", "nats/token * tokens^gamma"),
         _E,
         exponent("gamma", "how fast parameters and data remove their parts"),

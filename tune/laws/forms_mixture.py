@@ -51,7 +51,11 @@ def exponential_mixing(shares: Sequence[str]) -> Law:
             floor("c", "loss on this domain that no mixture removes"),
             coefficient("k", "loss on top of it at a share of 0 of every source listed", "nats/token"),
             *(
-                slope(f"t_{name}", f"change of the logarithm of that part per unit share of {name}", (-4.0, -1.0, 0.0, 1.0))
+                slope(
+                    f"t_{name}",
+                    f"change of the logarithm of that part per unit share of {name}",
+                    (-4.0, -1.0, 0.0, 1.0),
+                )
                 for name in names
             ),
         ),
@@ -63,9 +67,7 @@ def exponential_mixing(shares: Sequence[str]) -> Law:
 
 def _bivariate(x: Columns) -> Terms:
     log_r, log_d = x["share"], x["train_tokens"]
-    return AffineTerms(
-        [design_of(4, {0: 1.0, 2: -log_r, 3: -log_d}), design_of(4, {1: 1.0, 2: -log_r})]
-    )
+    return AffineTerms([design_of(4, {0: 1.0, 2: -log_r, 3: -log_d}), design_of(4, {1: 1.0, 2: -log_r})])
 
 
 BIVARIATE_MIXING = Law(
@@ -73,7 +75,9 @@ BIVARIATE_MIXING = Law(
     formula="L(r, D) = r^-alpha * (B * D^-beta + C), r share of the domain, D in tokens, L in nats/token of that domain",
     source="BiMix, Ge et al. 2024 (arXiv 2405.14908), with its outer factor taken into B and C, which fixes the gauge",
     parameters=(
-        coefficient("B", "loss that more data would remove, at one token and share 1", "nats/token * tokens^beta"),
+        coefficient(
+            "B", "loss that more data would remove, at one token and share 1", "nats/token * tokens^beta"
+        ),
         coefficient("C", "loss of the domain alone, without limit of data", "nats/token"),
         exponent("alpha", "how fast a larger share of the domain removes its loss"),
         exponent("beta", "how fast data removes its part"),
@@ -86,7 +90,9 @@ BIVARIATE_MIXING = Law(
 
 # --- joint in N, D and the share -------------------------------------------------------------------------------
 
-_RATIO_SOURCE = "chinchilla (Hoffmann et al. 2022, arXiv 2203.15556) with parts that depend on the synthetic share; ours"
+_RATIO_SOURCE = (
+    "chinchilla (Hoffmann et al. 2022, arXiv 2203.15556) with parts that depend on the synthetic share; ours"
+)
 _E_SLOPES = (
     slope("e1", "linear change of log E with the share", (-0.2, 0.0)),
     slope("e2", "quadratic change of log E with the share"),

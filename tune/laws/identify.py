@@ -45,7 +45,9 @@ def bound_warnings(problem: Problem, theta: Floats) -> list[str]:
     ]
     for i, parameter in enumerate(problem.law.parameters):
         if not parameter.of_loss and (theta[i] <= low[i] + 1e-9 or theta[i] >= high[i] - 1e-9):
-            said.append(f"{parameter.name} ended at its bound {_shown(parameter, theta[i])}: these rows do not determine it")
+            said.append(
+                f"{parameter.name} ended at its bound {_shown(parameter, theta[i])}: these rows do not determine it"
+            )
     return said
 
 

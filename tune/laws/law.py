@@ -160,7 +160,9 @@ class CurvedTerms(Terms):
 
         def pull_back(weights: Sequence[Floats]) -> Floats:
             pairs = zip(weights, derivatives, strict=True)
-            return np.asarray(sum(np.einsum("sn,snp->sp", weight, derivative) for weight, derivative in pairs))
+            return np.asarray(
+                sum(np.einsum("sn,snp->sp", weight, derivative) for weight, derivative in pairs)
+            )
 
         return log_terms, pull_back
 
@@ -200,7 +202,9 @@ class Law:
 
     def centre(self, rows: Mapping[str, ArrayLike]) -> dict[str, float]:
         """Return the mean logarithm of each input over these rows."""
-        means = {name: float(np.mean(np.log(np.asarray(rows[name], dtype=np.float64)))) for name in self.inputs}
+        means = {
+            name: float(np.mean(np.log(np.asarray(rows[name], dtype=np.float64)))) for name in self.inputs
+        }
         return {name: means[self.centred_with.get(name, name)] for name in self.inputs}
 
     def columns(self, rows: Mapping[str, ArrayLike], centre: Mapping[str, float] | None = None) -> Columns:
@@ -242,7 +246,10 @@ class Law:
         levels = log_level * np.array([parameter.of_loss for parameter in self.parameters])
         counts = [len(parameter.starts) for parameter in self.parameters]
         if np.prod([float(count) for count in counts]) <= MAX_STARTS:
-            return np.array(list(itertools.product(*(parameter.starts for parameter in self.parameters)))) + levels
+            return (
+                np.array(list(itertools.product(*(parameter.starts for parameter in self.parameters))))
+                + levels
+            )
         choice = np.random.RandomState(0).randint(0, counts, size=(MAX_STARTS, len(counts)))
         table = [np.asarray(parameter.starts)[choice[:, i]] for i, parameter in enumerate(self.parameters)]
         return np.stack(table, axis=1) + levels

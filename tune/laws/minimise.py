@@ -70,7 +70,9 @@ class _Descent:
     def advance(self) -> None:
         """Try one point for every active row; accept it or shorten the step."""
         rows = self.active
-        trial = np.clip(self.theta[rows] + self.length[rows, None] * self.direction[rows], self.low, self.high)
+        trial = np.clip(
+            self.theta[rows] + self.length[rows, None] * self.direction[rows], self.low, self.high
+        )
         value, gradient = self.problem.value_and_gradient(trial, rows if self.member is not None else None)
         self.evaluations += len(rows)
         step = trial - self.theta[rows]
@@ -160,7 +162,9 @@ FOR_A_RESAMPLE = Effort(200, 1e-9)
 """A resample's optimum is needed to a small part of the spread of all of them, not to the last digit."""
 
 
-def descend(problem: Problem, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False) -> Minima:
+def descend(
+    problem: Problem, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False
+) -> Minima:
     """Minimise from each of theta [S, p] within the law's bounds.
 
     `batched` says that the problem's losses or weights have one row for each start.

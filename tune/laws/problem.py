@@ -66,7 +66,9 @@ class Problem:
             self._value_and_gradient(theta[i : i + size], np.asarray(members[i : i + size]))
             for i in range(0, len(theta), size)
         ]
-        return np.concatenate([value for value, _ in pieces]), np.concatenate([gradient for _, gradient in pieces])
+        return np.concatenate([value for value, _ in pieces]), np.concatenate(
+            [gradient for _, gradient in pieces]
+        )
 
     def value(self, theta: Floats) -> float:
         """Return the objective at one theta [p]."""

@@ -45,7 +45,9 @@ def law_named(name: str, shares: Sequence[str] = ()) -> Law:
     """Return a law by name; `shares` are the columns of `exponential_mixing`. Raises UserError for an unknown name."""
     if name == EXPONENTIAL_MIXING:
         if not shares:
-            raise UserError(f"the {name} law needs to know which columns are shares: name them with columns.shares")
+            raise UserError(
+                f"the {name} law needs to know which columns are shares: name them with columns.shares"
+            )
         return exponential_mixing(shares)
     try:
         return LAWS[name]

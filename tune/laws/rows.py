@@ -73,7 +73,9 @@ def too_few(law: Law, rows: Rows) -> str | None:
     for name, values in columns.items():
         levels = len(set(values))
         if levels < least and name != "unique_tokens":
-            return f"{name} takes {levels} different value{'s' * (levels != 1)} and must take at least {least}"
+            return (
+                f"{name} takes {levels} different value{'s' * (levels != 1)} and must take at least {least}"
+            )
     points, needed = len(set(zip(*columns.values(), strict=True))), len(law.names)
     if points < needed:
         return f"there are {points} different points and its {needed} parameters need at least {needed}"

@@ -52,7 +52,9 @@ def load_directory(directory: UPath) -> SavedLaws:
     with np.load(io.BytesIO((directory / SAMPLES_FILE).read_bytes()), allow_pickle=False) as arrays:
         samples = [arrays[_key(index)] for index in range(len(file.fits))]
     pairs = zip(file.fits, samples, strict=True)
-    return SavedLaws(file, tuple(FittedLaw(law_named(record.law, record.shares), record, drawn) for record, drawn in pairs))
+    return SavedLaws(
+        file, tuple(FittedLaw(law_named(record.law, record.shares), record, drawn) for record, drawn in pairs)
+    )
 
 
 def save_samples(directory: UPath, fits: tuple[FittedLaw, ...]) -> None:

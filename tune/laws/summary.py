@@ -38,8 +38,12 @@ def tabulate(records: Sequence[LawFit]) -> list[str]:
         if len(chosen) == 1:
             lines += describe(chosen[0]).splitlines()
             continue
-        lines.append(f"{law} law: {_formula(chosen[0])}; {chosen[0].objective}, {chosen[0].confidence:.0%} intervals")
-        lines += [f"  {line}" for line in _aligned([_head(chosen[0]), *(_cells(record) for record in chosen)])]
+        lines.append(
+            f"{law} law: {_formula(chosen[0])}; {chosen[0].objective}, {chosen[0].confidence:.0%} intervals"
+        )
+        lines += [
+            f"  {line}" for line in _aligned([_head(chosen[0]), *(_cells(record) for record in chosen)])
+        ]
         lines += [f"  ! {record.group}: {warning}" for record in chosen for warning in record.warnings]
     return lines
 
@@ -63,7 +67,10 @@ def _cells(record: LawFit) -> list[str]:
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
 
 
 def _held_out(record: LawFit) -> str:
