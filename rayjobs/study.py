@@ -35,21 +35,21 @@ class StudyConfig(JobConfig):
 
     corpora: dict[Name, CorpusConfig] = Field(min_length=1)
     """`build_corpus` for each, by corpus name."""
-    generators: dict[Name, GeneratorConfig] = {}
+    generators: dict[Name, GeneratorConfig] = Field(default_factory=dict)
     """`train_generator` for each; a study with a real instruct model has none."""
-    rephrase: dict[Name, RephraseConfig] = {}
+    rephrase: dict[Name, RephraseConfig] = Field(default_factory=dict)
     """`rephrase_corpus` for each, by name of the synthetic set."""
-    pack: dict[Name, PackConfig] = {}
+    pack: dict[Name, PackConfig] = Field(default_factory=dict)
     """`pack_tokens` for each, by name of the packed set."""
-    pretrain: dict[Name, PretrainConfig] = {}
+    pretrain: dict[Name, PretrainConfig] = Field(default_factory=dict)
     """`pretrain_models` for each, by plan name."""
-    search: dict[Name, SearchConfig] = {}
+    search: dict[Name, SearchConfig] = Field(default_factory=dict)
     """`search_mixture` for each, by search name."""
-    laws: dict[Name, LawsConfig] = {}
+    laws: dict[Name, LawsConfig] = Field(default_factory=dict)
     """`fit_laws` for each, by name of the fit."""
-    recommend: dict[Name, RecommendConfig] = {}
+    recommend: dict[Name, RecommendConfig] = Field(default_factory=dict)
     """`recommend_mixture` for each, by name of the recommendation."""
-    report: dict[Name, ReportConfig] = {}
+    report: dict[Name, ReportConfig] = Field(default_factory=dict)
     """`write_report` for each, by directory name."""
 
     @model_validator(mode="before")

@@ -121,7 +121,7 @@ class VllmEngine:
         began, output = time.monotonic(), None
         try:
             prompt = tokens_input(list(request.prompt_token_ids))
-            async for output in self._llm.generate(prompt, parameters, request.request_id):
+            async for output in self._llm.generate(prompt, parameters, request.request_id):  # noqa: B007 - the last one
                 pass
         except EngineDeadError as error:
             raise EngineDead(_first_line(error)) from error
