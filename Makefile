@@ -6,7 +6,7 @@ LOCK_FLAGS := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --ge
               --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types check format lock clean
+.PHONY: help setup demo test test-slow drills lint types check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,10 +18,13 @@ demo: setup  ## run the demo study and say where its report is
 	$(PY) -m rayjobs.run_study --config $(STUDY)
 
 test: setup  ## run the quick tests, with coverage
-	$(PY) -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+	$(PY) -m pytest -m "not slow and not drill" --cov --cov-report=term:skip-covered
 
 test-slow: setup  ## run the end-to-end tests: real Ray, vLLM, DeepSpeed, kills
 	$(PY) -m pytest -m slow
+
+drills: setup  ## run the long fault drills (most of an hour)
+	$(PY) -m pytest -m drill
 
 lint: setup  ## check formatting and lint
 	$(PY) -m ruff format --check . && $(PY) -m ruff check .

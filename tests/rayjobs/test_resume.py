@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1500)]
 
 MOMENTS = [
     ("synthetic/rephrased/ledger/*.json", 1),

@@ -15,7 +15,7 @@ from synth.config import RephraseConfig
 from synth.ledger import missing_parts, open_synthetic
 from synth.rephrase import open_work
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 
 REPOSITORY = Path(__file__).parents[2]
 # On a busy machine Ray's agents need longer than the 30 s after which the raylet gives up on itself.

@@ -19,7 +19,7 @@ from train.job import Lanes
 from train.queue import LanesLost
 from train.record import read_record, run_directory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 
 EASY = TrainPlacement(lanes=2, checkpoint_every_seconds=0.01, max_restarts=10)
 REPOSITORY = Path(__file__).parents[2]

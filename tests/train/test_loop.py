@@ -16,7 +16,7 @@ from tests.assets.packed_set import run_on, write_packed_set
 from train.config import OptimizerConfig, TrainPlacement
 from train.record import RunRecord, read_record, run_directory
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.drill
 
 RELENTLESS = {"checkpoint_every_seconds": 1e-9}
 """A checkpoint at every opportunity."""

@@ -60,7 +60,7 @@ def records(root: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("runs/*/record.json")}
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.timeout(1800)
 def test_a_search_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
@@ -95,7 +95,7 @@ def test_a_search_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
         CellOptimum.model_validate(read_json(killed / "searches" / "search" / cell / "best.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_optuna_asks_for_the_enqueued_shares_first_and_then_for_what_narrows_the_interval():
     from tune.job import ask_optuna  # ray takes seconds to import
 
