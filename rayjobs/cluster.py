@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from synth.errors import UserError
+
 
 def connect(job: str, *, dashboard: bool = False) -> None:
     """Connect to the cluster in RAY_ADDRESS (`ray job submit` sets it), or start one on this machine.
@@ -13,8 +15,7 @@ def connect(job: str, *, dashboard: bool = False) -> None:
     Does nothing when already connected. A local cluster has the machine's CPUs and GPUs and asks every client
     for Ray's token; `dashboard` serves its dashboard on loopback and prints the address.
     """
-    # Settings of the driver alone: no usage report, no accelerator warning, and patience on a small busy machine.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+    # Settings of the driver alone: no usage report, no accelerator warning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
@@ -27,11 +28,21 @@ def connect(job: str, *, dashboard: bool = False) -> None:
     if address:
         ray.init(address=address, log_to_driver=True)
         return
-    context = ray.init(
-        include_dashboard=dashboard,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=True,
-    )
+    try:
+        context = ray.init(
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            log_to_driver=True,
+        )
+    except (
+        Exception
+    ) as error:  # Ray raises no narrower type here; everything but the one case goes on as it is
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within the 30 seconds it gives itself: the machine is too busy; run the job again, "
+            "or set RAY_ADDRESS to a cluster that is up."
+        ) from error
     if dashboard:
         print(f"[{job}] Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
