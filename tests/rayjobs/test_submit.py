@@ -43,7 +43,10 @@ def cluster():
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_until(lambda: status_of(f"{address}/api/version") in (200, 401, 403), seconds=90)
-        yield {**env, "RAY_API_SERVER_ADDRESS": address}, address
+        client = {**env, "RAY_API_SERVER_ADDRESS": address}
+        # The dashboard answers before the node's agent, which starts the jobs, is there.
+        wait_until(lambda: submit(client, "this").returncode == 0, seconds=180)
+        yield client, address
     finally:
         os.killpg(head.pid, 15)
         try:
