@@ -1,7 +1,6 @@
 """The demo study through `ray job submit`, on a cluster with token authentication and the dashboard on."""
 
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -75,7 +74,7 @@ def wait_until(condition, seconds):
 
 def submit(env, *command):
     return subprocess.run(
-        [BIN / "ray", "job", "submit", "--working-dir", str(ROOT), "--", shlex.join(["python", "-m", *command])],
+        [BIN / "ray", "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", *command],
         env=env, cwd=ROOT, capture_output=True, text=True, timeout=1400,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from synth.engine_vllm import VllmEngine
 from synth.model_source import find_model
 from synth.recipe import Sampling
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, max_output_tokens=48)
 PLACEMENT = RephrasePlacement(kv_cache_gib=0.25, max_num_seqs=32)

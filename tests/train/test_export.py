@@ -94,7 +94,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_vllm_serves_the_same_model(tmp_path, tokenizer_directory):
     llama, out = exported(tmp_path, tokenizer_directory)
     script = tmp_path / "serve.py"

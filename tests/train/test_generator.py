@@ -131,7 +131,7 @@ def test_nothing_is_planned_without_a_corpus(tmp_path):
         plan_generator(GeneratorConfig(root=str(tmp_path), corpus="prose"))
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_trained_generator_loads_answers_in_its_format_and_is_made_once(config, tmp_path):
     ray = pytest.importorskip("ray")
     transformers = pytest.importorskip("transformers")

@@ -193,7 +193,7 @@ def two_ranks(tmp_path, runs, faults):
     return ends
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_run_that_raises_on_both_ranks_is_recorded_and_the_group_goes_on(tmp_path, packed):
     runs = [run_on(packed, seed=20), run_on(packed, seed=21)]
     ends = two_ranks(tmp_path, runs, {(0, 20): "raise", (1, 20): "raise"})
@@ -202,7 +202,7 @@ def test_a_run_that_raises_on_both_ranks_is_recorded_and_the_group_goes_on(tmp_p
     assert read_record(str(tmp_path), runs[0].run_id).reason == "ValueError: rank 0 cannot"
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_the_death_of_a_peer_is_not_recorded_as_the_runs_end(tmp_path, packed):
     runs = [run_on(packed, seed=20)]
     ends = two_ranks(tmp_path, runs, {(1, 20): "die"})
@@ -211,7 +211,7 @@ def test_the_death_of_a_peer_is_not_recorded_as_the_runs_end(tmp_path, packed):
     assert read_record(str(tmp_path), runs[0].run_id) is None
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_rank_that_raises_alone_ends_the_group_and_says_what_it_was(tmp_path, packed):
     runs = [run_on(packed, seed=20)]
     ends = two_ranks(tmp_path, runs, {(0, 20): "raise"})

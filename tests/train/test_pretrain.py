@@ -13,7 +13,7 @@ import pytest
 from tests.assets.packed_set import write_packed_set
 from train.record import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
 REPOSITORY = Path(__file__).parents[2]
 STEP = 8 * 32

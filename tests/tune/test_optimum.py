@@ -91,7 +91,7 @@ def test_intervals_cover_the_true_optimum():
     assert coverage(70, (5e-4, 3e-3, 1e-2), 6) >= 0.88
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 @pytest.mark.parametrize("num_points", [5, 6, 8, 10])
 @pytest.mark.parametrize("noise", [2e-4, 2e-3, 1e-2, 4e-2])
 def test_intervals_cover_the_true_optimum_at_every_noise(noise, num_points):
