@@ -23,8 +23,9 @@ class CurveSampler(BaseSampler):
     """Proposes the share whose loss should shrink the interval of the best share most (`tune.optimum.next_share`).
 
     Optuna's own samplers look for a low loss; a search that is stopped by, and judged by, the interval of its optimum
-    wants runs that narrow it. On simulated cells of six runs the intervals came out about 25 % narrower than with TPE
-    and 5 to 10 % narrower than with Optuna's Gaussian process, at half their regret or less. It has no state and no
+    wants runs that narrow it. On 120 simulated cells of six runs (before the
+    noise prior was last narrowed) the mean width of the interval was 0.197, with Optuna's Gaussian process 0.206, with
+    TPE 0.259. It has no state and no
     randomness: equal studies get equal proposals.
     """
 
