@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 
 def free_port():
@@ -79,11 +79,13 @@ def submit(env, *command):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_stranger_without_the_token_is_turned_away(cluster):
     _, address = cluster
     assert status_of(f"{address}/api/jobs/") in (401, 403)
 
 
+@pytest.mark.drill
 def test_the_demo_study_gives_the_same_numbers_when_submitted_and_resubmitting_it_changes_nothing(
     cluster, shrunk_demo, finished_demo, results_of
 ):
@@ -101,6 +103,7 @@ def test_the_demo_study_gives_the_same_numbers_when_submitted_and_resubmitting_i
     assert {path: path.stat().st_mtime_ns for path in root.glob("runs/*/record.json")} == records
 
 
+@pytest.mark.slow
 def test_a_mistake_fails_the_job_with_its_sentence_in_the_log(cluster, tmp_path):
     env, _ = cluster
     done = submit(env, "rayjobs.fit_laws", "--runs", str(tmp_path / "nothing.csv"))
