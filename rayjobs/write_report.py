@@ -6,8 +6,8 @@ from tune.config import ReportConfig
 JOB = Job(
     name="write_report",
     config=ReportConfig,
-    plan=lazily("tune.report:plan_report"),
-    run=lazily("tune.report:write_report"),
+    plan=lazily("tune.report.artefact:plan_report"),
+    run=lazily("tune.report.artefact:write_report"),
     needs_ray=False,
 )
 main = main_of(JOB)

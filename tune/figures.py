@@ -19,8 +19,8 @@ from synth.storage import write_text_atomic
 from tune.laws.fitted import FittedLaw
 from tune.laws.law import Floats
 from tune.observations import NATURAL, Observation
-from tune.report_format import amount, percent
-from tune.report_svg import Drawing, finish_drawing, house_style, light
+from tune.report.format import amount, percent
+from tune.report.svg import Drawing, finish_drawing, house_style, light
 
 ROLES = (
     "share-1",
@@ -68,7 +68,7 @@ def write_figures(directory: UPath, fits: Sequence[FittedLaw], rows: Mapping[str
         chosen = [fitted for fitted in fits if fitted.record.law == law]
         if chosen:
             drawings.append(draw_axis(f"{law}-law", axis, chosen, rows, styles))
-    joint = [fitted for fitted in fits if fitted.record.axis == "both"]
+    joint = [fitted for fitted in fits if fitted.record.axis in ("both", "shares")]
     drawings += [draw_joint(law, fitted, rows, styles) for law, fitted in _by_law(joint).items()]
     drawings.append(draw_residuals(fits, rows, styles))
     for drawing in drawings:
@@ -104,7 +104,7 @@ def _draw_group(
 ) -> dict[str, list[str]]:
     """Draw one group and return its tooltips."""
     used = [rows[name] for name in fitted.record.rows_used]
-    x = np.array([getattr(row, axis) for row in used])
+    x = np.array([row.value(axis) for row in used], dtype=np.float64)
     grid = np.geomspace(x.min(), x.max(), CURVE_POINTS)
     loss, low, high = fitted.curve({axis: grid})
     measured = [row.loss for row in used]
@@ -161,32 +161,41 @@ def draw_residuals(
 ) -> Drawing:
     """Draw predicted / measured - 1 of every fit, one panel per law."""
     laws = _by_law(fits)
-    title = "Residuals: predicted / measured - 1"
     tips: dict[str, list[str]] = {}
     with house_style():
         figure = Figure(figsize=(4.5, 0.6 + 2.0 * len(laws)), layout="constrained")
         for number, (law, chosen) in enumerate(laws.items()):
             axes = figure.add_subplot(len(laws), 1, number + 1)
-            axis = "num_params" if chosen[0].record.axis == "params" else "train_tokens"
-            axes.set_title(f"{law} law", loc="left", pad=6)
-            axes.axhline(0.0, color=light("muted"), linewidth=0.9)
-            for index, fitted in enumerate(chosen):
-                measured, predicted, used = _fitted_points(fitted, rows)
-                style, gid = styles[fitted.record.group], f"points-{law}-{index}"
-                axes.plot([getattr(row, axis) for row in used], predicted / measured - 1.0, linestyle="none",
-                          marker=style.marker, markersize=_size(len(used)), color=style.colour,
-                          label=fitted.record.group, gid=gid)  # fmt: skip
-                tips[gid] = [_tip(fitted, row, value) for row, value in zip(used, predicted, strict=True)]
-            _log_axis(axes, AXIS_LABELS[axis])
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2%}" if value else "0"))
+            axes.set_title(f"{law} law: predicted / measured - 1", loc="left", pad=6)
+            tips |= _draw_law_residuals(axes, chosen, rows, styles)
             if number == 0:
                 _legend(axes)
-        alt = (
-            f"{title}. "
-            + "; ".join(f"{fitted.record.law}, {_joint_summary(fitted, rows)}" for fitted in fits)
-            + "."
-        )
-        return finish_drawing(figure, "residuals", title, alt, _runs(fits), tips)
+        summaries = [f"{fitted.record.law} law, {_joint_summary(fitted, rows)}" for fitted in fits]
+        alt = f"Residuals, predicted / measured - 1: {'; '.join(summaries)}."
+        return finish_drawing(figure, "residuals", "Residuals", alt, _runs(fits), tips)
+
+
+def _draw_law_residuals(
+    axes: Axes, fits: Sequence[FittedLaw], rows: Mapping[str, Observation], styles: Mapping[str, Style]
+) -> dict[str, list[str]]:
+    """Draw the residuals of one law and return their tooltips."""
+    law = fits[0].law
+    axis = next((name for name in ("train_tokens", "num_params") if name in law.inputs), None)
+    tips: dict[str, list[str]] = {}
+    axes.axhline(0.0, color=light("muted"), linewidth=0.9)
+    for index, fitted in enumerate(fits):
+        measured, predicted, used = _fitted_points(fitted, rows)
+        style, gid = styles[fitted.record.group], f"residuals-{law.name}-{index}"
+        x = predicted if axis is None else np.array([row.value(axis) for row in used], dtype=np.float64)
+        axes.plot(x, predicted / measured - 1.0, linestyle="none", marker=style.marker, markersize=_size(len(used)),
+                  color=style.colour, label=fitted.record.group, gid=gid)  # fmt: skip
+        tips[gid] = [_tip(fitted, row, value) for row, value in zip(used, predicted, strict=True)]
+    if axis is None:
+        axes.set_xlabel("predicted loss, nats per token")
+    else:
+        _log_axis(axes, AXIS_LABELS[axis])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2%}" if value else "0"))
+    return tips
 
 
 # --- shared ----------------------------------------------------------------------------------------------------

@@ -282,6 +282,20 @@ def test_groups_of_a_table_are_fitted_apart(table):
     assert file["fits"][0]["fixed"] == {"num_params": 4e5}
 
 
+def test_a_mixing_law_is_fitted_to_shares_alone(tmp_path):
+    shares = [(web, code) for web in (0.0, 0.2, 0.4, 0.6) for code in (0.1, 0.2, 0.4)]
+    lines = [f"{web},{code},{1.8 + 1.5 * np.exp(-0.8 * web + 0.6 * code)}" for web, code in shares]
+    path = tmp_path / "mixtures.csv"
+    path.write_text("\n".join(["web,code,loss", *lines]) + "\n")
+    arguments = ["--runs", str(path), "--law", "exponential_mixing", "--columns.shares", '["web", "code"]']
+    assert main([*arguments, "--bootstrap_samples", "20", "--out", str(tmp_path / "out")]) == 0
+    fitted = load_directory(study_path(str(tmp_path / "out"))).fits[0]
+    assert fitted.parameters == pytest.approx({"c": 1.8, "k": 1.5, "t_web": -0.8, "t_code": 0.6}, rel=1e-3)
+    predicted = fitted.predict(web=0.3, code=0.3).value
+    assert predicted == pytest.approx(1.8 + 1.5 * np.exp(-0.24 + 0.18), rel=1e-5)
+    assert (tmp_path / "out" / "exponential-mixing-law.svg").exists()
+
+
 def test_where_a_table_lies_is_not_what_it_is(table, tmp_path):
     assert main(flags(table, "--law", "chinchilla")) == 0
     moved = tmp_path / "moved.csv"

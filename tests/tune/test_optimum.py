@@ -88,7 +88,7 @@ def coverage(num_cells, noises, num_points):
 
 
 def test_intervals_cover_the_true_optimum():
-    assert coverage(70, (5e-4, 3e-3, 1e-2), 6) >= 0.88
+    assert coverage(49, (5e-4, 3e-3, 1e-2), 6) >= 0.88
 
 
 @pytest.mark.drill

@@ -31,10 +31,10 @@ from tune.config import LawsConfig, ReportConfig
 from tune.fitting import fit_laws
 from tune.laws import load_fit
 from tune.optimum import fit_curve
-from tune.report import plan_report, write_report
-from tune.report_inputs import read_study
-from tune.report_page import render
-from tune.report_panels import training_panels
+from tune.report.artefact import plan_report, write_report
+from tune.report.inputs import read_study
+from tune.report.page import render
+from tune.report.panels import training_panels
 from tune.results import CellOptimum, EqualLoss, Interval, Recommendation, TrialResult
 
 PROVENANCE = {

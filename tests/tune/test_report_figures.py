@@ -17,7 +17,7 @@ from synth.rows import REPHRASED_SCHEMA
 from train.metrics import StepMetrics
 from train.record import DomainLoss, Evaluation, RunRecord, SourceUse
 from train.tokens import PackedInfo
-from tune.report_figures import (
+from tune.report.figures import (
     CellPanel,
     HeatMap,
     LawCurve,
@@ -28,10 +28,10 @@ from tune.report_figures import (
     draw_laws,
     draw_loss_by_share,
 )
-from tune.report_format import amount, flops, percent, show, significant, size
-from tune.report_style import share_looks, source_looks
-from tune.report_svg import PALETTE, Drawing, finish_drawing, house_style, light
-from tune.report_tables import Column, to_csv
+from tune.report.format import amount, flops, percent, show, significant, size
+from tune.report.style import share_looks, source_looks
+from tune.report.svg import PALETTE, Drawing, finish_drawing, house_style, light
+from tune.report.tables import Column, to_csv
 from tune.results import CellOptimum, FitFile, HeldOutPoint, Interval, LawFit, Recommendation, TrialResult
 
 

@@ -1,4 +1,4 @@
-"""Which runs go into which figure: from a study to the typed panels of `tune.report_figures`."""
+"""Which runs go into which figure: from a study to the typed panels of `tune.report.figures`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tune.laws.fitted import FittedLaw
 from tune.observations import mixture_label
-from tune.report_figures import (
+from tune.report.figures import (
     CellPanel,
     CurvesPanel,
     HeatMap,
@@ -20,9 +20,9 @@ from tune.report_figures import (
     SharePoint,
     TrainingCurve,
 )
-from tune.report_format import amount
-from tune.report_inputs import Study, StudyRun
-from tune.report_tables import search_runs
+from tune.report.format import amount
+from tune.report.inputs import Study, StudyRun
+from tune.report.tables import search_runs
 
 CURVE_POINTS = 80
 BEYOND_DATA = 2.0

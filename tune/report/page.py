@@ -9,12 +9,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from tune import report_tables as tables
-from tune.report_format import ABSENT, FORMATS, amount, percent, show, show_end
-from tune.report_inputs import Study
-from tune.report_sections import build_sections
-from tune.report_svg import PALETTE, Drawing
-from tune.report_tables import SHORT_ID, Column, Table, to_csv
+from tune.report import tables
+from tune.report.format import ABSENT, FORMATS, amount, percent, show, show_end
+from tune.report.inputs import Study
+from tune.report.sections import build_sections
+from tune.report.svg import PALETTE, Drawing
+from tune.report.tables import SHORT_ID, Column, Table, to_csv
 from tune.results import Interval
 
 SMALLEST_STUDIED = 100_000_000
@@ -88,7 +88,7 @@ def scale_cautions(study: Study) -> tuple[str, ...]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tune", "templates"),
+        loader=jinja2.PackageLoader("tune.report", "templates"),
         autoescape=lambda name: name is not None and ".html." in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,9 @@ from pathlib import PurePath
 from typing import Any
 
 from train.record import RunRecord
-from tune.report_format import significant
-from tune.report_inputs import Study, SyntheticSet
-from tune.report_tables import Column, Table
+from tune.report.format import significant
+from tune.report.inputs import Study, SyntheticSet
+from tune.report.tables import Column, Table
 
 # --- natural text ----------------------------------------------------------------------------------------------
 

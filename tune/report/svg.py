@@ -44,8 +44,9 @@ PALETTE: dict[str, tuple[str, str]] = {
 """Colour by role: (light, dark). Sources are warm, shares run from indigo to lime with rising lightness, natural text
 is grey everywhere; every series also has its own marker, so nothing rests on colour alone."""
 
-LARGEST_SCALE = 1.6
-"""A drawing grows to this times its own size, so that text is about as large in wide figures as in narrow ones."""
+SMALLEST_SCALE, LARGEST_SCALE = 0.85, 1.6
+"""A drawing shrinks and grows to these times its own size, so that its text stays readable on a phone and is about as
+large in wide figures as in narrow ones; where it does not fit, it scrolls."""
 
 _BY_LIGHT = {light: name for name, (light, _) in PALETTE.items()}
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
@@ -142,7 +143,7 @@ def finish_drawing(
             "role": "img",
             "aria-label": alt,
             "font-family": FONT_FAMILY,
-            "style": f"max-width:{float(width) * LARGEST_SCALE:.0f}px",
+            "style": f"min-width:{float(width) * SMALLEST_SCALE:.0f}px;max-width:{float(width) * LARGEST_SCALE:.0f}px",
         }
     )
     inline = _themed(root)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune.report_format import FORMATS, amount, percent
-from tune.report_inputs import Study, StudyRun
+from tune.report.format import FORMATS, amount, percent
+from tune.report.inputs import Study, StudyRun
 from tune.results import CellOptimum, Interval, LawFit, Recommendation
 
 SHORT_ID = 8
@@ -18,7 +18,7 @@ SHORT_ID = 8
 
 @dataclass(frozen=True)
 class Column:
-    """One column: where its value is in a row, its heading, and the kind of number (`report_format.FORMATS`)."""
+    """One column: where its value is in a row, its heading, and the kind of number (`report.format.FORMATS`)."""
 
     key: str
     label: str

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from tune.report_format import amount
-from tune.report_svg import PALETTE, light
+from tune.report.format import amount
+from tune.report.svg import PALETTE, light
 
 PANEL_INCHES = (4.5, 3.25)
 _SHARE_ROLES = [role for role in PALETTE if role.startswith("share-")]

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tune import report_data_tables as data
-from tune import report_tables as tables
-from tune.report_figures import (
+from tune.report import data_tables as data
+from tune.report import tables
+from tune.report.figures import (
     draw_best_shares,
     draw_domain_heat_map,
     draw_laws,
     draw_loss_by_share,
     draw_training,
 )
-from tune.report_format import percent
-from tune.report_inputs import Example, Study
-from tune.report_panels import (
+from tune.report.format import percent
+from tune.report.inputs import Example, Study
+from tune.report.panels import (
     all_shares,
     cell_panels,
     domain_heat_map,
@@ -27,9 +27,9 @@ from tune.report_panels import (
     synthetic_sources,
     training_panels,
 )
-from tune.report_style import share_looks, source_looks
-from tune.report_svg import Drawing
-from tune.report_tables import Table
+from tune.report.style import share_looks, source_looks
+from tune.report.svg import Drawing
+from tune.report.tables import Table
 
 
 @dataclass(frozen=True)

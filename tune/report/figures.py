@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
-from tune.report_format import amount, percent, show_interval
-from tune.report_style import PANEL_INCHES, Look, label_amounts, open_panel, quarters, write_heading
-from tune.report_svg import Drawing, finish_drawing, house_style, light
+from tune.report.format import amount, percent, show_interval
+from tune.report.style import PANEL_INCHES, Look, label_amounts, open_panel, quarters, write_heading
+from tune.report.svg import Drawing, finish_drawing, house_style, light
 from tune.results import CellOptimum, HeldOutPoint
 
 # --- loss against share ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from synth.plan import Plan
 from synth.progress import Progress
 from synth.storage import MARKER, list_names, read_json, study_path, write_text_atomic
 from tune.config import ReportConfig
-from tune.report_inputs import Study, read_study
+from tune.report.inputs import Study, read_study
 
 KIND = "report"
 MADE_BY = "write_report"
@@ -55,7 +55,7 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(directory / MARKER)
         return manifest
     progress.advance(note=f"{len(study.records)} runs read")
-    from tune.report_page import render  # draws: keeps matplotlib and jinja2 out of --help and --dry-run
+    from tune.report.page import render  # draws: keeps matplotlib and jinja2 out of --help and --dry-run
 
     contents = render(study)
     progress.advance(note=f"{len(contents)} files drawn")
@@ -82,10 +82,8 @@ def _identity(study: Study) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _renderer_hash() -> str:
     """Return the hash of the code and templates that draw reports: with other ones, a report is drawn again."""
-    package = files("tune")
-    sources = [
-        entry for entry in package.iterdir() if entry.name.startswith("report") and entry.name.endswith(".py")
-    ]
+    package = files("tune.report")
+    sources = [entry for entry in package.iterdir() if entry.name.endswith(".py")]
     sources += [entry for entry in (package / "templates").iterdir() if entry.name.endswith(".j2")]
     digest = hashlib.sha256()
     for entry in sorted(sources, key=lambda entry: entry.name):
