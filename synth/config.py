@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """A name of an artefact: it becomes one path component, so lower-case letters, digits, dot, dash, underscore."""
@@ -184,7 +184,16 @@ class RephraseConfig(JobConfig):
     corpus: Name
     """Corpus to rephrase, `corpora/<corpus>`, its train split."""
     recipes: tuple[str, ...] = Field(min_length=1)
-    """Recipes by name (shipped, see --list-recipes) or paths of TOML files; each document goes through all of them."""
+    """Recipes by name (shipped, see --list-recipes) or paths of TOML files; each document goes through all of them,
+    but for recipes that route by quality, and for a mix (recipe_weights)."""
+    recipe_weights: dict[str, float] = Field(default_factory=dict)
+    """A style mix: recipe name -> weight. Each document goes through `recipes_per_document` recipes drawn by weight,
+    the draw a hash of seed, document and recipe. Empty: no draw."""
+    recipes_per_document: int = Field(default=1, ge=1)
+    """With recipe_weights: different recipes drawn for each document."""
+    quality_scores: str | None = None
+    """Directory or URL prefix with quality scores in [0, 1] for recipes that route by quality: for every corpus part a
+    Parquet file of the same name, columns `doc_id` and `quality`; null scores by a built-in heuristic."""
     engine: EngineConfig
     recipe_overrides: dict[str, Any] = Field(default_factory=dict)
     """Values that replace those of every recipe, shaped like a recipe file: `{ thresholds = { max_repetition = 1.0 } }`."""
@@ -194,9 +203,20 @@ class RephraseConfig(JobConfig):
     """Run seed; the seed of a row is a hash of this, the document, the chunk, the recipe and the sample."""
     max_documents: int | None = Field(default=None, ge=1)
     """Rephrase only the first so many documents of the corpus (whole parts first), documents."""
+    decontaminate_against: tuple[Name, ...] | None = None
+    """Corpora whose held-out split answers are compared with (13-gram overlap, column `held_out_overlap`); null takes the
+    corpus that is rephrased, an empty list none."""
     max_engine_deaths_per_part: int = Field(default=32, ge=0)
     """Give up on a part after its rows have killed the engine this many times; what it isolated stays recorded.
     Isolating one row among n in flight takes at most log2(n) + 2 deaths."""
     max_reject_fraction: Fraction = 1.0
     """Stop with an error if more than this fraction of rows is rejected or quarantined at the end, [0, 1]."""
     placement: RephrasePlacement = RephrasePlacement()
+
+    @model_validator(mode="after")
+    def _weights_make_sense(self) -> RephraseConfig:
+        if any(weight < 0 for weight in self.recipe_weights.values()):
+            raise ValueError("recipe_weights: a weight is negative; give 0 to leave a recipe out")
+        if self.recipe_weights and not any(self.recipe_weights.values()):
+            raise ValueError("recipe_weights are all 0: give one of them weight, or leave them out")
+        return self

@@ -68,6 +68,8 @@ class LedgerEntry(BaseModel):
     part: int
     """Number of the part, from 0; also of the input part it was made from."""
     documents: int
+    documents_not_routed: int = 0
+    """Documents that no recipe takes by their quality score: they have no row."""
     recipes: dict[str, Tally]
     sha256: str
     """Of the bytes of the part's Parquet file."""
@@ -144,6 +146,8 @@ def read_entries(directory: UPath, num_parts: int) -> Iterator[LedgerEntry]:
 def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
     """Return the totals of a synthetic set, by recipe and together: rows, tokens, device time, rates.
 
+    `wasted_tokens` are completion tokens of rows that were not kept.
+
     `device_hours_per_billion_accepted_tokens` and `accepted_tokens_per_device_second` count the devices' time at
     work; starts of engines are beside it. Both are None when no token was accepted or no time was taken.
     """
@@ -157,6 +161,7 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
             recipes[name] = recipes.get(name, Tally()) + tally
         totals.update(
             documents=entry.documents,
+            documents_not_routed=entry.documents_not_routed,
             engine_deaths=entry.engine_deaths,
             retries=entry.retries,
             bytes=entry.bytes,
@@ -169,8 +174,10 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
     accepted = total.accepted_tokens
     return {
         "documents": totals["documents"],
+        "documents_not_routed": totals["documents_not_routed"],
         "bytes": totals["bytes"],
         **total.model_dump(),
+        "wasted_tokens": total.completion_tokens - accepted,
         "recipes": {name: tally.model_dump() for name, tally in recipes.items()},
         "engine_deaths": totals["engine_deaths"],
         "retries": totals["retries"],

@@ -48,6 +48,8 @@ class Chunking(Config):
     """What `max_length` counts: tokens of the engine's tokenizer, words, characters; `document` does not cut."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest chunk, in `unit`."""
+    min_words: int = Field(default=0, ge=0)
+    """A chunk of fewer words is not sent: its row is there, rejected as `chunk_too_short`, and costs nothing."""
 
     @model_validator(mode="after")
     def _length_given(self) -> Chunking:
@@ -73,15 +75,58 @@ class Sampling(Config):
     """The answer ends before any of these strings."""
 
 
-class PostProcessing(Config):
-    """What is taken off an answer before it is judged; the untouched answer is kept beside a changed one."""
+class Routing(Config):
+    """Which documents a recipe is for, by their quality score in [0, 1]: min_quality <= score <= max_quality."""
 
+    min_quality: Fraction = 0.0
+    """Least score of a document."""
+    max_quality: Fraction = 1.0
+    """Greatest score; a recipe that ends where another begins shares the documents that have exactly this score."""
+    above: bool = False
+    """Leave out the least score itself: min_quality < score."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Routing:
+        if self.min_quality > self.max_quality:
+            raise ValueError("routing.min_quality is above routing.max_quality: no document has such a score")
+        return self
+
+    def takes(self, quality: float) -> bool:
+        """Return whether a document of this score goes through the recipe."""
+        above = quality > self.min_quality if self.above else quality >= self.min_quality
+        return above and quality <= self.max_quality
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether the score makes no difference."""
+        return self.min_quality == 0.0 and self.max_quality == 1.0 and not self.above
+
+
+class PostProcessing(Config):
+    """What is taken off an answer before it is judged; the untouched answer is kept beside a changed one.
+
+    The steps run in the order of the fields.
+    """
+
+    strip_reasoning: bool = True
+    """Drop an opening `<think> ... </think>` block; one that never closes leaves nothing."""
+    answer_after: str | None = Field(default=None, min_length=1)
+    """Keep what follows the first occurrence of this text, which the prompt asks for; an answer without it is
+    rejected as `no_answer_mark` (a test of whether the model followed the prompt at all)."""
     strip_preamble: bool = True
     """Drop an opening line such as `Sure, here is the rewritten text:`."""
     strip_quotes: bool = True
     """Drop one pair of quotation marks or a code fence around the whole answer."""
+    strip_markdown: bool = False
+    """Drop headings' marks, emphasis, rules and code fences; the words stay."""
     drop_unfinished_sentence: bool = False
     """Of an answer cut off at max_output_tokens keep whole sentences, if there are any."""
+    prepend_source: bool = False
+    """Put the chunk and a blank line before a kept answer, which is judged without it (questions need their text)."""
+
+
+Format = Literal["free", "question_answer", "list", "steps", "table", "problem_solution"]
+"""Shapes an answer can be asked to have; `synth.answer_format` counts their items."""
 
 
 class Thresholds(Config):
@@ -107,6 +152,17 @@ class Thresholds(Config):
     """Greatest fraction of the answer's word 5-grams that are in the source: above it the answer is a copy."""
     max_repetition: Fraction = 1.0
     """Greatest fraction of the answer's word 4-grams that occurred earlier in the answer, [0, 1]."""
+    reject_language_drift: bool = True
+    """Reject answers in another language than their source, where both are long enough to tell and the tool is sure."""
+    min_language_letters: int = Field(default=120, ge=1)
+    """Fewer letters than this, of answer or source, and no language is told."""
+    format: Format = "free"
+    """What the answer must look like; its items are counted in the column `format_items`."""
+    min_format_items: int = Field(default=1, ge=0)
+    """Fewest items of that format: pairs of question and answer, list entries, steps, table rows, solved problems."""
+    max_held_out_overlap: Fraction = 0.2
+    """Greatest fraction of the answer's words that lie in a 13-gram of the held-out split; 0.2 is where Llama 2
+    (arXiv 2307.09288, A.6) stops calling a sample clean. 1 records and rejects nothing."""
 
 
 class Recipe(Config):
@@ -126,7 +182,8 @@ class Recipe(Config):
     max_input_tokens: int = Field(ge=1)
     """Longest chunk sent, tokens of the engine's tokenizer; what is cut off is counted in `input_truncated_tokens`."""
     num_keywords: int = Field(default=8, ge=1)
-    """Words drawn from the document for `{keywords}`."""
+    """Words drawn from the document for `{keywords}`, words that are common in the corpus left out."""
+    routing: Routing = Routing()
     sampling: Sampling
     post_processing: PostProcessing = PostProcessing()
     thresholds: Thresholds = Thresholds()

@@ -18,9 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from synth.assignment import Assignment
 from synth.card import draw_examples, write_card
+from synth.companions import (
+    attach_quality,
+    common_words_of,
+    held_out_corpora,
+    index_held_out,
+    quality_fingerprint,
+)
 from synth.config import RephraseConfig
 from synth.corpus import open_corpus
+from synth.decontamination import NgramIndex
 from synth.engine import Engine, open_engine
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
@@ -72,6 +81,10 @@ class RephraseWork:
     """Input parts, in order: paths or URLs."""
     last_part_documents: int | None
     """Documents taken of the last part, where max_documents ends within it; None takes all."""
+    held_out: tuple[str, ...] = ()
+    """Held-out parts that answers are compared with."""
+    other_parents: tuple[tuple[str, str], ...] = ()
+    """(role, hash) of the quality scores and of corpora that answers are compared with."""
 
     @property
     def directory(self) -> UPath:
@@ -98,7 +111,13 @@ class RephraseWork:
     @property
     def parents(self) -> dict[str, str]:
         """The corpus and the model it is made from."""
-        return {"corpus": self.corpus_hash, "model": self.model.hash}
+        return {"corpus": self.corpus_hash, "model": self.model.hash, **dict(self.other_parents)}
+
+    @property
+    def assignment(self) -> Assignment:
+        """Which recipes a document goes through."""
+        config = self.config
+        return Assignment(self.recipes, config.recipe_weights, config.recipes_per_document, config.seed)
 
     def claim(self) -> str:
         """Make the directory this set's own; return the set's hash. Raises IdentityMismatch."""
@@ -114,6 +133,7 @@ class RephraseWork:
                 f"{source} cannot be read ({_first_line(error)}): the corpus is damaged; move corpora/{self.config.corpus} "
                 "away and run build_corpus again."
             ) from None
+        table = attach_quality(table, self.config, UPath(source).name)
         if part == self.num_parts - 1 and self.last_part_documents is not None:
             return table.slice(0, self.last_part_documents)
         return table
@@ -126,6 +146,16 @@ def open_work(config: RephraseConfig) -> RephraseWork:
     the study is not finished.
     """
     recipes = load_recipes(config.recipes, config.recipe_overrides)
+    if unknown := sorted(set(config.recipe_weights) - {recipe.name for recipe in recipes}):
+        raise UserError(
+            f"recipe_weights.{unknown[0]}: recipes names no recipe {unknown[0]!r}: add it there, or take its weight out."
+        )
+    held_out = held_out_corpora(config)
+    others = quality_fingerprint(config) | {
+        f"held_out.{name}": manifest["hash"]
+        for name, (_, manifest) in held_out.items()
+        if name != config.corpus
+    }
     parts, manifest = open_corpus(config.root, config.corpus, "train")
     if not parts:
         raise UserError(
@@ -133,7 +163,10 @@ def open_work(config: RephraseConfig) -> RephraseWork:
         )
     sources, rest = _take(parts, config.max_documents)
     model = _find_model(config)
-    return RephraseWork(config, recipes, model, manifest["hash"], tuple(map(str, sources)), rest)
+    return RephraseWork(
+        config, recipes, model, manifest["hash"], tuple(map(str, sources)), rest,
+        held_out=tuple(str(part) for parts, _ in held_out.values() for part in parts), other_parents=tuple(others.items()),
+    )  # fmt: skip
 
 
 def _find_model(config: RephraseConfig) -> ModelSource:
@@ -220,8 +253,9 @@ def _estimate(work: RephraseWork) -> tuple[dict[str, float], tuple[str, ...]]:
                 f"(it asks for {recipe.max_input_tokens} and {recipe.sampling.max_output_tokens})"
             )
     drafts = draft_rows(
-        sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk
-    )
+        sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk,
+        assignment=work.assignment,
+    )  # fmt: skip
     scale = documents / max(1, len(sample))
     prompt_tokens = sum(len(draft.prompt_token_ids) for draft in drafts)
     output_tokens = sum(draft.prepared.max_output_tokens for draft in drafts if draft.prompt_token_ids)
@@ -299,6 +333,8 @@ class RephraseWorker:
             config.max_engine_deaths_per_part,
         )
         self._prepared: tuple[PreparedRecipe, ...] | None = None
+        self._common_words: frozenset[str] = frozenset()
+        self._held_out: NgramIndex | None = None
         # One thread: tokenizers are not made for several, and the event loop must never wait for their work.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rephrase")
 
@@ -343,10 +379,13 @@ class RephraseWorker:
             self._prepared = tuple(
                 prepare_recipe(recipe, tokenizer, config.engine.max_model_len) for recipe in self.work.recipes
             )
+            self._common_words = common_words_of(self.work.sources, self.work.recipes)
+            self._held_out = index_held_out(self.work.held_out)
         documents = self.work.read_part(part)
         drafts = draft_rows(
-            documents, self._prepared, tokenizer, seed=config.seed, samples_per_chunk=config.samples_per_chunk
-        )
+            documents, self._prepared, tokenizer, seed=config.seed, samples_per_chunk=config.samples_per_chunk,
+            assignment=self.work.assignment, common_words=self._common_words,
+        )  # fmt: skip
         try:
             known = read_json(quarantine_path(self.work.directory, part, self.work.num_parts))
         except FileNotFoundError:
@@ -377,13 +416,14 @@ class RephraseWorker:
         """Write the part, then its ledger entry."""
         work, model, devices = self.work, self.work.model, self.work.config.placement.gpus_per_engine or 1.0
         provenance = Provenance(model.reference, model.hash, self._engine.version)
-        table = finished_table(drafts, outcomes, provenance)
+        table = finished_table(drafts, outcomes, provenance, self._held_out)
         path = work.directory / part_name(part, work.num_parts)
         usage = self._supervisor.usage(part)
         try:
             num_bytes = write_parquet_atomic(path, table)
             entry = LedgerEntry(
-                part=part, documents=documents, recipes=tally_rows(table, drafts, outcomes),
+                part=part, documents=documents, documents_not_routed=documents - len({draft.doc_id for draft in drafts}),
+                recipes=tally_rows(table, drafts, outcomes),
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=num_bytes,
                 prompt_format=self._engine.tokenizer.prompt_format, engine_version=self._engine.version,
                 device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,

@@ -15,12 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from synth.assignment import Assignment, heuristic_quality
 from synth.chunking import Measure, Span, chunk_spans, count_characters, count_words
+from synth.decontamination import NgramIndex
 from synth.engine import GenerationRequest
 from synth.errors import UserError
 from synth.ledger import Tally
 from synth.prompt import PromptTemplate, Tokenizer
-from synth.quality import measure, post_process, reject_reasons, words_of
+from synth.quality import has_answer_mark, measure, post_process, reject_reasons, words_of
 from synth.recipe import Recipe
 from synth.supervisor import Outcome, Quarantined
 
@@ -54,6 +56,13 @@ REPHRASED_SCHEMA = pa.schema(
         pa.field("repetition", pa.float32()),
         pa.field("is_refusal", pa.bool_()),
         pa.field("has_preamble", pa.bool_()),
+        pa.field("has_answer_mark", pa.bool_()),
+        pa.field("format_items", pa.int32()),
+        pa.field("language", pa.string()),
+        pa.field("source_language", pa.string()),
+        pa.field("language_drift", pa.bool_()),
+        pa.field("held_out_overlap", pa.float32()),
+        pa.field("quality", pa.float32()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("recipe_hash", pa.string(), nullable=False),
         pa.field("sampling_hash", pa.string(), nullable=False),
@@ -66,18 +75,25 @@ REPHRASED_SCHEMA = pa.schema(
 
 `chunk_start`, `chunk_end` are characters of the document. `raw_text` is the answer as generated where post-processing
 changed it, else null. `verdict` is kept, rejected or quarantined (no answer: `finish_reason` and the measures are
-null); `keep` says the same for readers. Only what the recipe, the model and the document decide is here; what a run
+null); `keep` says the same for readers. `quality` is the document's score where a recipe routes by it. Only what the recipe, the model and the document decide is here; what a run
 happened to do (cached prompt tokens, times, engine deaths) is in the ledger, so that a resumed run gives the same bytes.
 """
 
 EMPTY_INPUT = "empty_input"
 """Reason of the one row that stands for a document without any text."""
 
+CHUNK_TOO_SHORT = "chunk_too_short"
+"""Reason of a row whose chunk has fewer words than the recipe sends."""
+
 MIN_ROOM_TOKENS = 16
 """Below this much room for a chunk, or for its answer, a recipe is refused for a model."""
 
 KEYWORD_CANDIDATE_CHARACTERS = 4
 """Shortest word that can become a keyword."""
+
+COMMON_WORD_FRACTION = 0.1
+COMMON_WORD_DOCUMENTS = 512
+"""A word in more than this fraction of the corpus's first so many documents says little about any one of them."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +135,12 @@ class Draft:
     sample: int
     seed: int
     prompt_token_ids: tuple[int, ...]
-    """() for a document without text: there is nothing to ask."""
+    """() where there is nothing to ask: `skipped` says why."""
     input_truncated_tokens: int
+    skipped: str | None = None
+    """EMPTY_INPUT, CHUNK_TOO_SHORT, or None for a row to be generated."""
+    quality: float | None = None
+    """Score of the document in [0, 1], where a recipe routes by it."""
 
     @property
     def key(self) -> str:
@@ -177,22 +197,36 @@ def prepare_recipe(recipe: Recipe, tokenizer: Tokenizer, max_model_len: int) -> 
 
 
 def draft_rows(
-    documents: pa.Table,
-    recipes: Sequence[PreparedRecipe],
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    samples_per_chunk: int,
-) -> list[Draft]:
-    """Return every row a part of the corpus will have, in the order of the output: document, chunk, recipe, sample."""
+    documents: pa.Table, recipes: Sequence[PreparedRecipe], tokenizer: Tokenizer, *, seed: int, samples_per_chunk: int,
+    assignment: Assignment | None = None, common_words: frozenset[str] = frozenset(),
+) -> list[Draft]:  # fmt: skip
+    """Return every row a part of the corpus will have, in the order of the output: document, chunk, recipe, sample.
+
+    `assignment` says which recipes a document goes through (None: all of them). `common_words` are never keywords. A
+    column `quality` of the documents is their score; without it `heuristic_quality` gives one where it is needed.
+    """
+    rule = assignment or Assignment(tuple(prepared.recipe for prepared in recipes))
+    columns = [
+        "doc_id",
+        "text",
+        "domain",
+        "source",
+        *(["quality"] if "quality" in documents.column_names else []),
+    ]
     drafts: list[Draft] = []
-    for document in documents.select(["doc_id", "text", "domain", "source"]).to_pylist():
+    for document in documents.select(columns).to_pylist():
+        quality = document.get("quality")
+        if quality is None and rule.needs_quality:
+            quality = heuristic_quality(document["text"])
+        chosen = [(at, recipes[at]) for at in rule.of(document["doc_id"], quality)]
         rows = [
             (chunk, at, sample, draft)
-            for at, prepared in enumerate(recipes)
+            for at, prepared in chosen
             for chunk, span in enumerate(_spans(document["text"], prepared))
             for sample, draft in enumerate(
-                _draft_samples(document, chunk, span, prepared, tokenizer, seed, samples_per_chunk)
+                _DocumentDrafts(document, quality, tokenizer, common_words).samples(
+                    chunk, span, prepared, seed, samples_per_chunk
+                )
             )
         ]
         drafts.extend(draft for *_, draft in sorted(rows, key=lambda row: row[:3]))
@@ -206,34 +240,62 @@ def _spans(text: str, prepared: PreparedRecipe) -> list[Span]:
     return chunk_spans(text, prepared.max_chunk_length, prepared.measure) or [Span(0, len(text))]
 
 
-def _draft_samples(
-    document: dict[str, str], chunk: int, span: Span, prepared: PreparedRecipe, tokenizer: Tokenizer, run_seed: int, samples: int
-) -> list[Draft]:  # fmt: skip
-    recipe, text = prepared.recipe, document["text"][span.start : span.end]
-    ids = tokenizer.encode_data([text])[0] if "document" in recipe.placeholders else []
-    truncated = max(0, len(ids) - prepared.max_input_tokens)
-    drafts = []
-    for sample in range(samples):
-        seed = row_seed(run_seed, document["doc_id"], chunk, recipe.name, sample)
-        prompt: tuple[int, ...] = ()
-        if text.strip():
-            keywords = ", ".join(draw_keywords(text, recipe.num_keywords, seed))
-            extra = tokenizer.encode_data([keywords, document["domain"]])
-            data = {"document": ids[: prepared.max_input_tokens], "keywords": extra[0], "domain": extra[1]}
-            prompt = prepared.template.fill(data)
-        drafts.append(
-            Draft(
-                document["doc_id"], document["domain"], document["source"], chunk, span, text, prepared, sample,
-                seed, prompt, truncated,
-            )
-        )  # fmt: skip
-    return drafts
+@dataclass(frozen=True)
+class _DocumentDrafts:
+    """Makes the drafts of one document."""
+
+    document: dict[str, Any]
+    quality: float | None
+    tokenizer: Tokenizer
+    common_words: frozenset[str]
+
+    def samples(
+        self, chunk: int, span: Span, prepared: PreparedRecipe, run_seed: int, samples: int
+    ) -> list[Draft]:
+        """Return the drafts of one chunk for one recipe."""
+        document, recipe = self.document, prepared.recipe
+        text = document["text"][span.start : span.end]
+        skipped = _reason_to_skip(text, recipe)
+        ids = (
+            self.tokenizer.encode_data([text])[0] if "document" in recipe.placeholders and not skipped else []
+        )
+        drafts = []
+        for sample in range(samples):
+            seed = row_seed(run_seed, document["doc_id"], chunk, recipe.name, sample)
+            prompt = () if skipped else self._prompt(prepared, text, ids[: prepared.max_input_tokens], seed)
+            drafts.append(
+                Draft(
+                    document["doc_id"], document["domain"], document["source"], chunk, span, text, prepared, sample, seed,
+                    prompt, max(0, len(ids) - prepared.max_input_tokens), skipped, self.quality,
+                )
+            )  # fmt: skip
+        return drafts
+
+    def _prompt(self, prepared: PreparedRecipe, text: str, ids: list[int], seed: int) -> tuple[int, ...]:
+        keywords: list[str] = []
+        if "keywords" in prepared.recipe.placeholders:
+            keywords = draw_keywords(text, prepared.recipe.num_keywords, seed, self.common_words)
+        extra = self.tokenizer.encode_data([", ".join(keywords), self.document["domain"]])
+        return prepared.template.fill({"document": ids, "keywords": extra[0], "domain": extra[1]})
 
 
-def draw_keywords(text: str, count: int, seed: int) -> list[str]:
-    """Return up to `count` different words of a text, drawn by the seed, rarer-looking (longer) words more often."""
+def _reason_to_skip(text: str, recipe: Recipe) -> str | None:
+    if not text.strip():
+        return EMPTY_INPUT
+    return CHUNK_TOO_SHORT if len(words_of(text)) < recipe.chunking.min_words else None
+
+
+def draw_keywords(text: str, count: int, seed: int, common_words: frozenset[str] = frozenset()) -> list[str]:
+    """Return up to `count` different words of a text, drawn by the seed, longer words more often.
+
+    `common_words` and numbers are left out. Equal text and seed give equal keywords on any machine.
+    """
     words = sorted(
-        {word for word in words_of(text) if len(word) >= KEYWORD_CANDIDATE_CHARACTERS and not word.isdigit()}
+        {
+            word
+            for word in words_of(text)
+            if len(word) >= KEYWORD_CANDIDATE_CHARACTERS and not word.isdigit() and word not in common_words
+        }
     )
     draw = random.Random(seed)
     # Weighted sampling without replacement (Efraimidis and Spirakis): the largest u ** (1 / weight) win.
@@ -241,27 +303,40 @@ def draw_keywords(text: str, count: int, seed: int) -> list[str]:
     return ranked[:count]
 
 
+def find_common_words(texts: Sequence[str]) -> frozenset[str]:
+    """Return the words that occur in more than COMMON_WORD_FRACTION of some documents: too common to be a subject."""
+    counts = Counter(word for text in texts for word in set(words_of(text)))
+    return frozenset(word for word, count in counts.items() if count > COMMON_WORD_FRACTION * len(texts))
+
+
 # --- outcomes -> rows ---------------------------------------------------------------------------------------------
 
 
-def finished_row(draft: Draft, outcome: Outcome | None, provenance: Provenance) -> dict[str, Any]:
-    """Return the output row of a draft. `outcome` is None exactly for a document without text."""
+def finished_row(
+    draft: Draft, outcome: Outcome | None, provenance: Provenance, held_out: NgramIndex | None = None
+) -> dict[str, Any]:
+    """Return the output row of a draft. `outcome` is None exactly where the draft was skipped."""
     recipe = draft.prepared.recipe
     row: dict[str, Any] = {
         "doc_id": draft.doc_id, "domain": draft.domain, "source": draft.source,
         "chunk": draft.chunk, "chunk_start": draft.span.start, "chunk_end": draft.span.end,
         "recipe": recipe.name, "recipe_hash": recipe.hash, "sampling_hash": recipe.sampling_hash,
         "sample": draft.sample, "seed": draft.seed, "text": "", "keep": False, "reject_reasons": [],
-        "prompt_tokens": len(draft.prompt_token_ids), "completion_tokens": 0,
+        "prompt_tokens": len(draft.prompt_token_ids), "completion_tokens": 0, "quality": draft.quality,
         "input_truncated_tokens": draft.input_truncated_tokens, **asdict(provenance),
     }  # fmt: skip
     if outcome is None:
-        return row | {"verdict": REJECTED, "reject_reasons": [EMPTY_INPUT]}
+        return row | {"verdict": REJECTED, "reject_reasons": [draft.skipped or EMPTY_INPUT]}
     if isinstance(outcome, Quarantined):
         return row | {"verdict": QUARANTINED, "reject_reasons": [outcome.reason]}
     text = post_process(outcome.text, recipe.post_processing, outcome.finish_reason)
-    measures = measure(text, draft.chunk_text, draft.prepared.template.words)
+    measures = measure(
+        text, draft.chunk_text, draft.prepared.template.words, thresholds=recipe.thresholds,
+        has_mark=has_answer_mark(outcome.text, recipe.post_processing), held_out=held_out,
+    )  # fmt: skip
     reasons = reject_reasons(measures, outcome.finish_reason, recipe.thresholds)
+    if recipe.post_processing.prepend_source and not reasons:
+        text = f"{draft.chunk_text.strip()}\n\n{text}"
     return row | asdict(measures) | {
         "text": text, "raw_text": outcome.text if outcome.text != text else None,
         "keep": not reasons, "verdict": REJECTED if reasons else KEPT, "reject_reasons": reasons,
@@ -271,10 +346,11 @@ def finished_row(draft: Draft, outcome: Outcome | None, provenance: Provenance) 
 
 
 def finished_table(
-    drafts: Sequence[Draft], outcomes: Sequence[Outcome | None], provenance: Provenance
-) -> pa.Table:
+    drafts: Sequence[Draft], outcomes: Sequence[Outcome | None], provenance: Provenance, held_out: NgramIndex | None = None
+) -> pa.Table:  # fmt: skip
     """Return the output part, columns REPHRASED_SCHEMA, one row per draft in the same order."""
-    rows = [finished_row(draft, outcome, provenance) for draft, outcome in zip(drafts, outcomes, strict=True)]
+    pairs = zip(drafts, outcomes, strict=True)
+    rows = [finished_row(draft, outcome, provenance, held_out) for draft, outcome in pairs]
     return pa.Table.from_pylist(rows, schema=REPHRASED_SCHEMA)
 
 

@@ -51,12 +51,13 @@ def make_corpus():
             values = [dict(zip(DOCUMENT_SCHEMA.names, row, strict=True)) for row in chosen]
             table = pa.Table.from_pylist(values, schema=DOCUMENT_SCHEMA)
             write_parquet_atomic(directory / "train" / part_name(part, num_parts), table)
+        none = {"parts": 0, "documents": 0, "bytes": 0}
         counts = {
             "parts": num_parts,
             "documents": len(texts),
             "bytes": sum(len(text.encode()) for text in texts),
         }
-        finish(directory, identity, splits={"train": counts})
+        finish(directory, identity, splits={"train": counts, "held_out": none})
         return directory
 
     return make

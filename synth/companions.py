@@ -1,0 +1,99 @@
+"""What rephrasing reads besides the documents: quality scores, the held-out split, which words are common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from synth.config import RephraseConfig
+from synth.corpus import open_corpus
+from synth.decontamination import NgramIndex
+from synth.errors import UserError
+from synth.identity import content_hash
+from synth.quality import words_of
+from synth.recipe import Recipe
+from synth.rows import COMMON_WORD_DOCUMENTS, find_common_words
+from synth.storage import list_names, read_parquet, study_path
+
+
+def held_out_corpora(config: RephraseConfig) -> dict[str, tuple[list[UPath], dict[str, Any]]]:
+    """Return parts and manifest of every held-out split to compare with, by corpus. Raises IncompleteArtefact."""
+    names = (config.corpus,) if config.decontaminate_against is None else config.decontaminate_against
+    return {name: open_corpus(config.root, name, "held_out") for name in names}
+
+
+def index_held_out(parts: Sequence[str]) -> NgramIndex | None:
+    """Return the 13-grams of held-out parts (paths or URLs), None when there is no part."""
+    return NgramIndex(words_of(text) for text in _texts(parts)) if parts else None
+
+
+def common_words_of(sources: Sequence[str], recipes: Sequence[Recipe]) -> frozenset[str]:
+    """Return the words too common in a corpus to be keywords; none are looked for where no recipe asks for keywords.
+
+    They are counted in the first COMMON_WORD_DOCUMENTS documents, which are those of the lowest ids, a random draw.
+    """
+    if not any("keywords" in recipe.placeholders for recipe in recipes):
+        return frozenset()
+    texts = []
+    for text in _texts(sources):
+        texts.append(text)
+        if len(texts) == COMMON_WORD_DOCUMENTS:
+            break
+    return find_common_words(texts)
+
+
+def quality_fingerprint(config: RephraseConfig) -> dict[str, str]:
+    """Return the identity of the quality scores, by role; {} without any. Raises UserError when there are none."""
+    if config.quality_scores is None:
+        return {}
+    directory = study_path(config.quality_scores)
+    names = list_names(directory, ".parquet")
+    if not names:
+        raise UserError(
+            f"quality_scores = {config.quality_scores!r} holds no .parquet file: give a directory with one file for every "
+            f"part of corpora/{config.corpus}/train, of the same name, with columns doc_id and quality."
+        )
+    sizes = {name: (directory / name).stat().st_size for name in names}
+    first = (directory / names[0]).read_bytes().hex()
+    return {"quality_scores": content_hash([sizes, content_hash(first)])}
+
+
+def attach_quality(documents: pa.Table, config: RephraseConfig, part_name: str) -> pa.Table:
+    """Return documents with a column `quality`, if the configuration has scores.
+
+    Raises UserError when a document has no score or one that is not in [0, 1].
+    """
+    if config.quality_scores is None:
+        return documents
+    path = study_path(config.quality_scores) / part_name
+    try:
+        scores = read_parquet(path, ["doc_id", "quality"])
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"quality_scores: {path} cannot be read ({reason}): it needs columns doc_id and quality."
+        ) from None
+    known = dict(
+        zip(
+            scores["doc_id"].to_pylist(),
+            pc.cast(scores["quality"], pa.float64()).to_pylist(),
+            strict=True,
+        )
+    )
+    values = [known.get(doc_id) for doc_id in documents["doc_id"].to_pylist()]
+    for doc_id, value in zip(documents["doc_id"].to_pylist(), values, strict=True):
+        if value is None or math.isnan(value) or not 0 <= value <= 1:
+            raise UserError(
+                f"quality_scores: {path} gives document {doc_id} the score {value}: every document needs one in [0, 1]."
+            )
+    return documents.append_column("quality", pa.array(values, pa.float64()))
+
+
+def _texts(parts: Sequence[str]) -> Iterator[str]:
+    for part in parts:
+        yield from read_parquet(UPath(part), ["text"])["text"].to_pylist()
