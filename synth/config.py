@@ -7,7 +7,7 @@ The docstring under a field is its help text and states the unit.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -133,11 +133,17 @@ class CorpusConfig(JobConfig):
 # --- rephrase_corpus -------------------------------------------------------------------------------------------
 
 
-class EngineConfig(Config):
-    """Which model answers, through which engine. All of it decides the text, so all of it is identity."""
+DEFAULT_NUM_SEQS = 256
 
-    kind: Literal["vllm", "fake"] = "vllm"
-    """`vllm` runs the model in-process; `fake` is a deterministic stand-in for rehearsing a job without a model."""
+
+class EngineConfig(Config):
+    """Which model answers, through which engine. What decides the text is identity; where a server is, is not."""
+
+    not_identity = frozenset({"endpoint", "served_model", "api_key_file"})
+
+    kind: Literal["vllm", "http", "ray_llm", "fake"] = "vllm"
+    """`vllm` runs the model in-process; `http` asks a server that speaks OpenAI's completions API; `ray_llm` runs
+    Ray Data's own LLM pipeline; `fake` is a deterministic stand-in for rehearsing a job without a model."""
     model: str
     """Hugging Face repository id, or a directory (local or under the study root as `root:generators/<name>`)."""
     revision: str | None = None
@@ -146,27 +152,79 @@ class EngineConfig(Config):
     """Number format of the weights in the engine."""
     max_model_len: int = Field(default=4096, ge=16)
     """Longest prompt plus output the engine accepts, tokens."""
+    speculative: dict[str, Any] | None = None
+    """Speculative decoding, as vLLM's `speculative_config`: `{ method = "ngram", num_speculative_tokens = 4 }`.
+    The answers' distribution stays, but not the answer to one seed, so it is identity."""
+    batch_invariant: bool = False
+    """Ask a GPU engine for kernels whose result does not depend on what else is in the batch: a resumed run then
+    draws the same text bit by bit, at some cost in speed. A CPU engine in float32 does so anyway."""
     engine_arguments: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine as they are (vLLM's `AsyncEngineArgs`); these may change numerics, so they are identity."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Of `http`: base address of the server, such as `http://node7:8000/v1`."""
+    served_model: str | None = None
+    """Of `http`: the model's name on the server; null takes the only one it serves."""
+    api_key_file: str | None = None
+    """Of `http`: a file that holds the server's API key and nothing else; the key itself goes into no record."""
+
+    @model_validator(mode="after")
+    def _needs_an_endpoint(self) -> Self:
+        if (self.kind == "http") != (self.endpoint is not None):
+            raise ValueError(
+                "kind http needs an endpoint, such as http://node7:8000/v1, and the other kinds take none"
+            )
+        return self
 
 
 class RephrasePlacement(Config):
     """Where the engines run and how much of the machine they take."""
 
     engines: int = Field(default=1, ge=1)
-    """Engine replicas (actors) side by side."""
+    """Engine replicas (actors) side by side, at most."""
+    min_engines: int | None = Field(default=None, ge=1)
+    """Replicas to start with and never go below; the pool grows to `engines` as parts wait and nodes come. null is
+    all of them at once."""
     cpus_per_engine: float = Field(default=1.0, ge=0.0)
     """Logical CPUs each replica asks of the cluster."""
     gpus_per_engine: float = Field(default=0.0, ge=0.0)
     """GPUs each replica asks of the cluster; 0 runs the CPU engine."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of a replica each layer is spread over."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """GPUs, or groups of tensor_parallel GPUs, of a replica the layers are dealt out to."""
     parts_in_flight: int = Field(default=3, ge=1)
     """Input parts one replica works on at once, so that the engine never waits at a part's end."""
-    max_num_seqs: int = Field(default=256, ge=1)
-    """Sequences the engine decodes together."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Sequences the engine decodes together; null is what tune_engine found, else 256."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    """Tokens the engine computes in one step; null is what tune_engine found, else the engine's own choice."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Fraction of a GPU's memory the engine takes; null is what tune_engine found, else the engine's own choice."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
     """Memory for the KV cache of a CPU engine, GiB; null lets the engine choose."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of a CPU engine; 0 takes all cores of the node."""
+    request_timeout_seconds: float = Field(default=900.0, gt=0)
+    """A request that has no answer after this long is taken back and tried again twice, seconds."""
+    use_tuning: bool = True
+    """Take what tune_engine stored for this model, device and recipes, where a field above leaves it open."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.min_engines is not None and self.min_engines > self.engines:
+            raise ValueError(f"min_engines = {self.min_engines} is more than engines = {self.engines}")
+        devices = self.tensor_parallel * self.pipeline_parallel
+        if devices > 1 and self.gpus_per_engine not in (0, devices):
+            raise ValueError(
+                f"tensor_parallel x pipeline_parallel = {devices} needs gpus_per_engine = {devices}, not "
+                f"{self.gpus_per_engine:g}"
+            )
+        return self
+
+    @property
+    def num_seqs(self) -> int:
+        """Sequences decoded together once every source of the number has been asked."""
+        return self.max_num_seqs or DEFAULT_NUM_SEQS
 
 
 class RephraseConfig(JobConfig):

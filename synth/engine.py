@@ -1,7 +1,8 @@
-"""The seam between rephrasing and the thing that generates: one request in, one result out, three ways to fail.
+"""The seam between rephrasing and the thing that generates: one request in, one result out, six ways to fail.
 
-`synth.engine_vllm` runs vLLM in the process, `synth.engine_fake` is a deterministic stand-in that can be told to
-misbehave. Everything above this line sees only what is declared here.
+`synth.engine_vllm` runs vLLM in the process, `synth.engine_http` asks a server, `synth.engine_fake` is a deterministic
+stand-in that can be told to misbehave. Everything above this line sees only what is declared here, and one suite of
+tests holds all of them to it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synth.config import EngineConfig, RephrasePlacement
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.model_source import ModelSource
-from synth.prompt import Tokenizer
+from synth.prompt import HuggingFaceTokenizer, Tokenizer
 from synth.recipe import Sampling
 
 
@@ -51,17 +52,46 @@ class GenerationResult:
 class EngineError(Exception):
     """Base of the ways a request can fail."""
 
+    reason = "request_failed"
+    """Why a row is quarantined when trying again has not helped: a fixed vocabulary."""
+
 
 class EngineDead(EngineError):
     """The engine is gone and takes every request in flight with it; start another."""
+
+    reason = "killed_engine"
 
 
 class RequestTooLong(EngineError):
     """The prompt does not fit the engine's window. Trying again is pointless."""
 
+    reason = "too_long"
+
+
+class RequestRefused(EngineError):
+    """The engine will not have this request as it is. Trying again is pointless."""
+
+    reason = "request_refused"
+
+
+class RequestTimedOut(EngineError):
+    """No answer came in time, and the request was taken back. Trying again may help."""
+
+    reason = "timed_out"
+
 
 class RequestFailed(EngineError):
     """This request failed and the engine lives. Trying again may help."""
+
+
+class EngineBusy(EngineError):
+    """The engine has no room at the moment. Trying again will help, after `retry_after_seconds` at the earliest."""
+
+    reason = "engine_busy"
+
+    def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EngineStartFailed(UserError):
@@ -83,7 +113,7 @@ class Engine(Protocol):
         """Bring the engine up. Raises EngineStartFailed."""
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Draw one answer. Raises EngineDead, RequestTooLong, RequestFailed."""
+        """Draw one answer. Raises one of EngineError's kinds; a cancelled call takes the request back."""
 
     async def stop(self) -> None:
         """Take the engine down, dead or alive; harmless when it is down."""
@@ -95,6 +125,20 @@ def open_engine(config: EngineConfig, placement: RephrasePlacement, model: Model
         from synth.engine_fake import FakeEngine
 
         return FakeEngine.from_config(config)
+    if config.kind == "http":
+        from synth.engine_http import HttpEngine
+
+        return HttpEngine(config, placement, model)
     from synth.engine_vllm import VllmEngine
 
     return VllmEngine(config, placement, model)
+
+
+def load_tokenizer(config: EngineConfig, model: ModelSource) -> HuggingFaceTokenizer:
+    """Load the tokenizer of a model's own directory. Raises EngineStartFailed when there is none that loads."""
+    try:
+        return HuggingFaceTokenizer(str(model.local_directory()))
+    except (OSError, ValueError) as error:
+        raise EngineStartFailed(
+            f"engine.model = {config.model!r} has no tokenizer that loads: {first_line(error)}"
+        ) from error

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from synth.config import Config, EngineConfig, Fraction
 from synth.engine import (
+    EngineBusy,
     EngineDead,
     EngineStartFailed,
     GenerationRequest,
@@ -41,6 +42,10 @@ class FakeBehaviour(Config):
     """Part of the requests whose first attempt fails, [0, 1]."""
     hopeless_fraction: Fraction = 0.0
     """Part of the requests of which every attempt fails, [0, 1]."""
+    hanging_fraction: Fraction = 0.0
+    """Part of the requests that never get an answer at the first attempt, [0, 1]."""
+    busy_fraction: Fraction = 0.0
+    """Part of the requests the engine has no room for at the first attempt, [0, 1]."""
     poison: str | None = None
     """A prompt that holds this text kills the engine."""
     dies_every: int | None = Field(default=None, ge=1)
@@ -80,7 +85,7 @@ class FakeEngine:
         self.starts = 0
         self._death: asyncio.Event | None = None
         self._answered = 0
-        self._failed_once: set[int] = set()
+        self._failed_once: set[tuple[str, int]] = set()
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> FakeEngine:
@@ -119,6 +124,9 @@ class FakeEngine:
                 f"{len(request.prompt_token_ids)} + {request.max_output_tokens} tokens do not fit {self._max_model_len}"
             )
         prompt = "".join(map(chr, request.prompt_token_ids))
+        fate = random.Random(
+            f"fate {request.seed} {hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        )
         await self._wait(death)
         self._answered += 1
         if (
@@ -127,14 +135,12 @@ class FakeEngine:
             death.set()
         if death.is_set():
             raise EngineDead("the fake engine died")
-        fate = random.Random(
-            f"fate {request.seed} {hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()}"
-        )
-        self._maybe_fail(request.seed, fate)
+        await self._maybe_fail(request.seed, fate, death)
         text, finish_reason = self._answer(prompt, fate, request.max_output_tokens)
+        text, finish_reason, stop = _stopped(text, finish_reason, request.sampling.stop)
         return GenerationResult(
-            text=text, finish_reason=finish_reason, stop_reason=None, prompt_tokens=len(prompt),
-            cached_prompt_tokens=0, completion_tokens=len(text), seconds=time.monotonic() - began,
+            text=text, finish_reason=finish_reason, stop_reason=stop, prompt_tokens=len(prompt),
+            cached_prompt_tokens=0, completion_tokens=len(text) + len(stop or ""), seconds=time.monotonic() - began,
         )  # fmt: skip
 
     async def _wait(self, death: asyncio.Event) -> None:
@@ -143,14 +149,30 @@ class FakeEngine:
         except TimeoutError:
             return
 
-    def _maybe_fail(self, seed: int, fate: random.Random) -> None:
-        draw = fate.random()
-        if draw < self.behaviour.hopeless_fraction:
+    async def _maybe_fail(self, seed: int, fate: random.Random, death: asyncio.Event) -> None:
+        behaviour = self.behaviour
+        if fate.random() < behaviour.hopeless_fraction:
             raise RequestFailed("the fake engine always fails this one")
-        draw = fate.random()
-        if draw < self.behaviour.failure_fraction and seed not in self._failed_once:
-            self._failed_once.add(seed)
+        if fate.random() < behaviour.failure_fraction and self._first_time("fails", seed):
             raise RequestFailed("the fake engine failed once")
+        if (
+            behaviour.busy_fraction
+            and fate.random() < behaviour.busy_fraction
+            and self._first_time("busy", seed)
+        ):
+            raise EngineBusy("the fake engine has no room")
+        if (
+            behaviour.hanging_fraction
+            and fate.random() < behaviour.hanging_fraction
+            and self._first_time("hangs", seed)
+        ):
+            await death.wait()
+            raise EngineDead("the fake engine died")
+
+    def _first_time(self, what: str, seed: int) -> bool:
+        first = (what, seed) not in self._failed_once
+        self._failed_once.add((what, seed))
+        return first
 
     def _answer(self, prompt: str, fate: random.Random, max_output_tokens: int) -> tuple[str, str]:
         draw = fate.random()
@@ -165,3 +187,12 @@ class FakeEngine:
             if draw > 1 - self.behaviour.truncation_fraction:
                 text = (text + " ") * (max_output_tokens // len(text) + 1)
         return (text, "stop") if len(text) < max_output_tokens else (text[:max_output_tokens], "length")
+
+
+def _stopped(text: str, finish_reason: str, stops: Sequence[str]) -> tuple[str, str, str | None]:
+    """Return the text up to the first stop string in it, and that string."""
+    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    if not found:
+        return text, finish_reason, None
+    at, stop = min(found)
+    return text[:at], "stop", stop

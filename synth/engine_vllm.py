@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import os
 import re
 import sys
@@ -28,7 +29,10 @@ from synth.engine import (
     GenerationResult,
     RequestFailed,
     RequestTooLong,
+    load_tokenizer,
 )
+from synth.errors import first_line
+from synth.guard import Guard
 from synth.model_source import ModelSource
 from synth.prompt import HuggingFaceTokenizer
 
@@ -55,18 +59,14 @@ class VllmEngine:
         self._config, self._placement, self._model = config, placement, model
         self._tokenizer: HuggingFaceTokenizer | None = None
         self._llm: Any = None
+        self._guard: Guard | None = None
         self._log = Path(tempfile.gettempdir()) / f"synthscale-vllm-{os.getpid()}-{id(self):x}.log"
 
     @property
     def tokenizer(self) -> HuggingFaceTokenizer:
         """The model's tokenizer, loaded at first use. Raises EngineStartFailed when it cannot be."""
         if self._tokenizer is None:
-            try:
-                self._tokenizer = HuggingFaceTokenizer(str(self._model.local_directory()))
-            except (OSError, ValueError) as error:
-                raise EngineStartFailed(
-                    f"engine.model = {self._config.model!r} has no tokenizer that loads: {_first_line(error)}"
-                ) from error
+            self._tokenizer = load_tokenizer(self._config, self._model)
         return self._tokenizer
 
     @property
@@ -84,7 +84,9 @@ class VllmEngine:
     async def start(self) -> None:
         """Start the engine; blocks the event loop while it does. Raises EngineStartFailed."""
         self._set_environment()
-        with _output_to(self._log):
+        logging.getLogger("vllm").setLevel(logging.NOTSET)
+        self._guard = Guard()
+        with _output_to(self._log), self._guard.watching():
             try:
                 from vllm.engine.arg_utils import AsyncEngineArgs
                 from vllm.v1.engine.async_llm import AsyncLLM
@@ -124,9 +126,9 @@ class VllmEngine:
             async for output in self._llm.generate(prompt, parameters, request.request_id):  # noqa: B007 - the last one
                 pass
         except EngineDeadError as error:
-            raise EngineDead(_first_line(error)) from error
+            raise EngineDead(first_line(error)) from error
         except VLLMError as error:
-            raise RequestFailed(_first_line(error)) from error
+            raise RequestFailed(first_line(error)) from error
         if output is None or output.outputs[0].finish_reason not in ("stop", "length"):
             raise RequestFailed(
                 f"vLLM ended the request with {output.outputs[0].finish_reason if output else 'nothing'}"
@@ -143,21 +145,29 @@ class VllmEngine:
         """Take the engine and its processes down."""
         llm, self._llm = self._llm, None
         if llm is not None:
+            # Its frontend takes the end of the engine process, which is wanted here, for an error and says so.
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)
             await asyncio.to_thread(llm.shutdown, STOP_SECONDS)
+        if self._guard is not None:
+            self._guard.release()
+            self._guard = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments vLLM's AsyncEngineArgs gets; `engine.engine_arguments` win over all of them."""
         config, placement = self._config, self._placement
-        common: dict[str, Any] = {
+        chosen: dict[str, Any] = {
             "model": str(self._model.local_directory()), "dtype": config.dtype, "max_model_len": config.max_model_len,
-            "max_num_seqs": placement.max_num_seqs, "enable_prefix_caching": True, "disable_log_stats": True,
-            "trust_remote_code": False,
+            "max_num_seqs": placement.num_seqs, "enable_prefix_caching": True, "disable_log_stats": True,
+            "trust_remote_code": False, "tensor_parallel_size": placement.tensor_parallel,
+            "pipeline_parallel_size": placement.pipeline_parallel, "speculative_config": config.speculative,
+            "max_num_batched_tokens": placement.max_num_batched_tokens,
         }  # fmt: skip
-        return (
-            common
-            | (self._cpu_arguments() if placement.gpus_per_engine == 0 else {})
-            | config.engine_arguments
-        )
+        if placement.gpus_per_engine == 0:
+            chosen |= self._cpu_arguments()
+        else:
+            chosen["gpu_memory_utilization"] = placement.gpu_memory_utilization
+        chosen |= config.engine_arguments
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def _cpu_arguments(self) -> dict[str, Any]:
         """Return what a CPU engine needs.
@@ -165,17 +175,19 @@ class VllmEngine:
         Seeded sampling and chunked prefill together kill it ("CPU Generator does not use offset"), hence no chunks
         and room for a whole prompt in a step; compiling takes longer than it saves on models fit for a CPU.
         """
-        gib = self._placement.kv_cache_gib or min(
-            CPU_KV_CACHE_GIB, psutil.virtual_memory().available / 2**30 / 4
-        )
+        placement = self._placement
+        gib = placement.kv_cache_gib or min(CPU_KV_CACHE_GIB, psutil.virtual_memory().available / 2**30 / 4)
+        one_process = placement.tensor_parallel * placement.pipeline_parallel == 1
         return {
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(
-                self._config.max_model_len, self._placement.max_num_seqs, CPU_BATCHED_TOKENS
+                self._config.max_model_len,
+                placement.num_seqs,
+                placement.max_num_batched_tokens or CPU_BATCHED_TOKENS,
             ),
             "kv_cache_memory_bytes": int(gib * 2**30),
             "enforce_eager": True,
-            "distributed_executor_backend": "uni",
+            "distributed_executor_backend": "uni" if one_process else "mp",
         }
 
     def _set_environment(self) -> None:
@@ -185,6 +197,8 @@ class VllmEngine:
             "VLLM_LOGGING_LEVEL": "WARNING",
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if self._config.batch_invariant:
+            wanted["VLLM_BATCH_INVARIANT"] = "1"
         if self._placement.gpus_per_engine == 0:
             wanted["VLLM_CPU_OMP_THREADS_BIND"] = (
                 "nobind"  # several engines on one machine would bind to the same cores
@@ -210,7 +224,7 @@ class VllmEngine:
             "Engine core proc",
         )
         causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
-        return (causes or [f"{type(error).__name__}: {_first_line(error)}"])[-1].rstrip(".")
+        return (causes or [f"{type(error).__name__}: {first_line(error)}"])[-1].rstrip(".")
 
 
 @contextmanager
@@ -231,7 +245,3 @@ def _output_to(log: Path) -> Iterator[None]:
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.close(target)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

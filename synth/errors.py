@@ -36,3 +36,8 @@ class IncompleteArtefact(UserError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.directory, self.made_by)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, its kind where it says nothing: fit for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

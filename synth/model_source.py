@@ -49,7 +49,8 @@ class ModelSource:
         if self.revision is not None:
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(self.location, revision=self.revision))
+            wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+            return Path(snapshot_download(self.location, revision=self.revision, allow_patterns=wanted))
         directory = UPath(self.location)
         if is_local(directory):
             return Path(str(directory))

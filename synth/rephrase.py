@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from synth.config import RephraseConfig
 from synth.corpus import open_corpus
 from synth.decontamination import NgramIndex
 from synth.engine import Engine, open_engine
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
 from synth.ledger import (
     MADE_BY,
@@ -130,7 +131,7 @@ class RephraseWork:
             table = read_parquet(UPath(source), columns=["doc_id", "text", "domain", "source"])
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(
-                f"{source} cannot be read ({_first_line(error)}): the corpus is damaged; move corpora/{self.config.corpus} "
+                f"{source} cannot be read ({first_line(error)}): the corpus is damaged; move corpora/{self.config.corpus} "
                 "away and run build_corpus again."
             ) from None
         table = attach_quality(table, self.config, UPath(source).name)
@@ -200,7 +201,7 @@ def _num_rows(part: UPath) -> int:
             return int(pq.read_metadata(handle).num_rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
-            f"{part} cannot be read ({_first_line(error)}): the corpus is damaged; run build_corpus again."
+            f"{part} cannot be read ({first_line(error)}): the corpus is damaged; run build_corpus again."
         ) from None
 
 
@@ -329,8 +330,9 @@ class RephraseWorker:
         self._engine = engine or open_engine(config.engine, placement, work.model)
         self._supervisor = Supervisor(
             self._engine,
-            int(placement.max_num_seqs * IN_FLIGHT_PER_SEQUENCE),
+            math.ceil(placement.num_seqs * IN_FLIGHT_PER_SEQUENCE),
             config.max_engine_deaths_per_part,
+            placement.request_timeout_seconds,
         )
         self._prepared: tuple[PreparedRecipe, ...] | None = None
         self._common_words: frozenset[str] = frozenset()
@@ -436,11 +438,7 @@ class RephraseWorker:
             write_entry(work.directory, work.num_parts, entry)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({_first_line(error)}): make room or mend the store, then run the job again."
+                f"{path} cannot be written ({first_line(error)}): make room or mend the store, then run the job again."
             ) from None
         self._supervisor.forget(part)
         return entry
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

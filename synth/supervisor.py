@@ -9,6 +9,7 @@ one part alone in it; those are counted for the part and bounded, and an innocen
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -16,19 +17,26 @@ from dataclasses import dataclass, field
 
 from synth.engine import (
     Engine,
+    EngineBusy,
     EngineDead,
+    EngineError,
     GenerationRequest,
     GenerationResult,
     RequestFailed,
-    RequestTooLong,
+    RequestTimedOut,
 )
 
-POISON = "killed_engine"
-TOO_LONG = "too_long"
-FAILED = "request_failed"
+POISON = EngineDead.reason
 
 RETRY_SECONDS = (0.1, 1.0, 5.0)
 """Pauses before the attempts after the first of a request that failed by itself."""
+
+TIMED_OUT_RETRY_SECONDS = (0.0, 5.0)
+"""Pauses before the attempts after one that timed out."""
+
+BUSY_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, *[30.0] * 20)
+"""Pauses before the attempts after one the engine had no room for: about ten minutes together. Each is drawn from
+half to one and a half of this, so that requests turned away together do not come back together."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Quarantined:
     """A request that got no answer, and why."""
 
     reason: str
-    """`killed_engine`, `too_long` or `request_failed`: a fixed vocabulary."""
+    """The `reason` of one of `synth.engine`'s errors: a fixed vocabulary."""
     detail: str
     """The engine's own words, for the ledger."""
 
@@ -77,11 +85,32 @@ class _Suspect:
     )
 
 
+def _pause(error: EngineError, failures: int) -> float | None:
+    """Return how long to wait before another attempt after so many of this kind, seconds; None gives the request up."""
+    if isinstance(error, EngineBusy):
+        if failures >= len(BUSY_RETRY_SECONDS):
+            return None
+        return max(error.retry_after_seconds, BUSY_RETRY_SECONDS[failures] * random.uniform(0.5, 1.5))
+    pauses: tuple[float, ...] = ()
+    if isinstance(error, RequestTimedOut):
+        pauses = TIMED_OUT_RETRY_SECONDS
+    elif isinstance(error, RequestFailed):
+        pauses = RETRY_SECONDS
+    return pauses[failures] if failures < len(pauses) else None
+
+
 class Supervisor:
     """One engine, started when first needed, shared by several parts of work on one event loop."""
 
-    def __init__(self, engine: Engine, max_in_flight: int, max_deaths_per_part: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_in_flight: int,
+        max_deaths_per_part: int,
+        request_timeout_seconds: float | None = None,
+    ) -> None:
         self.engine = engine
+        self._timeout_seconds = request_timeout_seconds
         self._max_deaths = max_deaths_per_part
         self._slots = asyncio.Semaphore(max_in_flight)
         self._calm = asyncio.Event()
@@ -131,19 +160,28 @@ class Supervisor:
         self, part: int, request: GenerationRequest, ready: Callable[[int], Awaitable[None]]
     ) -> Outcome:
         """Answer a request, trying again what may pass by itself. Raises EngineDead."""
-        for pause in (*RETRY_SECONDS, None):
+        failures: Counter[str] = Counter()
+        while True:
             await ready(part)
             try:
                 with self._accounting(part):
-                    return await self.engine.generate(request)
-            except RequestTooLong as error:
-                return Quarantined(TOO_LONG, str(error))
-            except RequestFailed as error:
+                    return await self._in_time(request)
+            except EngineDead:
+                raise
+            except EngineError as error:
+                pause = _pause(error, failures[error.reason])
                 if pause is None:
-                    return Quarantined(FAILED, str(error))
+                    return Quarantined(error.reason, str(error))
+                failures[error.reason] += 1
                 self._usage.setdefault(part, PartUsage()).retries += 1
-                await asyncio.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+            await asyncio.sleep(pause)
+
+    async def _in_time(self, request: GenerationRequest) -> GenerationResult:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await self.engine.generate(request)
+        except TimeoutError:
+            raise RequestTimedOut(f"no answer within {self._timeout_seconds:g} s") from None
 
     async def _normal_service(self, part: int) -> None:
         """Wait until the engine is up and no search for a killer is on: strangers would spoil its result.

