@@ -155,17 +155,10 @@ class FakeEngine:
             raise RequestFailed("the fake engine always fails this one")
         if fate.random() < behaviour.failure_fraction and self._first_time("fails", seed):
             raise RequestFailed("the fake engine failed once")
-        if (
-            behaviour.busy_fraction
-            and fate.random() < behaviour.busy_fraction
-            and self._first_time("busy", seed)
-        ):
+        luck = random.Random(f"luck {seed}")  # apart from the fate, so that the text stays the same
+        if luck.random() < behaviour.busy_fraction and self._first_time("busy", seed):
             raise EngineBusy("the fake engine has no room")
-        if (
-            behaviour.hanging_fraction
-            and fate.random() < behaviour.hanging_fraction
-            and self._first_time("hangs", seed)
-        ):
+        if luck.random() < behaviour.hanging_fraction and self._first_time("hangs", seed):
             await death.wait()
             raise EngineDead("the fake engine died")
 
