@@ -78,7 +78,7 @@ _MARKDOWN = (
     (re.compile(r"^[ \t]*#{1,6}[ \t]+", re.MULTILINE), ""),
     (re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE), ""),
     (re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])"), r"\2"),
-    (re.compile(r"(?<![\w_])__(?=\S)([^_\n]+?)(?<=\S)__(?![\w_])"), r"\1"),
+    (re.compile(r"(?<![\w`])__(?=\S)([^_\n]*\s[^_\n]*)(?<=\S)__(?![\w`])"), r"\1"),  # __init__ stays
     (re.compile(r"\n{3,}"), "\n\n"),
 )
 
@@ -112,7 +112,7 @@ class Measures:
     """ISO 639-1 code; None when the answer is too short or the language unsure."""
     source_language: str | None
     language_drift: bool | None
-    """Whether the two differ; None when one of them is not known."""
+    """Whether the answer is in another language than it should; None when that cannot be told."""
     held_out_overlap: float | None
     """Fraction of the answer's words that lie in a 13-gram of the held-out split; None when none was asked for."""
 
@@ -172,7 +172,7 @@ def measure(
         format_items=count_items(text, limit.format),
         language=language,
         source_language=source_language,
-        language_drift=drifted(language, source_language),
+        language_drift=drifted(language, source_language if limit.language == "source" else limit.language),
         held_out_overlap=None if held_out is None else held_out.covered_fraction(answer),
     )
 

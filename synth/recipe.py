@@ -48,8 +48,9 @@ class Chunking(Config):
     """What `max_length` counts: tokens of the engine's tokenizer, words, characters; `document` does not cut."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest chunk, in `unit`."""
-    min_words: int = Field(default=0, ge=0)
-    """A chunk of fewer words is not sent: its row is there, rejected as `chunk_too_short`, and costs nothing."""
+    min_length: int = Field(default=0, ge=0)
+    """A chunk shorter than this, in `unit` (characters for `document`), is not sent: its row is there, rejected as
+    `chunk_too_short`, and costs nothing."""
 
     @model_validator(mode="after")
     def _length_given(self) -> Chunking:
@@ -76,30 +77,29 @@ class Sampling(Config):
 
 
 class Routing(Config):
-    """Which documents a recipe is for, by their quality score in [0, 1]: min_quality <= score <= max_quality."""
+    """Which documents a recipe is for, by quality score in [0, 1]: min_quality <= score < max_quality (1 included)."""
 
     min_quality: Fraction = 0.0
     """Least score of a document."""
     max_quality: Fraction = 1.0
-    """Greatest score; a recipe that ends where another begins shares the documents that have exactly this score."""
-    above: bool = False
-    """Leave out the least score itself: min_quality < score."""
+    """The score it must stay below; 1 takes all up to and with 1."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Routing:
-        if self.min_quality > self.max_quality:
-            raise ValueError("routing.min_quality is above routing.max_quality: no document has such a score")
+        if self.min_quality >= self.max_quality:
+            raise ValueError(
+                "routing.min_quality must be below routing.max_quality: no document has such a score"
+            )
         return self
 
     def takes(self, quality: float) -> bool:
         """Return whether a document of this score goes through the recipe."""
-        above = quality > self.min_quality if self.above else quality >= self.min_quality
-        return above and quality <= self.max_quality
+        return self.min_quality <= quality and (quality < self.max_quality or self.max_quality == 1.0)
 
     @property
     def takes_all(self) -> bool:
         """Whether the score makes no difference."""
-        return self.min_quality == 0.0 and self.max_quality == 1.0 and not self.above
+        return self.min_quality == 0.0 and self.max_quality == 1.0
 
 
 class PostProcessing(Config):
@@ -153,7 +153,9 @@ class Thresholds(Config):
     max_repetition: Fraction = 1.0
     """Greatest fraction of the answer's word 4-grams that occurred earlier in the answer, [0, 1]."""
     reject_language_drift: bool = True
-    """Reject answers in another language than their source, where both are long enough to tell and the tool is sure."""
+    """Reject answers in another language than `language` says, where texts are long enough to tell and the tool is sure."""
+    language: str = Field(default="source", pattern=r"^(source|[a-z]{2})$")
+    """Language an answer must be in: `source` for that of its source, or an ISO 639-1 code where the prompt asks for one."""
     min_language_letters: int = Field(default=120, ge=1)
     """Fewer letters than this, of answer or source, and no language is told."""
     format: Format = "free"

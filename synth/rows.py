@@ -83,7 +83,7 @@ EMPTY_INPUT = "empty_input"
 """Reason of the one row that stands for a document without any text."""
 
 CHUNK_TOO_SHORT = "chunk_too_short"
-"""Reason of a row whose chunk has fewer words than the recipe sends."""
+"""Reason of a row whose chunk is shorter than the recipe sends."""
 
 MIN_ROOM_TOKENS = 16
 """Below this much room for a chunk, or for its answer, a recipe is refused for a model."""
@@ -255,7 +255,7 @@ class _DocumentDrafts:
         """Return the drafts of one chunk for one recipe."""
         document, recipe = self.document, prepared.recipe
         text = document["text"][span.start : span.end]
-        skipped = _reason_to_skip(text, recipe)
+        skipped = _reason_to_skip(text, prepared)
         ids = (
             self.tokenizer.encode_data([text])[0] if "document" in recipe.placeholders and not skipped else []
         )
@@ -279,10 +279,11 @@ class _DocumentDrafts:
         return prepared.template.fill({"document": ids, "keywords": extra[0], "domain": extra[1]})
 
 
-def _reason_to_skip(text: str, recipe: Recipe) -> str | None:
+def _reason_to_skip(text: str, prepared: PreparedRecipe) -> str | None:
+    least = prepared.recipe.chunking.min_length
     if not text.strip():
         return EMPTY_INPUT
-    return CHUNK_TOO_SHORT if len(words_of(text)) < recipe.chunking.min_words else None
+    return CHUNK_TOO_SHORT if least and prepared.measure([text])[0] < least else None
 
 
 def draw_keywords(text: str, count: int, seed: int, common_words: frozenset[str] = frozenset()) -> list[str]:

@@ -71,7 +71,7 @@ def natural(tmp_path, make_corpus):
     return str(tmp_path)
 
 
-LAX = {"max_prompt_echo": 1.0, "min_words": 1, "min_length_ratio": 0.0, "max_length_ratio": 100.0, "max_repetition": 1.0, "min_source_words": 0.0, "max_source_overlap": 1.0}  # fmt: skip
+LAX = {"max_prompt_echo": 1.0, "min_words": 1, "min_length_ratio": 0.0, "max_length_ratio": 100.0, "max_repetition": 1.0, "min_source_words": 0.0, "max_source_overlap": 1.0, "format": "free", "reject_language_drift": False}  # fmt: skip
 """Thresholds under which only what a test asks of the fake engine is rejected."""
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from synth.quality import measure, post_process, reject_reasons, words_of
+from synth.decontamination import NgramIndex
+from synth.quality import has_answer_mark, measure, post_process, reject_reasons, words_of
 from synth.recipe import PostProcessing, Thresholds
 
 SOURCE = (
@@ -120,3 +121,183 @@ def test_measures_are_exact_on_a_small_case():
 def test_scripts_without_spaces_are_measured_by_character():
     assert words_of("雪山 don't") == ["雪", "山", "don't"]
     assert measure("雪山很高很高", "雪山很高", "").source_words == 1.0
+
+
+REFUSALS = [
+    "I'm sorry, but I cannot rewrite this text.",
+    "I'm sorry, but I can't help with that.",
+    "I am sorry, but I am unable to provide a paraphrase of this passage.",
+    "Sorry, I can't assist with that request.",
+    "Unfortunately, I cannot fulfil this request because the text is incomplete.",
+    "I apologize, but I cannot continue this text.",
+    "My apologies, but I will not generate content of that kind.",
+    "As an AI language model, I do not have opinions about lighthouses.",
+    "As a large language model, I'm not able to access the link.",
+    "As an AI assistant, I must decline.",
+    "I cannot provide a rewritten version of the text as it contains personal data.",
+    "I can’t comply with this request.",
+    "I won't rewrite this content, as it promotes violence.",
+    "I am just an AI, it is not within my programming to write about that.",
+    "Please provide the text you would like me to rewrite.",
+    "Could you please provide the passage that you want paraphrased?",
+    "It seems that you did not provide a text. What should I rewrite?",
+    "There is no text provided, so nothing can be rewritten.",
+    "Thank you for your message. I'm sorry, but I cannot answer the question.",
+    "I'm afraid I can't do that with this document.",
+]
+NOT_REFUSALS = [
+    "I'm sorry I missed your recital, Mom,\" she said, and put the flowers on the table.",
+    "I couldn't help but notice how quiet the harbour had become.",
+    "I could not help laughing when the lamp went out.",
+    "I cannot recommend this lighthouse highly enough; the view from its gallery is superb.",
+    "\"I'm sorry, but I can't help you,\" said the clerk, and closed the window.",
+    "BERT is pre-trained as a language model and then fine-tuned on each task.",
+    "GPT-3 acts as an AI language model that writes text from a prompt.",
+    "She works as an AI engineer at a shipping company.",
+    "If the server refuses the request, it must not provide content of its own.",
+    "Please provide the text field with a default value before you save the form.",
+    "Users who cannot provide a passport may show another document.",
+    "The function will not create a directory that exists already.",
+    "We are sorry to announce that the lighthouse is closed in winter.",
+    "The keeper was afraid of storms and unable to sleep when the wind rose.",
+    "Question: Why can't I rewrite a read-only file?\nAnswer: Because its permissions forbid it.",
+    "I will not forget the evening on which the lamp failed, nor what the captain said about it.",
+    "Sorry is the hardest word. I will explain why.",
+    "I can't wait to visit the cape again next summer.",
+    "This error is raised when no text is given to the parser, which then returns an empty list.",
+    "Unfortunately, the reef was not marked on the chart, and the ship could not continue its voyage.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_refusals_as_models_word_them_are_found(text):
+    assert measure(text, SOURCE, PROMPT).is_refusal
+
+
+@pytest.mark.parametrize("text", NOT_REFUSALS)
+def test_content_that_sounds_like_a_refusal_is_not_one(text):
+    assert not measure(text, SOURCE, PROMPT).is_refusal
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "Sure! Here is the rewritten text:\n\n",
+        "Certainly! Below is a rewritten version of the passage:\n",
+        "Here's a paraphrased version of the text:\n\n",
+        "Here is the rephrased paragraph:\n",
+        "**Rewritten text:**\n",
+        "Of course.\n\n",
+        "Here are the questions and answers based on the text:\n\n",
+        "Sure, here are some questions and their answers:\n",
+        "Here is a summary of the text:\n",
+        "Okay, here's the improved version:\n\n",
+        "The following is a rephrased version of the given text:\n",
+        "Here is your text, in simpler words:\n",
+        "Questions and answers:\n",
+        "Here is a tutorial based on the text:\n\n",
+    ],
+)
+def test_preambles_as_models_write_them_are_taken_off_and_seen(opening):
+    assert measure(opening + GOOD, SOURCE, PROMPT).has_preamble
+    assert post_process(opening + GOOD, PostProcessing(), "stop") == GOOD
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This is what the function does: it sorts the list in place.",
+        "Below is the list of parameters: a, b and c.",
+        "The following are the steps of the algorithm: read, sort, write.",
+        "Here is where the keeper lived: a hut below the tower.",
+        "Here are the three reasons: wind, tide and fog.",
+        "Great Britain: the largest island of the archipelago.",
+        "Sure enough, the lamp was lit: the keeper had come back.",
+        "Understood as a metaphor, the lamp stands for hope: it never goes out.",
+        "Of course, the reef had claimed ships before: three in 1869 alone.",
+        "Section 3 deals with lamps: their oil, their wicks and their lenses.",
+        "Okay is a village in Arkansas: it has 800 people.",
+        "Certainly the oldest lamp burned oil: the oldest ones did.",
+        "I have seen the reef: it lies low in the water.",
+        "Here we describe an improved method. Its advantage: speed.",
+    ],
+)
+def test_content_that_opens_like_a_preamble_is_left_alone(text):
+    assert post_process(text, PostProcessing(), "stop") == text
+    assert not measure(text, SOURCE, PROMPT).has_preamble
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        "\n\nLet me know if you need any further changes!",
+        "\n\nI hope this helps!",
+        "\n\nWould you like me to rewrite another passage?",
+        "\n\n(Note: The rewritten text keeps all facts of the original.)",
+    ],
+)
+def test_closing_chatter_is_taken_off(closing):
+    assert post_process(GOOD + closing, PostProcessing(), "stop") == GOOD
+
+
+def test_a_letter_that_ends_in_such_words_within_a_paragraph_keeps_them():
+    text = "Dear keeper, the oil will come on Monday. Let me know if you need more."
+    assert post_process(text, PostProcessing(), "stop") == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "steps", "expected"),
+    [
+        ("<think>A lamp. Short.</think>\n\nThe lamp was lit.", {}, "The lamp was lit."),
+        ("<think>It never closes", {}, ""),
+        ("A <think> tag within.", {}, "A <think> tag within."),
+        ("Thoughts: too long.\nImproved text:\nThe lamp was lit.", {"answer_after": "Improved text:"}, "The lamp was lit."),
+        ("## The lamp\n\nIt was **lit** by *him* in 2 * 3 hours.\n---\n```\nx_y_z\n```", {"strip_markdown": True},
+         "The lamp\n\nIt was lit by him in 2 * 3 hours.\n\nx_y_z"),
+        ("call `__init__` and a*b*c", {"strip_markdown": True}, "call `__init__` and a*b*c"),
+    ],
+)  # fmt: skip
+def test_reasoning_marks_and_markdown_are_taken_off_where_asked(raw, steps, expected):
+    assert post_process(raw, PostProcessing(**steps), "stop") == expected
+
+
+def test_an_answer_without_the_mark_it_was_asked_for_is_rejected():
+    steps = PostProcessing(answer_after="Improved text:")
+    raw = GOOD
+    measures = measure(GOOD, SOURCE, PROMPT, has_mark=has_answer_mark(raw, steps))
+    assert reject_reasons(measures, "stop", STRICT) == ["no_answer_mark"]
+    assert has_answer_mark("Improved text: " + GOOD, steps)
+    assert has_answer_mark(raw, PostProcessing())
+
+
+def test_an_answer_of_the_wrong_shape_is_rejected():
+    asked = STRICT.model_copy(
+        update={"format": "question_answer", "min_format_items": 2, "max_length_ratio": 9.0}
+    )
+    one = f"Question: When was it built?\nAnswer: {GOOD}"
+    two = one + "\nQuestion: Who lit the lamp every evening?\nAnswer: The keeper, up 212 steps."
+    for text, reasons in [(one, ["format"]), (two, [])]:
+        assert reject_reasons(measure(text, SOURCE, PROMPT, thresholds=asked), "stop", asked) == reasons
+
+
+def test_an_answer_in_another_language_is_rejected_unless_it_was_asked_for():
+    german = (
+        "Der Leuchtturm am nördlichen Kap wurde 1871 aus grauem Granit errichtet und leitet seither Schiffe am Riff vorbei. "
+        "Sein Wärter stieg jeden Abend zweihundertzwölf Stufen hinauf, um die Lampe anzuzünden."
+    )
+    lax = Thresholds()
+    assert reject_reasons(measure(german, SOURCE, PROMPT, thresholds=lax), "stop", lax) == ["language"]
+    asked = Thresholds(language="de")
+    assert reject_reasons(measure(german, SOURCE, PROMPT, thresholds=asked), "stop", asked) == []
+    assert "language" in reject_reasons(measure(SOURCE, SOURCE, PROMPT, thresholds=asked), "stop", asked)
+    assert measure("Kurz.", SOURCE, PROMPT).language_drift is None
+
+
+def test_an_answer_that_repeats_the_held_out_split_is_rejected():
+    index = NgramIndex([words_of(GOOD)])
+    clean = measure(SOURCE, SOURCE, PROMPT, held_out=index)
+    leaked = measure(GOOD, SOURCE, PROMPT, held_out=index)
+    assert (clean.held_out_overlap, leaked.held_out_overlap) == (0.0, 1.0)
+    assert reject_reasons(leaked, "stop", STRICT) == ["contaminated"]
+    assert reject_reasons(leaked, "stop", STRICT.model_copy(update={"max_held_out_overlap": 1.0})) == []
+    assert measure(GOOD, SOURCE, PROMPT).held_out_overlap is None

@@ -88,7 +88,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence_that_names_the_field(mine, change
 
 
 def test_an_unknown_name_says_which_there_are():
-    with pytest.raises(UserError, match=r"no recipe 'hqq' \(shipped: .*hq, qa"):
+    with pytest.raises(UserError, match=r"no recipe 'hqq' \(shipped: .*hq, math, qa"):
         load_recipe("hqq")
     with pytest.raises(UserError, match=r"nowhere\.toml cannot be read"):
         load_recipe("nowhere.toml")
@@ -100,3 +100,45 @@ def test_two_recipes_of_one_name_are_refused(mine):
     mine.write_text(MINE.replace('"mine"', '"hq"'))
     with pytest.raises(UserError, match="two recipes are called 'hq'"):
         load_recipes(["hq", str(mine)])
+
+
+def test_the_shipped_recipes_are_those_of_the_literature_and_fit_a_window_of_4096():
+    assert set(shipped_recipes()) == {
+        "hq", "qa", "textbook", "wrap_easy", "wrap_medium", "wrap_hard", "wrap_qa", "cc_wiki", "cc_diverse_qa", "cc_distill",
+        "cc_extract", "cc_knowledge_list", "continue", "summarise", "faq", "tutorial", "table", "math", "guided_rewrite",
+    }  # fmt: skip
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        words = sum(len(message.content.split()) for message in recipe.messages)
+        assert recipe.max_input_tokens + recipe.sampling.max_output_tokens + 2 * words < 4096
+        if recipe.chunking.unit == "tokens":
+            assert recipe.chunking.max_length <= recipe.max_input_tokens, "no chunk is cut off"
+
+
+def test_a_prompt_asks_for_what_the_verdict_looks_for():
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        said = "\n".join(message.content for message in recipe.messages)
+        if recipe.post_processing.answer_after:
+            assert f'"{recipe.post_processing.answer_after}"' in said
+        asked = {"question_answer": '"Question:"', "problem_solution": '"Problem:"', "list": '"- "', "table": "Markdown table", "steps": "numbered steps", "free": ""}  # fmt: skip
+        assert asked[recipe.thresholds.format] in said
+
+
+def test_token_budgets_are_those_of_nemo_curator():
+    budgets = {
+        name: (recipe.chunking.min_length, recipe.max_input_tokens, recipe.sampling.max_output_tokens)
+        for name in shipped_recipes() if name.startswith("cc_") and (recipe := load_recipe(name))
+    }  # fmt: skip
+    assert budgets == {
+        "cc_diverse_qa": (30, 1000, 600), "cc_distill": (10, 2000, 1600), "cc_extract": (30, 1400, 1400),
+        "cc_knowledge_list": (30, 1000, 600), "cc_wiki": (5, 512, 512),
+    }  # fmt: skip
+    assert {
+        load_recipe(f"wrap_{style}").chunking.max_length for style in ("easy", "medium", "hard", "qa")
+    } == {300}
+
+
+def test_a_routing_that_takes_no_document_is_refused(mine):
+    with pytest.raises(UserError, match=r"routing: routing.min_quality must be below routing.max_quality"):
+        load_recipe(str(mine), {"routing": {"min_quality": 0.5, "max_quality": 0.5}})

@@ -13,6 +13,7 @@ from synth.rows import (
     Provenance,
     draft_rows,
     draw_keywords,
+    find_common_words,
     finished_table,
     prepare_recipe,
     row_seed,
@@ -181,3 +182,55 @@ def test_a_tally_accounts_for_every_row_and_token():
     assert tally.finish_reasons == {"stop": 2, "length": 1}
     assert tally.reasons["empty"] == tally.reasons["truncated"] == tally.reasons["too_long"] == 1
     assert tally.source_characters == 4 * len(TEXT)
+
+
+def test_a_chunk_too_short_to_send_is_a_rejected_row_that_costs_nothing():
+    short = {"chunking": {"unit": "characters", "max_length": 60, "min_length": 20}}
+    drafts = drafts_of([TEXT, "Too short."], [prepared("hq", **short)])
+    assert [draft.skipped for draft in drafts] == [None, None, "chunk_too_short"]
+    assert drafts[-1].prompt_token_ids == ()
+    (row,) = finished_table(drafts[-1:], [None], PROVENANCE).to_pylist()
+    assert (row["verdict"], row["reject_reasons"], row["prompt_tokens"]) == (
+        "rejected",
+        ["chunk_too_short"],
+        0,
+    )
+
+
+def test_questions_are_put_behind_their_text_and_judged_without_it():
+    recipe = prepared(
+        "cc_diverse_qa", chunking={"min_length": 0}, thresholds={"min_words": 5}, routing={"min_quality": 0.0}
+    )
+    drafts = drafts_of([TEXT], [recipe])
+    qa = "Question: Where is the reef?\nAnswer: To the north of the cape."
+    kept, refused = (
+        finished_table(drafts, [answer(text)], PROVENANCE).to_pylist()[0]
+        for text in (qa, "The reef lies north of everything.")
+    )
+    assert kept["text"] == f"{TEXT}\n\n{qa}"
+    assert (kept["keep"], kept["words"], kept["format_items"]) == (True, 12, 1)
+    assert refused["reject_reasons"] == ["format"]
+    assert refused["text"] == "The reef lies north of everything."
+
+
+def test_words_common_in_the_corpus_are_no_keywords():
+    texts = [f"The harbour of {place} has lanterns." for place in ("Alund", "Borgstad", "Cresta", "Dovrin")]
+    common = find_common_words(texts)
+    assert {"harbour", "lanterns", "the"} <= common
+    assert draw_keywords(texts[1], 8, 0, find_common_words(texts * 10 + ["x"] * 400)) == draw_keywords(
+        texts[1], 8, 0
+    )
+    only = find_common_words([*texts, *(f"harbour lanterns {n}" for n in range(36))])
+    assert draw_keywords(texts[1], 8, 0, only) == ["borgstad"]
+
+
+def test_documents_go_only_through_the_recipes_that_take_their_quality():
+    recipes = [prepared("cc_wiki"), prepared("cc_distill")]
+    scored = table(TEXT * 3, TEXT * 4, TEXT * 5).append_column("quality", pa.array([0.59, 0.6, 1.0]))
+    drafts = draft_rows(scored, recipes, TOKENIZER, seed=0, samples_per_chunk=1)
+    assert [(d.doc_id, d.prepared.recipe.name, d.quality) for d in drafts if d.chunk == 0] == [
+        ("d0", "cc_wiki", 0.59), ("d1", "cc_distill", 0.6), ("d2", "cc_distill", 1.0),
+    ]  # fmt: skip
+    guessed = draft_rows(table(TEXT * 3, "{} | {} | > 1"), recipes, TOKENIZER, seed=0, samples_per_chunk=1)
+    assert [d.prepared.recipe.name for d in guessed if d.chunk == 0] == ["cc_distill", "cc_wiki"]
+    assert all(0 <= d.quality <= 1 for d in guessed)
