@@ -11,10 +11,11 @@ import argparse
 import difflib
 import functools
 import json
+import os
 import pkgutil
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
@@ -31,6 +32,19 @@ C = TypeVar("C", bound=JobConfig)
 
 
 @dataclass(frozen=True)
+class Look:
+    """A flag that shows something instead of running the job."""
+
+    flag: str
+    """Such as `--preview`."""
+    help: str
+    show: Callable[..., Iterable[str]]
+    """Called with the configuration and the flag's number, or with nothing when `needs_config` is false; gives lines."""
+    needs_config: bool = True
+    """Whether the flag takes a number and needs a valid configuration."""
+
+
+@dataclass(frozen=True)
 class Job(Generic[C]):
     """One job: how it is configured, what it would do, and the function that does it."""
 
@@ -43,6 +57,8 @@ class Job(Generic[C]):
     """Connect to Ray before `run`, unless the plan is finished."""
     connects_itself: bool = False
     """`run` takes a `connect` function and calls it when it first needs Ray."""
+    looks: tuple[Look, ...] = ()
+    """Flags that print something and start nothing."""
 
 
 def lazily(name: str) -> Callable[..., Any]:
@@ -87,7 +103,14 @@ def guarded(name: str, action: Callable[[], int]) -> int:
 
 
 def _run(job: Job[Any], argv: list[str]) -> int:
+    for look in job.looks:
+        if not look.needs_config and look.flag in argv:
+            return _print_lines(look.show())
     config, options = parse(job, argv)
+    for look in job.looks:
+        number = getattr(options, look.flag.strip("-").replace("-", "_"), None)
+        if look.needs_config and number is not None:
+            return _print_lines(look.show(config, number))
     plan = job.plan(config)
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     if options.dry_run:
@@ -105,6 +128,15 @@ def _run(job: Job[Any], argv: list[str]) -> int:
     job.run(config, **({"connect": join} if job.connects_itself else {}))
     if finished:
         print(f"[{job.name}] nothing to do: {plans[-1].output} is finished", file=sys.stderr)
+    return 0
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    try:
+        for line in lines:
+            print(line)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
     return 0
 
 
@@ -129,13 +161,16 @@ def parse(job: Job[C], argv: list[str]) -> tuple[C, argparse.Namespace]:
     """
     parser = _Parser(prog=f"python -m rayjobs.{job.name}", description=job.config.__doc__, allow_abbrev=False)
     add_common_options(parser)
+    _add_looks(parser, job.looks)
     settings = type(
         job.config.__name__, (job.config, BaseSettings), {"model_config": _SETTINGS, "__doc__": None}
     )
     source: CliSettingsSource[Any] = CliSettingsSource(
         settings, cli_parse_args=False, root_parser=parser, cli_prog_name=parser.prog
     )
-    options, _ = common_parser().parse_known_args(argv)
+    common = common_parser()
+    _add_looks(common, job.looks)
+    options, _ = common.parse_known_args(argv)
     flags = source(args=_joined_negatives(argv))()
     values = read_toml(options.config) if options.config else {}
     return job.config.model_validate(merge(values, flags)), options
@@ -161,6 +196,20 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, start nothing")  # fmt: skip
     parser.add_argument("--dashboard", action="store_true", help="with a local Ray of its own: serve its dashboard on loopback")  # fmt: skip
+
+
+def _add_looks(parser: argparse.ArgumentParser, looks: Sequence[Look]) -> None:
+    for look in looks:
+        if look.needs_config:
+            parser.add_argument(look.flag, type=_positive, metavar="N", help=look.help)
+        else:
+            parser.add_argument(look.flag, action="store_true", help=look.help)
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 on")
+    return int(word)
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`rephrase_corpus`: send every chunk of a corpus through an instruct model, part by part, into Parquet."""
 
-from rayjobs.cli import Job, lazily, main_of
+from rayjobs.cli import Job, Look, lazily, main_of
 from synth.config import RephraseConfig
 
 JOB = Job(
@@ -8,6 +8,19 @@ JOB = Job(
     config=RephraseConfig,
     plan=lazily("synth.rephrase:plan_rephrase"),
     run=lazily("synth.job:rephrase_corpus"),
+    looks=(
+        Look(
+            "--list-recipes",
+            "print the shipped recipes with their budgets and sources, start nothing",
+            lazily("synth.preview:list_recipes"),
+            needs_config=False,
+        ),
+        Look(
+            "--preview",
+            "print the prompts of the first N documents and token counts of a sample, start nothing",
+            lazily("synth.preview:preview_prompts"),
+        ),
+    ),
 )
 main = main_of(JOB)
 

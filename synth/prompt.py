@@ -55,6 +55,8 @@ class PromptTemplate:
     """Placeholder names, in order."""
     words: str
     """The prompt's own text, without the model's marks and without data."""
+    rendered: tuple[str, ...]
+    """Text around the slots as the model's template renders it, marks included; as many as `pieces`."""
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer: Tokenizer) -> PromptTemplate:
@@ -71,6 +73,7 @@ class PromptTemplate:
             pieces=tuple(tuple(tokenizer.encode_markup(text)) if text else () for text in rendered[::2]),
             slots=tuple(names[mark] for mark in rendered[1::2]),
             words="\n".join(words),
+            rendered=tuple(rendered[::2]),
         )
 
     @property

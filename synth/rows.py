@@ -141,6 +141,18 @@ class Draft:
     """EMPTY_INPUT, CHUNK_TOO_SHORT, or None for a row to be generated."""
     quality: float | None = None
     """Score of the document in [0, 1], where a recipe routes by it."""
+    keywords: tuple[str, ...] = ()
+    """Words drawn for `{keywords}`."""
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as text, the whole chunk in it; for people to look at, the engine gets token ids."""
+        data = {"document": self.chunk_text, "keywords": ", ".join(self.keywords), "domain": self.domain}
+        template = self.prepared.template
+        slots = (data[name] for name in template.slots)
+        return template.rendered[0] + "".join(
+            datum + piece for datum, piece in zip(slots, template.rendered[1:], strict=True)
+        )
 
     @property
     def key(self) -> str:
@@ -262,20 +274,20 @@ class _DocumentDrafts:
         drafts = []
         for sample in range(samples):
             seed = row_seed(run_seed, document["doc_id"], chunk, recipe.name, sample)
-            prompt = () if skipped else self._prompt(prepared, text, ids[: prepared.max_input_tokens], seed)
+            words: tuple[str, ...] = ()
+            if "keywords" in recipe.placeholders:
+                words = tuple(draw_keywords(text, recipe.num_keywords, seed, self.common_words))
+            prompt = () if skipped else self._prompt(prepared, ids[: prepared.max_input_tokens], words)
             drafts.append(
                 Draft(
                     document["doc_id"], document["domain"], document["source"], chunk, span, text, prepared, sample, seed,
-                    prompt, max(0, len(ids) - prepared.max_input_tokens), skipped, self.quality,
+                    prompt, max(0, len(ids) - prepared.max_input_tokens), skipped, self.quality, words,
                 )
             )  # fmt: skip
         return drafts
 
-    def _prompt(self, prepared: PreparedRecipe, text: str, ids: list[int], seed: int) -> tuple[int, ...]:
-        keywords: list[str] = []
-        if "keywords" in prepared.recipe.placeholders:
-            keywords = draw_keywords(text, prepared.recipe.num_keywords, seed, self.common_words)
-        extra = self.tokenizer.encode_data([", ".join(keywords), self.document["domain"]])
+    def _prompt(self, prepared: PreparedRecipe, ids: list[int], words: tuple[str, ...]) -> tuple[int, ...]:
+        extra = self.tokenizer.encode_data([", ".join(words), self.document["domain"]])
         return prepared.template.fill({"document": ids, "keywords": extra[0], "domain": extra[1]})
 
 
