@@ -84,6 +84,7 @@ class VllmEngine:
     async def start(self) -> None:
         """Start the engine; blocks the event loop while it does. Raises EngineStartFailed."""
         self._set_environment()
+        _ = self.tokenizer  # part of starting: what cannot be tokenised for need not be loaded
         logging.getLogger("vllm").setLevel(logging.NOTSET)
         self._guard = Guard()
         with _output_to(self._log), self._guard.watching():

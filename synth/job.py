@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -67,10 +70,9 @@ def _run_stage(job: str, stage: Stage, max_tasks: int) -> None:
 
 # --- rephrase_corpus ----------------------------------------------------------------------------------------------
 
-ACTOR_RESTARTS = 8
-PART_ATTEMPTS_AFTER_LOSS = 3
-"""Ray's own defaults restart an actor and retry its parts for ever: bounded, a part that takes the process down
-with it ends the job with a reason. (An engine's death is no actor's death; see `synth.supervisor`.)"""
+PART_ATTEMPTS = 5
+"""Times a part may go down with the process that makes it (not with an engine: see `synth.supervisor`) before the job
+ends with a reason. Ray Data itself restarts actors and retries their parts for ever."""
 
 
 def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
@@ -110,39 +112,75 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     the actors asks for a CPU, so no other stage can starve and no engine waits for one.
     """
     placement = work.config.placement
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.max_consecutive_actor_init_deaths = PART_ATTEMPTS_AFTER_LOSS
-    with ray.data.DataContext.current(context):
+    most = min(placement.engines, len(parts))
+    with _quiet_ray_data():
         dataset = ray.data.from_items(
             [{"part": part} for part in parts], override_num_blocks=len(parts)
         ).map_batches(
-            _PartActor,
-            fn_constructor_args=(work,),
+            RephrasePart,
+            fn_constructor_args=(work, _Attempts.remote()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
-                size=min(placement.engines, len(parts)),
+                min_size=min(placement.min_engines or most, most),
+                max_size=most,
                 max_tasks_in_flight_per_actor=placement.parts_in_flight,
                 max_concurrent_calls_per_actor=placement.parts_in_flight,
             ),
             num_cpus=placement.cpus_per_engine,
             num_gpus=placement.gpus_per_engine or None,
-            max_restarts=ACTOR_RESTARTS,
-            max_task_retries=PART_ATTEMPTS_AFTER_LOSS,
         )
+        dataset.set_name(f"rephrase_corpus {work.config.name}")
         yield from dataset.iter_rows()
 
 
-class _PartActor:
-    """One engine in one Ray actor; Ray Data calls it once a part, several calls at a time."""
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Keep Ray Data's own account of an execution out of the job's log; its dashboard and log files still have it."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = PART_ATTEMPTS
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with ray.data.DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)
 
-    def __init__(self, work: RephraseWork) -> None:
-        self._worker = RephraseWorker(work)
+
+@ray.remote(num_cpus=0)
+class _Attempts:
+    """Counts how often each part was begun; outlives the actors that make them."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, part: int) -> int:
+        """Count one more attempt at a part and return how many there have been."""
+        self._begun[part] += 1
+        return self._begun[part]
+
+
+class RephrasePart:
+    """One engine in one Ray actor; Ray Data calls it once a part, several calls at a time.
+
+    The name is what Ray's dashboard shows.
+    """
+
+    def __init__(self, work: RephraseWork, attempts: Any) -> None:
+        self._worker, self._attempts = RephraseWorker(work), attempts
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
+        part = int(batch["part"][0])
         try:
-            entry = await self._worker.make_part(int(batch["part"][0]))
+            if await self._attempts.begin.remote(part) > PART_ATTEMPTS:
+                raise UserError(
+                    f"part {part}: the process that makes it has died {PART_ATTEMPTS} times, most likely for want of memory: "
+                    "lower placement.parts_in_flight or placement.kv_cache_gib, or take larger nodes."
+                )
+            entry = await self._worker.make_part(part)
         except UserError as error:
             return {"entry": [""], "failure": [str(error)]}
         return {"entry": [entry.model_dump_json()], "failure": [""]}

@@ -350,6 +350,7 @@ class RephraseWorker:
         if entry := read_entry(work.directory, part, work.num_parts):
             return entry
         loop = asyncio.get_running_loop()
+        await self._supervisor.ready(part)
         documents, drafts, known = await loop.run_in_executor(self._thread, self._load, part)
         answers = [
             asyncio.create_task(self._answer(part, at, draft, known)) for at, draft in enumerate(drafts)

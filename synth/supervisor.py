@@ -132,6 +132,10 @@ class Supervisor:
         """Drop the account of a part that is done."""
         self._usage.pop(part, None)
 
+    async def ready(self, part: int) -> None:
+        """Have the engine up, on account of this part if it is not yet. Raises EngineStartFailed, TooManyDeaths."""
+        await self._normal_service(part)
+
     async def generate(self, part: int, request: GenerationRequest) -> Outcome:
         """Answer a request of a part, or quarantine it.
 

@@ -1,0 +1,359 @@
+"""Throughput of `rephrase_corpus` to written Parquet, against bare `vllm.LLM.generate` and against `ray.data.llm`.
+
+    python benchmarks/rephrase_throughput.py [--documents 2048] [--hidden 384] [--layers 6] [--threads 1] [--out FILE.json]
+
+The same prompts (token ids), the same seeds, the same engine settings, one engine each, one after the other on one
+machine. The model is a Llama of random weights: right for speed, nonsense as text. Starting Ray and the engine is
+left out of all three:
+
+* bare: one `LLM.generate` over all prompts, tokenised beforehand; nothing is written.
+* ray_data_llm: `build_processor` with its tokenizer stages off and the same ids, from Parquet to `write_parquet`;
+  from the moment its first batch enters the engine to the last file.
+* ours: `rephrase_corpus`, with chunking, tokenising, verdicts, Parquet, checksums and ledger; from the engine's start
+  to the last ledger entry.
+
+With `--threads 1` each engine has one core of two and the path around it the other, as a GPU has a host beside it;
+with `--threads 2` engine and path share both cores, which no GPU machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from synth.config import RephraseConfig
+from synth.engine_vllm import VllmEngine
+from synth.identity import claim_directory, finish, provenance
+from synth.ledger import entry_path, read_entries
+from synth.rephrase import RephraseWork, open_work
+from synth.rows import draft_rows, prepare_recipe
+from synth.shuffle import part_name
+from synth.storage import study_path, write_parquet_atomic
+
+VOCABULARY = 2048
+MAX_OUTPUT_TOKENS = 96
+
+
+def write_corpus(root: str, num_documents: int, per_part: int = 256) -> list[str]:
+    """Write a finished corpus of docstrings of the standard library; return some texts for a tokenizer."""
+    from synth.docstrings import list_package, read_docstrings
+
+    found = read_docstrings("stdlib", list_package("stdlib"))
+    texts = [docstring.text[:1200] for docstring in found if docstring.text and len(docstring.text) > 150]
+    texts = (texts * (num_documents // len(texts) + 1))[:num_documents]
+    directory = study_path(root, "corpora", "natural")
+    identity = claim_directory(directory, "corpus", {"documents": num_documents}, {})
+    num_parts = -(-num_documents // per_part)
+    for part in range(num_parts):
+        numbers = range(part * per_part, min(num_documents, (part + 1) * per_part))
+        columns = {
+            "doc_id": [f"{number:024x}" for number in numbers],
+            "text": [texts[number] for number in numbers],
+            "domain": ["stdlib"] * len(numbers),
+            "source": ["docstrings"] * len(numbers),
+        }
+        write_parquet_atomic(directory / "train" / part_name(part, num_parts), pa.table(columns))
+    finish(
+        directory,
+        identity,
+        splits={
+            "train": {"parts": num_parts, "documents": num_documents},
+            "held_out": {"parts": 0, "documents": 0},
+        },
+    )
+    return texts[:2000]
+
+
+def write_model(directory: Path, texts: list[str], hidden: int, layers: int) -> int:
+    """Write a Llama of random weights with a byte-level tokenizer; return its number of parameters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(directory)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 3, num_hidden_layers=layers,
+        num_attention_heads=hidden // 64, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(shape)
+    model.save_pretrained(directory)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def configuration(root: str, model: str, threads: int, num_seqs: int) -> RephraseConfig:
+    """Return what the three sides have in common, as a configuration of ours."""
+    return RephraseConfig.model_validate(
+        {
+            "root": root, "corpus": "natural", "recipes": ["hq"],
+            "engine": {"model": model, "max_model_len": 1024, "dtype": "float32"},
+            "recipe_overrides": {"sampling": {"max_output_tokens": MAX_OUTPUT_TOKENS, "temperature": 1.0}},
+            "placement": {"cpus_per_engine": 1, "max_num_seqs": num_seqs, "kv_cache_gib": 2.0, "threads": threads},
+        }
+    )  # fmt: skip
+
+
+def prompts_of(work: RephraseWork) -> list[dict[str, Any]]:
+    """Return every request of the job as token ids and sampling parameters."""
+    config = work.config
+    engine = VllmEngine(config.engine, config.placement, work.model)
+    prepared = [
+        prepare_recipe(recipe, engine.tokenizer, config.engine.max_model_len) for recipe in work.recipes
+    ]
+    requests = []
+    for part in range(work.num_parts):
+        drafts = draft_rows(
+            work.read_part(part), prepared, engine.tokenizer, seed=config.seed, samples_per_chunk=1
+        )
+        for draft in drafts:
+            sampling = draft.prepared.recipe.sampling
+            requests.append(
+                {
+                    "prompt_token_ids": list(draft.prompt_token_ids),
+                    "sampling": {
+                        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+                        "repetition_penalty": sampling.repetition_penalty, "stop": list(sampling.stop), "seed": draft.seed,
+                        "max_tokens": draft.prepared.max_output_tokens,
+                    },
+                }
+            )  # fmt: skip
+    return requests
+
+
+# --- the three sides, each in a process of its own ----------------------------------------------------------------
+
+
+def run_bare(task: dict[str, Any]) -> dict[str, Any]:
+    """Return tokens and seconds of one LLM.generate over all prompts."""
+    from vllm import LLM, SamplingParams
+
+    requests = json.loads(Path(task["requests"]).read_text())
+    llm = LLM(**task["arguments"])
+    prompts = [{"prompt_token_ids": request["prompt_token_ids"]} for request in requests]
+    parameters = [SamplingParams(**request["sampling"]) for request in requests]
+    began = time.perf_counter()
+    outputs = llm.generate(prompts, parameters, use_tqdm=False)
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "output_tokens": sum(len(output.outputs[0].token_ids) for output in outputs),
+        "rows": len(outputs),
+        "texts": [output.outputs[0].text for output in outputs],
+    }
+
+
+def run_ray_data_llm(task: dict[str, Any]) -> dict[str, Any]:
+    """Return tokens and seconds of ray.data.llm from Parquet to Parquet."""
+    import ray
+    import ray.data
+    import ray.data.llm
+
+    ray.init(num_cpus=8, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    arguments = {name: value for name, value in task["arguments"].items() if name not in ("model",)}
+    batches = max(8, -(-5 * arguments["max_num_seqs"] // (4 * 32)))
+    config = ray.data.llm.vLLMEngineProcessorConfig(
+        model_source=task["arguments"]["model"], engine_kwargs=arguments, concurrency=(1, 1), batch_size=32,
+        max_concurrent_batches=batches, placement_group_config={"bundles": [{"CPU": 1}]}, log_engine_metrics=False,
+        chat_template_stage=False, tokenize_stage=False, detokenize_stage=False,
+    )  # fmt: skip
+    processor = ray.data.llm.build_processor(
+        config,
+        preprocess=lambda row: {
+            "number": row["number"], "tokenized_prompt": row["prompt_token_ids"], "sampling_params": json.loads(row["sampling"])
+        },
+        postprocess=lambda row: {
+            "number": row["number"], "text": row["generated_text"], "output_tokens": row["num_generated_tokens"],
+            "seconds": row["time_taken_llm"], "done": time.time(),
+        },
+    )  # fmt: skip
+    source, target = Path(task["requests"]).with_suffix(".parquet"), Path(task["out"])
+    processor(ray.data.read_parquet(str(source))).write_parquet(str(target))
+    files = list(target.glob("*.parquet"))
+    ended = max(file.stat().st_mtime for file in files)
+    rows = pa.concat_tables([pq.read_table(file) for file in files]).sort_by("number").to_pylist()
+    began = min(row["done"] - row["seconds"] for row in rows)
+    ray.shutdown()
+    return {
+        "seconds": ended - began,
+        "output_tokens": sum(row["output_tokens"] for row in rows),
+        "rows": len(rows),
+        "texts": [row["text"] for row in rows],
+    }
+
+
+def run_ours(task: dict[str, Any]) -> dict[str, Any]:
+    """Return tokens and seconds of rephrase_corpus."""
+    import ray
+
+    from synth.job import rephrase_corpus
+
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    config = RephraseConfig.model_validate(task["config"])
+    rephrase_corpus(config)
+    ray.shutdown()
+    work = open_work(config)
+    entries = list(read_entries(work.directory, work.num_parts))
+    written = [
+        os.stat(str(entry_path(work.directory, entry.part, work.num_parts))).st_mtime for entry in entries
+    ]
+    began = min(at - entry.wall_seconds for at, entry in zip(written, entries, strict=True))
+    started = sum(entry.engine_start_seconds for entry in entries)
+    rows = [
+        row
+        for part in range(work.num_parts)
+        for row in pq.read_table(
+            str(work.directory / part_name(part, work.num_parts)),
+            columns=["text", "raw_text", "completion_tokens"],
+        ).to_pylist()
+    ]
+    return {
+        "seconds": max(written) - began - started,
+        "output_tokens": sum(row["completion_tokens"] for row in rows),
+        "rows": len(rows),
+        "engine_busy_seconds": sum(entry.device_seconds for entry in entries),
+        "texts": [row["text"] if row["raw_text"] is None else row["raw_text"] for row in rows],
+    }
+
+
+SIDES = {"bare": run_bare, "ray_data_llm": run_ray_data_llm, "ours": run_ours}
+
+
+def run_side(name: str, task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """Run one side in a process of its own and return what it found."""
+    before = os.getloadavg()[0]
+    command = [sys.executable, __file__, "--side", name, "--task", json.dumps(task)]
+    done = subprocess.run(
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result["tokens_per_second"] = result["output_tokens"] / result["seconds"]
+    result["load_before"] = round(before, 2)
+    print(
+        f"{name}: {result['tokens_per_second']:,.0f} output tokens/s, {result['seconds']:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    return result
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the three throughputs and the ratios, with machine and versions."""
+    with tempfile.TemporaryDirectory() as root:
+        model = Path(root) / "model"
+        num_params = write_model(model, write_corpus(root, options.documents), options.hidden, options.layers)
+        config = configuration(root, str(model), options.threads, options.num_seqs)
+        work = open_work(config)
+        requests = prompts_of(work)
+        stored = Path(root) / "requests.json"
+        stored.write_text(json.dumps(requests))
+        rows = [
+            {
+                "number": at,
+                "prompt_token_ids": request["prompt_token_ids"],
+                "sampling": json.dumps(request["sampling"]),
+            }
+            for at, request in enumerate(requests)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), stored.with_suffix(".parquet"), row_group_size=128)
+        engine = VllmEngine(config.engine, config.placement, work.model)
+        task = {
+            "requests": str(stored),
+            "arguments": engine.arguments(),
+            "config": config.model_dump(mode="json"),
+            "out": f"{root}/out",
+        }
+        environment = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        sides: dict[str, list[dict[str, Any]]] = {}
+        for name in options.order.split(","):
+            if name == "ours":  # once more means in a set of its own
+                task["config"]["name"] = f"set{len(sides.get('ours', []))}"
+            task["out"] = f"{root}/out{len(sides.get(name, []))}"
+            sides.setdefault(name, []).append(run_side(name, task, environment))
+    texts = {name: runs[0].pop("texts") for name, runs in sides.items()}
+    for runs in sides.values():
+        for run in runs[1:]:
+            run.pop("texts")
+    best = {name: max(run["tokens_per_second"] for run in runs) for name, runs in sides.items()}
+    return {
+        "model": {"parameters": num_params, "weights": "random", "dtype": "float32"},
+        "documents": options.documents,
+        "requests": len(requests),
+        "max_num_seqs": options.num_seqs,
+        "engine_threads": options.threads,
+        "prompt_tokens": sum(len(request["prompt_token_ids"]) for request in requests),
+        "runs_in_order": options.order,
+        "sides": sides,
+        "ours_over_bare": best["ours"] / best["bare"] if "bare" in best else None,
+        "ours_over_ray_data_llm": best["ours"] / best["ray_data_llm"] if "ray_data_llm" in best else None,
+        "answers_that_differ_from_bare": {
+            name: sum(mine != bare for mine, bare in zip(theirs, texts["bare"], strict=True))
+            for name, theirs in texts.items()
+            if name != "bare" and "bare" in texts
+        },
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": {"python": platform.python_version()} | provenance()["packages"],
+    }
+
+
+def main() -> None:
+    """Measure and print the result as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--documents", type=int, default=2048, help="documents to rephrase")
+    parser.add_argument("--hidden", type=int, default=384, help="width of the model")
+    parser.add_argument("--layers", type=int, default=6, help="layers of the model")
+    parser.add_argument("--num-seqs", type=int, default=256, help="sequences decoded together")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads of the engine")
+    parser.add_argument(
+        "--order",
+        default="ours,bare,ray_data_llm",
+        help="sides to run, in this order; the best run of a side counts",
+    )
+    parser.add_argument("--out", type=Path, help="also write the result to this file")
+    parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(SIDES[options.side](json.loads(options.task))))
+        return
+    result = json.dumps(measure(options), indent=2)
+    print(result)
+    if options.out:
+        options.out.write_text(result + "\n")
+
+
+if __name__ == "__main__":
+    main()
