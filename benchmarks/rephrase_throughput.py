@@ -51,7 +51,7 @@ def write_corpus(root: str, num_documents: int, per_part: int = 256) -> list[str
     """Write a finished corpus of docstrings of the standard library; return some texts for a tokenizer."""
     from synth.docstrings import list_package, read_docstrings
 
-    found = read_docstrings("stdlib", list_package("stdlib"))
+    found = read_docstrings("stdlib", list_package("stdlib")[:500])
     texts = [docstring.text[:1200] for docstring in found if docstring.text and len(docstring.text) > 150]
     texts = (texts * (num_documents // len(texts) + 1))[:num_documents]
     directory = study_path(root, "corpora", "natural")

@@ -134,6 +134,15 @@ def open_engine(config: EngineConfig, placement: RephrasePlacement, model: Model
     return VllmEngine(config, placement, model)
 
 
+def device_name(config: EngineConfig, placement: RephrasePlacement) -> str:
+    """Return what an engine would compute on here: a GPU's name, a CPU's with its number of threads."""
+    if config.kind in ("fake", "http"):
+        return config.kind
+    from synth.engine_vllm import device_name as name_of_device
+
+    return name_of_device(placement)
+
+
 def load_tokenizer(config: EngineConfig, model: ModelSource) -> HuggingFaceTokenizer:
     """Load the tokenizer of a model's own directory. Raises EngineStartFailed when there is none that loads."""
     try:

@@ -10,6 +10,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -226,6 +227,21 @@ class VllmEngine:
         )
         causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
         return (causes or [f"{type(error).__name__}: {first_line(error)}"])[-1].rstrip(".")
+
+
+def device_name(placement: RephrasePlacement) -> str:
+    """Return the name of this node's GPU, or of its CPU and the threads an engine has of it."""
+    if placement.gpus_per_engine:
+        from vllm.platforms import current_platform
+
+        return str(current_platform.get_device_name())
+    threads = placement.threads or len(psutil.Process().cpu_affinity())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.machine()
+    return f"{model} x {threads}"
 
 
 @contextmanager

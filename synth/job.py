@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,24 @@ from typing import Any
 import ray
 import ray.data
 
-from synth.config import CorpusConfig, RephraseConfig
+from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
+from synth.engine import device_name
+from synth.engine_tuning import (
+    SampleWork,
+    SettingsSearch,
+    failed_trial,
+    make_tunings,
+    placement_with,
+    run_trial,
+    sample_of,
+)
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts
 from synth.progress import Progress
 from synth.rephrase import RephraseWork, RephraseWorker, finish_work, open_work
+from synth.tunings import EngineSettings, Trial, Tuning, write_tuning
 
 
 def build_corpus(config: CorpusConfig) -> dict[str, Any]:
@@ -118,7 +130,7 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
             [{"part": part} for part in parts], override_num_blocks=len(parts)
         ).map_batches(
             RephrasePart,
-            fn_constructor_args=(work, _Attempts.remote()),
+            fn_constructor_args=(work, ray.remote(num_cpus=0)(Attempts).remote()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(placement.min_engines or most, most),
@@ -149,9 +161,8 @@ def _quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@ray.remote(num_cpus=0)
-class _Attempts:
-    """Counts how often each part was begun; outlives the actors that make them."""
+class Attempts:
+    """Counts how often each part was begun: an actor that outlives those that make them."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
@@ -184,3 +195,61 @@ class RephrasePart:
         except UserError as error:
             return {"entry": [""], "failure": [str(error)]}
         return {"entry": [entry.model_dump_json()], "failure": [""]}
+
+
+# --- tune_engine --------------------------------------------------------------------------------------------------
+
+
+def tune_engine(config: TuneEngineConfig) -> list[Tuning]:
+    """Try engine settings on a sample of a corpus and keep the best under `tunings/`; return them, fastest first.
+
+    Raises UserError (nothing worked, what the configuration names is not there), IncompleteArtefact.
+    """
+    work = open_work(config)
+    search = SettingsSearch(config.search, config.placement, config.seed)
+    progress = Progress("tune_engine", search.left, "trials")
+    with tempfile.TemporaryDirectory() as scratch:
+        while (settings := search.ask()) is not None:
+            number = len(search.trials)
+            sample = sample_of(work, config.search.sample_documents, f"{scratch}/{number}")
+            trial = _run_trial(sample, settings, config.search.trial_timeout_seconds)
+            search.tell(trial)
+            rate = trial.accepted_tokens_per_device_second
+            said = trial.detail or f"{rate or 0:,.0f} accepted tokens/s/device"
+            progress.set(len(search.trials), note=f"{_shown(settings)}: {trial.status}, {said}")
+    device = ray.get(_on_an_engines_node(config).remote(config.engine, config.placement))
+    tunings = make_tunings(work, device, search.trials, config.search.tolerance)
+    for tuning in tunings:
+        path = write_tuning(config.root, tuning)
+        progress.say(
+            f"{_shown(tuning.settings)}: {tuning.accepted_tokens_per_device_second:,.0f} accepted tokens/s/device -> {path}"
+        )
+    return tunings
+
+
+def _run_trial(sample: SampleWork, settings: EngineSettings, timeout_seconds: float) -> Trial:
+    """Run a trial in a process of its own, so that a device is empty when the next one begins."""
+    placement = placement_with(sample.config.placement, settings)
+    task = ray.remote(
+        num_cpus=placement.cpus_per_engine, num_gpus=placement.gpus_per_engine, max_calls=1, max_retries=0
+    )(run_trial)
+    try:
+        trial: Trial = ray.get(
+            task.options(name="tune_engine trial").remote(sample, settings, timeout_seconds)
+        )
+    except ray.exceptions.WorkerCrashedError as error:
+        return failed_trial(settings, error)
+    except ray.exceptions.OutOfMemoryError as error:  # Ray's own watch over the node's memory
+        return failed_trial(settings, error)
+    return trial
+
+
+def _on_an_engines_node(config: TuneEngineConfig) -> Any:
+    placement = config.placement
+    return ray.remote(num_cpus=placement.cpus_per_engine, num_gpus=placement.gpus_per_engine)(device_name)
+
+
+def _shown(settings: EngineSettings) -> str:
+    return ", ".join(
+        f"{name} = {value}" for name, value in settings.model_dump().items() if value is not None
+    )

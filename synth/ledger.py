@@ -77,6 +77,8 @@ class LedgerEntry(BaseModel):
     prompt_format: str
     """`chat_template`, or `plain` where the model has none."""
     engine_version: str
+    tuning: str | None = None
+    """File under `tunings/` whose engine settings were taken."""
     device_seconds: float
     """Time at work x devices of the engine (a CPU engine counts as one), this part's share where several were in flight."""
     engine_start_seconds: float
@@ -156,6 +158,7 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
     device_seconds = start_seconds = 0.0
     versions: set[str] = set()
     formats: set[str] = set()
+    tunings: set[str] = set()
     for entry in entries:
         for name, tally in entry.recipes.items():
             recipes[name] = recipes.get(name, Tally()) + tally
@@ -170,6 +173,8 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
         start_seconds += entry.engine_start_seconds
         versions.add(entry.engine_version)
         formats.add(entry.prompt_format)
+        if entry.tuning:
+            tunings.add(entry.tuning)
     total = sum(recipes.values(), Tally())
     accepted = total.accepted_tokens
     return {
@@ -187,6 +192,7 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
         "device_hours_per_billion_accepted_tokens": device_seconds / 3600 / (accepted / 1e9) if accepted and device_seconds else None,
         "engine_versions": sorted(versions),
         "prompt_formats": sorted(formats),
+        "tunings": sorted(tunings),
     }  # fmt: skip
 
 

@@ -28,10 +28,10 @@ from synth.companions import (
     index_held_out,
     quality_fingerprint,
 )
-from synth.config import RephraseConfig
+from synth.config import RephraseConfig, RephrasePlacement
 from synth.corpus import open_corpus
 from synth.decontamination import NgramIndex
-from synth.engine import Engine, open_engine
+from synth.engine import Engine, device_name, open_engine
 from synth.errors import UserError, first_line
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
 from synth.ledger import (
@@ -58,8 +58,16 @@ from synth.rows import (
     tally_rows,
 )
 from synth.shuffle import part_name
-from synth.storage import read_json, read_parquet, write_json_atomic, write_parquet_atomic
+from synth.storage import (
+    list_names,
+    read_json,
+    read_parquet,
+    study_path,
+    write_json_atomic,
+    write_parquet_atomic,
+)
 from synth.supervisor import POISON, Outcome, Quarantined, Supervisor, TooManyDeaths
+from synth.tunings import TUNINGS, find_tuning, tuned_placement
 
 KIND = "synthetic"
 
@@ -321,12 +329,27 @@ def finish_work(work: RephraseWork) -> dict[str, Any]:
 # --- the work -----------------------------------------------------------------------------------------------------
 
 
+def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
+    """Return the placement with what tune_engine found for this machine in its open settings, and the tuning's name.
+
+    Raises UserError when a file under `tunings/` is no tuning.
+    """
+    config, placement = work.config, work.config.placement
+    if not placement.use_tuning or not list_names(study_path(config.root, TUNINGS), ".json"):
+        return placement, None
+    device = device_name(config.engine, placement)
+    tuning = find_tuning(config.root, config.engine, work.model.hash, device, work.recipes, work.sources[0])
+    if tuning is None:
+        return placement, None
+    return tuned_placement(placement, tuning.settings), tuning.name
+
+
 class RephraseWorker:
     """Makes parts of one synthetic set on one engine, several at a time on one event loop."""
 
     def __init__(self, work: RephraseWork, engine: Engine | None = None) -> None:
-        config, placement = work.config, work.config.placement
-        self.work = work
+        config, (placement, self.tuning) = work.config, tuned_for(work)
+        self.work, self.placement = work, placement
         self._engine = engine or open_engine(config.engine, placement, work.model)
         self._supervisor = Supervisor(
             self._engine,
@@ -428,7 +451,7 @@ class RephraseWorker:
                 part=part, documents=documents, documents_not_routed=documents - len({draft.doc_id for draft in drafts}),
                 recipes=tally_rows(table, drafts, outcomes),
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=num_bytes,
-                prompt_format=self._engine.tokenizer.prompt_format, engine_version=self._engine.version,
+                prompt_format=self._engine.tokenizer.prompt_format, engine_version=self._engine.version, tuning=self.tuning,
                 device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
                 engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
                 quarantined=[

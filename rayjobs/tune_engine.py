@@ -1,0 +1,15 @@
+"""`tune_engine`: find the engine settings under which `rephrase_corpus` makes most accepted tokens per second."""
+
+from rayjobs.cli import Job, lazily, main_of
+from synth.config import TuneEngineConfig
+
+JOB = Job(
+    name="tune_engine",
+    config=TuneEngineConfig,
+    plan=lazily("synth.engine_tuning:plan_tuning"),
+    run=lazily("synth.job:tune_engine"),
+)
+main = main_of(JOB)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,172 @@
+"""Engine settings that were found to be fast, and for what: kept under `tunings/`, taken where a job leaves a setting open.
+
+A tuning is for a model, a device, an engine, recipes and documents of some lengths. How it is found is in
+`synth.engine_tuning`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+from upath import UPath
+
+from synth.config import EngineConfig, RephrasePlacement
+from synth.errors import UserError
+from synth.identity import content_hash
+from synth.recipe import Recipe
+from synth.storage import list_names, read_json, study_path, write_json_atomic
+
+TUNINGS = "tunings"
+
+MAX_LENGTH_DISTANCE = 0.35
+"""Total variation between two histograms of document lengths up to which one's settings are taken for the other."""
+
+
+class EngineSettings(BaseModel):
+    """What a trial varies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float | None
+    tensor_parallel: int
+    speculative: dict[str, Any] | None
+
+    def memory_demand(self) -> tuple[float, ...]:
+        """Return what a device has to hold under these settings; settings with all of it larger need more."""
+        return (
+            self.gpu_memory_utilization or 0.0,
+            float(self.max_num_seqs),
+            float(self.max_num_batched_tokens),
+        )
+
+    def needs_at_least(self, other: EngineSettings) -> bool:
+        """Return whether memory that does not hold `other` cannot hold these."""
+        same = (self.tensor_parallel, self.speculative) == (other.tensor_parallel, other.speculative)
+        mine, theirs = self.memory_demand(), other.memory_demand()
+        return same and all(own >= its for own, its in zip(mine, theirs, strict=True))
+
+
+class Trial(BaseModel):
+    """What one setting did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    settings: EngineSettings
+    status: Literal["measured", "out_of_memory", "failed", "skipped"]
+    """`skipped`: settings that need less memory had run out of it."""
+    detail: str = ""
+    """The engine's own words where it failed."""
+    accepted_tokens_per_device_second: float | None = None
+    output_tokens_per_device_second: float | None = None
+    engine_start_seconds: float | None = None
+    seconds: float | None = None
+    """Wall-clock time of the work, engine start left out."""
+
+
+class Tuning(BaseModel):
+    """The best settings for a model, a device, recipes and document lengths, with every trial they come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model_hash: str
+    device: str
+    engine: dict[str, Any]
+    """What of the engine's configuration decides the text; tunings are not shared across it."""
+    recipes: tuple[str, ...]
+    """Hashes of the recipes, sorted."""
+    length_histogram: dict[str, float]
+    """Fraction of documents by the base-2 logarithm of their length in characters."""
+    settings: EngineSettings
+    accepted_tokens_per_device_second: float
+    fastest_accepted_tokens_per_device_second: float
+    """Of the fastest trial; the chosen one is within `tolerance` of it and needs least memory."""
+    trials: tuple[Trial, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """File name, from everything the tuning is for."""
+        key = [self.model_hash, self.device, self.engine, self.recipes, self.length_histogram]
+        return f"{content_hash(key)}.json"
+
+
+# --- lengths ---
+
+
+def length_histogram(part: str) -> dict[str, float]:
+    """Return the fraction of documents by log2 of their length in characters, of a part of a corpus."""
+    try:
+        with UPath(part).open("rb") as handle:
+            texts = pq.read_table(handle, columns=["text"]).column("text").to_pylist()
+    except (OSError, pa.ArrowInvalid):
+        return {}  # the part itself will be read in a moment, and its reader says what is wrong
+    counts = Counter(int(math.log2(len(text) + 1)) for text in texts)
+    return {str(size): round(count / len(texts), 4) for size, count in sorted(counts.items())}
+
+
+def length_distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Return the total variation distance of two histograms, [0, 1]."""
+    return sum(abs(one.get(size, 0.0) - other.get(size, 0.0)) for size in {*one, *other}) / 2
+
+
+# --- on disk ---
+
+
+def engine_identity(engine: EngineConfig) -> dict[str, Any]:
+    """Return what of an engine's configuration a tuning is bound to; where the model lies is in its hash already."""
+    return {name: value for name, value in engine.identity().items() if name not in ("model", "revision")}
+
+
+def write_tuning(root: str, tuning: Tuning) -> UPath:
+    """Keep a tuning where `rephrase_corpus` finds it; return its path."""
+    path = study_path(root, TUNINGS, tuning.name)
+    write_json_atomic(path, tuning.model_dump(mode="json"))
+    return path
+
+
+def recipe_hashes(recipes: Sequence[Recipe]) -> tuple[str, ...]:
+    """Return what of the recipes a tuning is bound to."""
+    return tuple(sorted(recipe.hash for recipe in recipes))
+
+
+def find_tuning(
+    root: str, engine: EngineConfig, model_hash: str, device: str, recipes: Sequence[Recipe], part: str
+) -> Tuning | None:
+    """Return the tuning for this engine, model, device and recipes whose documents are most like those of a part, if any are.
+
+    Raises UserError when a file under `tunings/` is no tuning.
+    """
+    directory = study_path(root, TUNINGS)
+    names = list_names(directory, ".json")
+    if not names:
+        return None
+    wanted = (model_hash, device, engine_identity(engine), recipe_hashes(recipes))
+    histogram = length_histogram(part)
+    found = []
+    for name in names:
+        try:
+            tuning = Tuning.model_validate(read_json(directory / name))
+        except ValueError as error:
+            raise UserError(
+                f"{directory / name} is no tuning ({type(error).__name__}): delete it and run tune_engine again."
+            ) from None
+        distance = length_distance(histogram, tuning.length_histogram)
+        same = (tuning.model_hash, tuning.device, tuning.engine, tuning.recipes) == wanted
+        if same and distance <= MAX_LENGTH_DISTANCE:
+            found.append((distance, name, tuning))
+    return min(found, key=lambda each: each[:2])[2] if found else None
+
+
+def tuned_placement(placement: RephrasePlacement, settings: EngineSettings) -> RephrasePlacement:
+    """Return a placement whose open settings are those of a tuning; what a person has set stays."""
+    found = settings.model_dump(include={"max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"})
+    chosen = {name: value for name, value in found.items() if getattr(placement, name) is None}
+    return placement.model_copy(update=chosen)

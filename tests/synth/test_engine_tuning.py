@@ -1,0 +1,246 @@
+"""The tuner without Ray: what is tried, what is chosen, where it is kept and who takes it."""
+
+import asyncio
+
+import pytest
+
+from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
+from synth.engine import EngineStartFailed
+from synth.engine_tuning import (
+    SettingsSearch,
+    choose,
+    failed_trial,
+    make_tunings,
+    plan_tuning,
+    run_trial,
+    sample_of,
+)
+from synth.errors import UserError
+from synth.ledger import open_synthetic
+from synth.rephrase import RephraseWorker, finish_work, open_work
+from synth.tunings import (
+    EngineSettings,
+    Trial,
+    find_tuning,
+    length_distance,
+    length_histogram,
+    tuned_placement,
+    write_tuning,
+)
+
+GPU = RephrasePlacement(gpus_per_engine=1.0)
+SEARCH = EngineSearch(
+    trials=100,
+    max_num_seqs=(64, 128, 256, 512),
+    max_num_batched_tokens=(2048, 4096, 8192),
+    gpu_memory_utilization=(0.8, 0.9),
+)
+
+
+def settings(seqs=256, tokens=4096, memory=0.9, speculative=None):
+    return EngineSettings(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        gpu_memory_utilization=memory,
+        tensor_parallel=1,
+        speculative=speculative,
+    )
+
+
+def measured(rate, **fields):
+    return Trial(settings=settings(**fields), status="measured", accepted_tokens_per_device_second=rate)
+
+
+def rate_of(chosen):
+    """A device on which more sequences pay up to 256 and more tokens always do a little."""
+    return 1000 * min(chosen.max_num_seqs, 256) / 256 + chosen.max_num_batched_tokens / 100
+
+
+def searched(search, runs_out=lambda chosen: False):
+    study, asked = SettingsSearch(search, GPU, seed=0), []
+    while (chosen := study.ask()) is not None:
+        asked.append(chosen)
+        status = "out_of_memory" if runs_out(chosen) else "measured"
+        rate = None if status == "out_of_memory" else rate_of(chosen)
+        study.tell(Trial(settings=chosen, status=status, accepted_tokens_per_device_second=rate))
+    return study, asked
+
+
+def test_every_setting_is_tried_once_when_there_is_time_for_all():
+    study, asked = searched(SEARCH)
+    assert len(asked) == len({each.model_dump_json() for each in asked}) == 4 * 3 * 2
+    assert len(study.trials) == 24
+
+
+def test_the_usual_settings_come_first_and_a_short_search_finds_most_of_the_speed():
+    study, asked = searched(SEARCH.model_copy(update={"trials": 8}))
+    assert asked[0] == settings(256, 4096, 0.9)
+    assert len(asked) == 8
+    best = max(trial.accepted_tokens_per_device_second for trial in study.trials)
+    assert best >= 0.9 * rate_of(settings(256, 8192))
+
+
+def test_what_needs_more_than_settings_that_ran_out_is_not_tried():
+    def runs_out(chosen):
+        return chosen.max_num_seqs >= 256 and chosen.max_num_batched_tokens >= 8192
+
+    study, asked = searched(SEARCH, runs_out)
+    skipped = [trial for trial in study.trials if trial.status == "skipped"]
+    assert skipped
+    assert all(runs_out(trial.settings) for trial in skipped)
+    assert len(asked) + len(skipped) == 24
+    assert {trial.settings for trial in study.trials if trial.status == "measured"} == {
+        each for each in asked if not runs_out(each)
+    }
+
+
+def test_of_nearly_equal_settings_the_one_that_needs_least_memory_is_kept():
+    trials = [
+        measured(1000, seqs=1024, memory=0.95),
+        measured(990, seqs=256, memory=0.9),
+        measured(900, seqs=64, memory=0.8),
+    ]
+    chosen, fastest = choose(trials, tolerance=0.02)
+    assert (chosen.settings.max_num_seqs, fastest.settings.max_num_seqs) == (256, 1024)
+    assert choose(trials, tolerance=0.0)[0].settings.max_num_seqs == 1024
+    assert choose([Trial(settings=settings(), status="failed")], tolerance=0.02) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (
+            "vLLM did not start: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+            "out_of_memory",
+        ),
+        ("vLLM did not start: ValueError: No available memory for the cache blocks.", "out_of_memory"),
+        ("vLLM did not start: ValueError: there is no such argument", "failed"),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_failures(said, status):
+    trial = failed_trial(settings(), EngineStartFailed(said))
+    assert (trial.status, trial.detail) == (status, said)
+
+
+# --- on the fake engine -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tune_config(fake_config):
+    def config(behaviour=None, **fields):
+        base = fake_config({"latency_seconds": 0.02} | (behaviour or {}), **fields)
+        return TuneEngineConfig.model_validate(base.model_dump())
+
+    return config
+
+
+def on_fake(seqs):
+    return EngineSettings(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=4096,
+        gpu_memory_utilization=None,
+        tensor_parallel=1,
+        speculative=None,
+    )
+
+
+def test_a_trial_measures_accepted_tokens_on_a_sample_from_all_of_the_corpus(tune_config, tmp_path):
+    work = open_work(tune_config({"refusal_fraction": 0.3}))
+    sample = sample_of(work, 12, str(tmp_path / "scratch"))
+    assert [sample.read_part(part).num_rows for part in range(sample.num_parts)] == [2] * 6
+    slow = run_trial(sample, on_fake(1), 60)
+    fast = run_trial(sample_of(work, 12, str(tmp_path / "other")), on_fake(16), 60)
+    assert slow.status == fast.status == "measured"
+    assert fast.accepted_tokens_per_device_second > 2 * slow.accepted_tokens_per_device_second
+    assert fast.accepted_tokens_per_device_second < fast.output_tokens_per_device_second
+    assert not work.directory.exists(), "a trial leaves the set itself alone"
+
+
+def test_a_trial_that_fails_says_how(tune_config, tmp_path):
+    def status(behaviour, timeout_seconds=60.0, name="a"):
+        work = open_work(tune_config(behaviour))
+        trial = run_trial(sample_of(work, 4, str(tmp_path / name)), on_fake(4), timeout_seconds)
+        return trial.status, trial.detail
+
+    assert status({"start_failure": "CUDA out of memory"})[0] == "out_of_memory"
+    assert status({"start_failure": "no weights"}, name="b")[0] == "failed"
+    assert status({"latency_seconds": 30.0}, 0.2, name="c") == ("failed", "not done within 0.2 s")
+    assert status({"dies_every": 3}, name="d") == ("out_of_memory", "the engine died at work")
+
+
+def test_what_was_found_is_taken_where_the_job_leaves_it_open_and_noted(tune_config, fake_config):
+    work = open_work(tune_config())
+    trials = [Trial(settings=on_fake(7), status="measured", accepted_tokens_per_device_second=10.0)]
+    (tuning,) = make_tunings(work, "fake", trials, 0.02)
+    write_tuning(work.config.root, tuning)
+    behaviour = {"latency_seconds": 0.02}
+    assert _tuned(fake_config(behaviour, name="open")) == (7, tuning.name)
+    assert _tuned(fake_config(behaviour, name="set", placement={"max_num_seqs": 3})) == (3, tuning.name)
+    assert _tuned(fake_config(behaviour, name="off", placement={"use_tuning": False})) == (256, None)
+    assert _tuned(fake_config(behaviour, name="other", recipes=("hq",))) == (256, None)
+    assert _tuned(fake_config({"latency_seconds": 0.01}, name="another")) == (256, None)
+
+
+def _tuned(config):
+    """Make a set and return (sequences at once, the tuning its manifest names)."""
+    work = open_work(config)
+    work.claim()
+
+    async def everything():
+        worker = RephraseWorker(work)
+        try:
+            await asyncio.gather(*(worker.make_part(part) for part in range(work.num_parts)))
+        finally:
+            await worker.close()
+        return worker
+
+    worker = asyncio.run(everything())
+    finish_work(work)
+    _, manifest = open_synthetic(config.root, config.name)
+    assert manifest["tunings"] == ([worker.tuning] if worker.tuning else [])
+    return worker.placement.num_seqs, worker.tuning
+
+
+def test_documents_of_other_lengths_have_other_settings(tune_config, make_corpus):
+    work = open_work(tune_config())
+    trials = [Trial(settings=on_fake(7), status="measured", accepted_tokens_per_device_second=10.0)]
+    (tuning,) = make_tunings(work, "fake", trials, 0.02)
+    root = work.config.root
+    write_tuning(root, tuning)
+    make_corpus(root, ["short text of few words " * 200] * 8, name="long")
+    other = open_work(tune_config(corpus="long"))
+    found = [
+        find_tuning(root, each.config.engine, each.model.hash, "fake", each.recipes, each.sources[0])
+        for each in (work, other)
+    ]
+    assert found == [tuning, None]
+    assert length_distance(length_histogram(work.sources[0]), length_histogram(other.sources[0])) == 1.0
+
+
+def test_nothing_that_works_is_one_sentence_with_the_engines_words(tune_config):
+    trials = [Trial(settings=on_fake(7), status="failed", detail="no weights")]
+    with pytest.raises(UserError, match=r"none of 1 settings worked \(no weights\)"):
+        make_tunings(open_work(tune_config()), "fake", trials, 0.02)
+
+
+def test_a_file_that_is_no_tuning_is_named(tune_config, tmp_path):
+    work = open_work(tune_config())
+    (tmp_path / "tunings").mkdir()
+    (tmp_path / "tunings" / "x.json").write_text("{}")
+    with pytest.raises(UserError, match=r"x.json is no tuning"):
+        RephraseWorker(work)
+
+
+def test_what_a_person_has_set_stays():
+    placement = RephrasePlacement(gpus_per_engine=1, max_num_batched_tokens=1024)
+    tuned = tuned_placement(placement, settings(512, 8192, 0.85))
+    assert (tuned.max_num_seqs, tuned.max_num_batched_tokens, tuned.gpu_memory_utilization) == (
+        512,
+        1024,
+        0.85,
+    )
+
+
+def test_the_plan_counts_trials(tune_config):
+    plan = plan_tuning(tune_config())
+    assert (plan.facts["trials"], plan.finished) == (15, False)
