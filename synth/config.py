@@ -227,6 +227,28 @@ class RephrasePlacement(Config):
         return self.max_num_seqs or DEFAULT_NUM_SEQS
 
 
+class RephraseCost(Config):
+    """What an estimate is made with; nothing of it is assumed when it is not given."""
+
+    device_hour_price: float | None = Field(default=None, gt=0)
+    """Price of one hour of one device, in `currency`; null says no money."""
+    currency: str = "USD"
+    """Currency of the price, for display only."""
+    tokens_per_device_second: float | None = Field(default=None, gt=0)
+    """Output tokens one device generates a second, assumed where no earlier run of this model was measured."""
+
+
+class CardConfig(Config):
+    """What the data card looks into beyond what is always there."""
+
+    statistics_words: int = Field(default=200_000, ge=1)
+    """Words of each source and of each held-out domain that corpus statistics are taken over."""
+    perplexity_model: str | None = None
+    """Hugging Face checkpoint (directory or id) under which the perplexity of sampled texts is measured; null does not."""
+    perplexity_texts: int = Field(default=200, ge=1)
+    """Texts of each source whose perplexity is measured."""
+
+
 class RephraseConfig(JobConfig):
     """`rephrase_corpus`: a corpus and recipes -> `synthetic/<name>/part-k-of-n.parquet`, ledger, manifest."""
 
@@ -235,6 +257,8 @@ class RephraseConfig(JobConfig):
         "max_engine_deaths_per_part",
         "max_reject_fraction",
         "recipe_overrides",
+        "cost",
+        "card",
     }
 
     name: Name = "rephrased"
@@ -269,6 +293,8 @@ class RephraseConfig(JobConfig):
     Isolating one row among n in flight takes at most log2(n) + 2 deaths."""
     max_reject_fraction: Fraction = 1.0
     """Stop with an error if more than this fraction of rows is rejected or quarantined at the end, [0, 1]."""
+    cost: RephraseCost = RephraseCost()
+    card: CardConfig = CardConfig()
     placement: RephrasePlacement = RephrasePlacement()
 
     @model_validator(mode="after")

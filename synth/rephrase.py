@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from synth.assignment import Assignment
-from synth.card import draw_examples, write_card
+from synth.card.build import write_card
 from synth.companions import (
     attach_quality,
     common_words_of,
@@ -46,6 +46,7 @@ from synth.ledger import (
     write_entry,
 )
 from synth.model_source import ModelSource, find_model
+from synth.near_duplicates import write_fingerprints
 from synth.plan import Plan
 from synth.recipe import Recipe, load_recipes
 from synth.rows import (
@@ -301,7 +302,8 @@ def finish_work(work: RephraseWork) -> dict[str, Any]:
     unaccounted for.
     """
     config, directory = work.config, work.directory
-    summary = summarise(read_entries(directory, work.num_parts))
+    entries = list(read_entries(directory, work.num_parts))
+    summary = summarise(entries)
     turned_down = summary["rejected"] + summary["quarantined"]
     if summary["rows"] != summary["kept"] + turned_down:
         raise RuntimeError(
@@ -313,17 +315,12 @@ def finish_work(work: RephraseWork) -> dict[str, Any]:
             f"{turned_down:,} of {summary['rows']:,} rows were rejected or quarantined, most often as {commonest!r}, more than "
             f"max_reject_fraction = {config.max_reject_fraction}: look at the rows in {directory}, then mend the recipe or raise the bound."
         )
-    parts = [directory / part_name(part, work.num_parts) for part in range(work.num_parts)]
-    examples = draw_examples(parts, [UPath(source) for source in work.sources])
-    write_card(
-        directory,
-        name=config.name,
-        recipes=work.recipes,
-        model=config.engine.model,
-        summary=summary,
-        examples=examples,
-    )
-    return finish(directory, work.claim(), parts=work.num_parts, **summary)
+    found = write_card(
+        directory, config, recipes=work.recipes, summary=summary, entries=entries,
+        parts=[directory / part_name(part, work.num_parts) for part in range(work.num_parts)],
+        sources=[UPath(source) for source in work.sources], held_out=[UPath(part) for part in work.held_out],
+    )  # fmt: skip
+    return finish(directory, work.claim(), parts=work.num_parts, **summary, **found)
 
 
 # --- the work -----------------------------------------------------------------------------------------------------
@@ -447,6 +444,7 @@ class RephraseWorker:
         usage = self._supervisor.usage(part)
         try:
             num_bytes = write_parquet_atomic(path, table)
+            write_fingerprints(work.directory, part, work.num_parts, table)
             entry = LedgerEntry(
                 part=part, documents=documents, documents_not_routed=documents - len({draft.doc_id for draft in drafts}),
                 recipes=tally_rows(table, drafts, outcomes),
