@@ -5,15 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 from synth.errors import UserError
 
 
-def connect(job: str, *, dashboard: bool = False) -> None:
+STARTS = 3
+"""Times a local Ray is started: a node gives itself 30 s, which a cold or busy machine can miss once."""
+
+
+def connect(job: str, *, dashboard: bool = True) -> None:
     """Connect to the cluster in RAY_ADDRESS (`ray job submit` sets it), or start one on this machine.
 
     Does nothing when already connected. A local cluster has the machine's CPUs and GPUs and asks every client
-    for Ray's token; `dashboard` serves its dashboard on loopback and prints the address.
+    for Ray's token; `dashboard` serves its dashboard on loopback and prints the address. Ray Train's clean-up after
+    a lost controller asks the dashboard who is alive, so leave it on where runs may be killed.
+
+    Raises UserError when no local Ray comes up.
     """
     # Settings of the driver alone: no usage report, no accelerator warning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,21 +36,30 @@ def connect(job: str, *, dashboard: bool = False) -> None:
     if address:
         ray.init(address=address, log_to_driver=True)
         return
-    try:
-        context = ray.init(
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            logging_level=logging.WARNING,
-            log_to_driver=True,
-        )
-    except (
-        Exception
-    ) as error:  # Ray raises no narrower type here; everything but the one case goes on as it is
-        if "timed out during startup" not in str(error):
-            raise
-        raise UserError(
-            "Ray did not start within the 30 seconds it gives itself: the machine is too busy; run the job again, "
-            "or set RAY_ADDRESS to a cluster that is up."
-        ) from error
+    context = _start_local(job, dashboard)
     if dashboard:
         print(f"[{job}] Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
+
+
+def _start_local(job: str, dashboard: bool) -> Any:
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            return ray.init(
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=True,
+            )
+        except (
+            Exception
+        ) as error:  # Ray raises no narrower type here; everything but the one case goes on as it is
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            print(f"[{job}] Ray did not start within its 30 seconds ({attempt}/{STARTS})", file=sys.stderr)
+    raise UserError(
+        f"Ray did not start within the 30 seconds it gives itself, {STARTS} times over: the machine is too busy; run "
+        "the job again, or set RAY_ADDRESS to a cluster that is up."
+    )

@@ -48,6 +48,8 @@ def run_study(study: StudyConfig, *, connect: Callable[[], None]) -> None:
                 _say(f"{number}/{len(steps)} {step.title}: finished already")
                 continue
             _say(f"{number}/{len(steps)} {step.title}: {', '.join(_brief(plan))}")
+            for warning in plan.warnings:
+                _say(f"warning: {warning}")
             if step.job.needs_ray:
                 connect()
             started = time.monotonic()

@@ -20,7 +20,7 @@ from typing import Any
 from upath import UPath
 
 from synth.errors import IdentityMismatch, IncompleteArtefact
-from synth.storage import MARKER, read_json, write_json_atomic
+from synth.storage import MARKER, read_json, remove_temporaries, write_json_atomic
 
 RECIPE_FILE = "recipe.json"
 """Written first into an artefact's directory: a resumed job compares itself with it before it touches anything."""
@@ -61,7 +61,12 @@ def claim_directory(directory: UPath, kind: str, recipe: dict[str, Any], parents
 
 
 def finish(directory: UPath, identity: str, **contents: Any) -> dict[str, Any]:
-    """Write the manifest, which makes the artefact finished; return it. `contents` are the kind's own fields."""
+    """Write the manifest, which makes the artefact finished; return it. `contents` are the kind's own fields.
+
+    What a killed predecessor left half written is removed first, so a finished artefact holds the same files
+    whether or not it was interrupted.
+    """
+    remove_temporaries(directory)
     manifest = {
         **read_json(directory / RECIPE_FILE),
         "hash": identity,

@@ -20,6 +20,8 @@ from upath import UPath
 
 MARKER = "manifest.json"
 """The file written last into every artefact directory: with it the artefact is finished, without it resumable."""
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the hidden name a local file has until it is whole."""
 
 
 def study_path(root: str, *parts: str) -> UPath:
@@ -44,7 +46,7 @@ def write_bytes_atomic(path: UPath, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as handle:
             handle.write(data)
@@ -54,6 +56,13 @@ def write_bytes_atomic(path: UPath, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporaries(directory: UPath) -> None:
+    """Remove what writers killed in the middle of a file left anywhere below; nobody may be writing there still."""
+    if is_local(directory):
+        for leftover in list(directory.rglob(f".*{TEMPORARY_SUFFIX}")):
+            leftover.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: UPath, text: str) -> None:

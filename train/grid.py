@@ -11,6 +11,7 @@ import collections
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -33,6 +34,8 @@ MADE_BY = "pretrain_models"
 PLAN_FILE = "plan.json"
 
 STATUSES = ("complete", "diverged", "failed")
+
+CPU_FLAGS = Path("/proc/cpuinfo")
 
 FEW_STEPS = 50
 """A run with fewer optimiser steps than this is warned about."""
@@ -320,3 +323,17 @@ def _warnings(config: PretrainConfig, planned: Sequence[PlannedRun]) -> Iterator
     fewest = min(each.run.num_steps for each in planned)
     if fewest < FEW_STEPS:
         yield f"the shortest run has {fewest} optimiser steps; below about {FEW_STEPS} a loss says little about the model"
+    on_cpu = config.placement.gpus_per_worker == 0
+    if on_cpu and any(each.run.precision == "bf16" for each in planned) and _emulates_bf16(CPU_FLAGS):
+        yield (
+            "precision = 'bf16' on a CPU without AVX-512 is emulated, several times slower than float32: set "
+            "run.precision = 'fp32', unless the workers are other machines than this one"
+        )
+
+
+def _emulates_bf16(cpu_flags: Path) -> bool:
+    """Return whether this Linux machine's CPU has no AVX-512, without which bfloat16 is computed by conversion."""
+    try:
+        return "avx512" not in cpu_flags.read_text()
+    except OSError:  # no such file: not Linux, and nothing is known
+        return False

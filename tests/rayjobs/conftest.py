@@ -30,7 +30,7 @@ SHRUNK = {
         }
     },
     "search": {
-        "qa": {
+        "share": {
             "cells": [{"model": "12k", "train_tokens": 4096}, {"model": "25k", "train_tokens": 4096}],
             "trials_per_cell": 4,
             "run": TRAINING,

@@ -10,7 +10,7 @@ MOMENTS = [
     ("synthetic/rephrased/ledger/*.json", 1),
     ("runs/*/record.json", 3),
     ("runs/*/record.json", 12),
-    ("searches/qa/*/trials.jsonl", 1),
+    ("searches/share/*/trials.jsonl", 1),
 ]
 """When to kill: as soon as so many files match the pattern."""
 

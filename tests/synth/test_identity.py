@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -95,6 +97,21 @@ def test_an_artefact_is_finished_with_its_manifest_and_not_before(directory):
     assert manifest["hash"] == identity
     assert manifest["documents"] == 7
     assert (manifest["kind"], manifest["recipe"], manifest["parents"]) == ("corpus", RECIPE, {"source": "1"})
+
+
+def test_what_a_killed_writer_left_is_gone_once_the_artefact_is_finished(tmp_path):
+    directory = study_path(str(tmp_path / "artefact"))
+    identity = claim_directory(directory, "corpus", RECIPE, {})
+    script = (
+        "import os, sys\n"
+        "from synth.storage import study_path, write_bytes_atomic\n"
+        "os.replace = os.rename = lambda *_: os.kill(os.getpid(), 9)\n"
+        "write_bytes_atomic(study_path(sys.argv[1]), b'whole')"
+    )
+    subprocess.run([sys.executable, "-c", script, str(directory / "train" / "part.parquet")], check=False)
+    assert [path.suffix for path in (directory / "train").iterdir()] == [".tmp"]
+    finish(directory, identity)
+    assert sorted(path.name for path in directory.rglob("*.*")) == ["manifest.json", "recipe.json"]
 
 
 def test_provenance_says_where_a_result_is_from_and_nothing_secret(monkeypatch):

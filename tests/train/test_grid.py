@@ -160,6 +160,18 @@ def test_the_plan_counts_what_is_missing_and_writes_nothing(config, packed, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_bf16_on_a_cpu_that_emulates_it_is_warned_about(config, packed, tmp_path, monkeypatch):
+    flags = tmp_path / "cpuinfo"
+    monkeypatch.setattr("train.grid.CPU_FLAGS", flags)
+    flags.write_text("flags\t\t: fpu sse2 avx avx2 fma\n")
+    warned = " ".join(plan_pretrain(config()).warnings)
+    assert "precision = 'bf16' on a CPU without AVX-512" in warned
+    assert "bf16" not in " ".join(plan_pretrain(config(run={"precision": "fp32"})).warnings)
+    assert "bf16" not in " ".join(plan_pretrain(config(placement={"gpus_per_worker": 1})).warnings)
+    flags.write_text("flags\t\t: fpu sse2 avx2 avx512f avx512_bf16\n")
+    assert "bf16" not in " ".join(plan_pretrain(config()).warnings)
+
+
 def test_device_hours_come_from_finished_runs_of_the_same_models(config, packed):
     asked = config(synthetic=(), shares=(0.0,))
     runs = [each.run for each in plan_runs(asked, packed)]
