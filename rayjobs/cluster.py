@@ -9,7 +9,6 @@ from typing import Any
 
 from synth.errors import UserError
 
-
 STARTS = 3
 """Times a local Ray is started: a node gives itself 30 s, which a cold or busy machine can miss once."""
 
