@@ -216,6 +216,12 @@ def _share_warnings(evidence: Evidence, source: str, curve: Curve) -> Iterator[s
     low, high = curve.indistinguishable(within=_spread_at_best(curve))
     if high - low >= 0.5:
         yield f"flat optimum: shares of {source} from {low:.0%} to {high:.0%} have the same predicted loss within its error"
+    nearest = min(evidence.of(source), key=lambda each: abs(each.share - curve.best_share().value))
+    if nearest.share > 0.0 and nearest.loss.value >= evidence.natural.loss.value:
+        yield (
+            f"the law of {nearest.group} itself predicts {nearest.loss.value:.4g} nats per token at the target and that of "
+            f"natural text {evidence.natural.loss.value:.4g}: the gain is the curve's reading between shares, and not measured"
+        )
     from_laws = curve.best_share()
     cells = [cell for cell in evidence.cells if cell.synthetic == source]
     for cell in cells:

@@ -59,7 +59,8 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
     """Return the recommendation: the share and source of the lowest predicted loss at the target.
 
     The share is that of the curve through the laws' predictions at the target, moved towards what searches of the
-    same source found (`tune.at_target.combine_shares`). Losses and what follows from them come from the laws.
+    same source found (`tune.at_target.combine_shares`). Both losses are read off that curve, so that their difference
+    means something; tokens to equal loss come from the mixtures' own laws.
     """
     n, d = config.target_num_params, config.target_train_tokens
     curves = {
@@ -90,7 +91,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         best_group=nearest.group,
         synthetic=source,
         predicted_loss=curve.at(share.value),
-        natural_only_loss=evidence.natural.loss,
+        natural_only_loss=curve.at(0.0),
         equal_loss=tuple(equal_losses(config, evidence)),
         synthetic_tokens=synthetic_tokens,
         training_flops=costs.training_flops,

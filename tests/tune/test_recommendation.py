@@ -123,9 +123,18 @@ def test_finds_the_share_the_loss_and_the_speed_up_of_the_truth(study):
     assert found.best_share.value == pytest.approx(BEST_SHARE, abs=0.12)
     assert found.predicted_loss.value == pytest.approx(true_loss(TARGET_N, TARGET_D, BEST_SHARE), rel=0.01)
     assert found.natural_only_loss.value == pytest.approx(true_loss(TARGET_N, TARGET_D, 0.0), rel=0.01)
+    assert not any("reading between shares" in each for each in found.warnings)
     speed_ups = {each.group: each.speed_up for each in found.equal_loss}
     assert speed_ups["hq 33 %"].value == pytest.approx(2.5 ** (1 - (1 / 6) ** 2), rel=0.15)
     assert speed_ups["hq 33 %"].low < 2.5 < 1.3 * speed_ups["hq 33 %"].high
+
+
+def test_the_two_losses_lie_on_one_curve(tmp_path):
+    write_study(str(tmp_path), shares=(0.0, 1 / 3, 2 / 3, 1.0))
+    found = recommend_mixture(asked(str(tmp_path), name="sharp"))
+    assert found.natural_only_loss.low <= found.natural_only_loss.value <= found.natural_only_loss.high
+    gain = found.natural_only_loss.value - found.predicted_loss.value
+    assert gain > 0  # both on one curve: the recommended share is never predicted to be worse than none
 
 
 def test_counts_what_it_costs(study):
