@@ -6,6 +6,7 @@ thresholds. Pure functions of the text, the source and the prompt's own words.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def measure(
 ) -> Measures:  # fmt: skip
     """Return the measures of a post-processed answer. `source` is the chunk, `prompt_words` the prompt without it."""
     limit = thresholds or Thresholds()
-    answer, origin, prompt = words_of(text), words_of(source), words_of(prompt_words)
+    answer, origin, prompt = words_of(text), words_of(source), _prompt_words(prompt_words)
     vocabulary = set(origin)
     language, source_language = (identify(each, limit.min_language_letters) for each in (text, source))
     return Measures(
@@ -205,6 +206,12 @@ def reject_reasons(measures: Measures, finish_reason: str, thresholds: Threshold
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case; in scripts without spaces every character is one."""
     return _WORD.findall(text.lower())
+
+
+@functools.lru_cache(maxsize=64)
+def _prompt_words(text: str) -> list[str]:
+    """Return the words of a prompt, which is the same for every row of a recipe."""
+    return words_of(text)
 
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -336,7 +336,7 @@ def finished_row(
         "recipe": recipe.name, "recipe_hash": recipe.hash, "sampling_hash": recipe.sampling_hash,
         "sample": draft.sample, "seed": draft.seed, "text": "", "keep": False, "reject_reasons": [],
         "prompt_tokens": len(draft.prompt_token_ids), "completion_tokens": 0, "quality": draft.quality,
-        "input_truncated_tokens": draft.input_truncated_tokens, **asdict(provenance),
+        "input_truncated_tokens": draft.input_truncated_tokens, **vars(provenance),
     }  # fmt: skip
     if outcome is None:
         return row | {"verdict": REJECTED, "reject_reasons": [draft.skipped or EMPTY_INPUT]}
@@ -350,7 +350,7 @@ def finished_row(
     reasons = reject_reasons(measures, outcome.finish_reason, recipe.thresholds)
     if recipe.post_processing.prepend_source and not reasons:
         text = f"{draft.chunk_text.strip()}\n\n{text}"
-    return row | asdict(measures) | {
+    return row | vars(measures) | {
         "text": text, "raw_text": outcome.text if outcome.text != text else None,
         "keep": not reasons, "verdict": REJECTED if reasons else KEPT, "reject_reasons": reasons,
         "finish_reason": outcome.finish_reason, "stop_reason": outcome.stop_reason,

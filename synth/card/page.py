@@ -108,5 +108,5 @@ def cell(text: str) -> str:
 def quoted(text: str) -> str:
     """Return a text as a Markdown code block that nothing in the text can end."""
     shown = visible(text)
-    fence = "~" * (max((len(line) - len(line.lstrip("~ ")) for line in shown.splitlines()), default=0) + 3)
+    fence = "~" * (max(map(len, re.findall("~+", shown)), default=0) + 3)
     return f"{fence}text\n{shown}\n{fence}"
