@@ -26,16 +26,16 @@ class IdentityMismatch(UserError):
 class IncompleteArtefact(UserError):
     """A step was asked to read what an earlier step has not finished."""
 
-    def __init__(self, directory: str, made_by: str) -> None:
+    def __init__(self, directory: str, made_by: str, lacking: str = "no manifest.json in it") -> None:
         self.directory = directory
         self.made_by = made_by
+        self.lacking = lacking
         super().__init__(
-            f"{directory} is missing or unfinished (no manifest.json in it): run {made_by} first, "
-            "with the same root and name."
+            f"{directory} is missing or unfinished ({lacking}): run {made_by} first, with the same root and name."
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.directory, self.made_by)
+        return type(self), (self.directory, self.made_by, self.lacking)
 
 
 def first_line(error: BaseException) -> str:

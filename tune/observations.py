@@ -173,15 +173,13 @@ def mixture_label(synthetic: str | None, share: float) -> str:
 
 
 def read_plan(root: str, plan: str) -> Observations:
-    """Return the runs of a plan. Raises IncompleteArtefact without the plan, UserError while runs are missing."""
+    """Return the runs of a plan. Raises IncompleteArtefact without the plan, or while runs are missing."""
     entries = _plan_entries(root, plan)
     records = {entry["run_id"]: read_record(root, entry["run_id"]) for entry in entries}
     missing = [run_id for run_id, record in records.items() if record is None]
     if missing:
-        raise UserError(
-            f"{len(missing)} of the {len(records)} runs of plan {plan!r} have no record yet (first: {missing[0]}): "
-            "run pretrain_models first, with the same root and plan"
-        )
+        lacking = f"{len(missing)} of its {len(records)} runs have no record yet, the first is {missing[0]}"
+        raise IncompleteArtefact(str(plan_directory(root, plan)), MADE_BY, lacking)
     rows: list[Observation] = []
     left_out: list[LeftOut] = []
     for entry in entries:

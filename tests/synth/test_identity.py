@@ -131,6 +131,7 @@ def test_provenance_says_where_a_result_is_from_and_nothing_secret(monkeypatch):
         UserError("one sentence"),
         IdentityMismatch("d", {"recipe.a": (1, 2)}),
         IncompleteArtefact("d", "build_corpus"),
+        IncompleteArtefact("d", "build_corpus", "half of it is there"),
     ],
 )
 def test_errors_cross_processes_whole(error):

@@ -223,7 +223,7 @@ def test_missing_plans_and_records_name_the_job_to_run(tmp_path):
     entries = write_study(str(tmp_path))
     (tmp_path / "runs" / entries[3]["run_id"] / "record.json").unlink()
     with pytest.raises(
-        UserError, match=f"1 of the 24 runs of plan 'grid' have no record yet .first: {entries[3]['run_id']}"
+        IncompleteArtefact, match=f"1 of its 24 runs have no record yet, the first is {entries[3]['run_id']}"
     ):
         plan_laws(settings(tmp_path))
 
