@@ -6,7 +6,7 @@ from synth.config import RephraseConfig
 JOB = Job(
     name="rephrase_corpus",
     config=RephraseConfig,
-    plan=lazily("synth.rephrase:plan_rephrase"),
+    plan=lazily("synth.estimate:plan_rephrase"),
     run=lazily("synth.job:rephrase_corpus"),
     looks=(
         Look(

@@ -33,11 +33,10 @@ from synth.corpus import open_corpus
 from synth.decontamination import NgramIndex
 from synth.engine import Engine, device_name, open_engine
 from synth.errors import UserError, first_line
-from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
+from synth.identity import claim_directory, finish, is_finished, read_manifest
 from synth.ledger import (
     MADE_BY,
     LedgerEntry,
-    missing_parts,
     quarantine_path,
     read_entries,
     read_entry,
@@ -47,7 +46,6 @@ from synth.ledger import (
 )
 from synth.model_source import ModelSource, find_model
 from synth.near_duplicates import write_fingerprints
-from synth.plan import Plan
 from synth.recipe import Recipe, load_recipes
 from synth.rows import (
     Draft,
@@ -74,9 +72,6 @@ KIND = "synthetic"
 
 IN_FLIGHT_PER_SEQUENCE = 1.25
 """Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends."""
-
-BYTES_PER_TOKEN = 4
-"""Rule of thumb for estimates before a tokenizer is loaded, English text."""
 
 
 @dataclass(frozen=True)
@@ -212,84 +207,6 @@ def _num_rows(part: UPath) -> int:
         raise UserError(
             f"{part} cannot be read ({first_line(error)}): the corpus is damaged; run build_corpus again."
         ) from None
-
-
-# --- the plan -----------------------------------------------------------------------------------------------------
-
-
-def plan_rephrase(config: RephraseConfig) -> Plan:
-    """Return what `rephrase_corpus` would do: parts, documents, rows and tokens estimated from the first part.
-
-    Starts neither Ray nor an engine. Raises what `open_work` raises, and IdentityMismatch when the directory holds
-    another set.
-    """
-    work = open_work(config)
-    if (work.directory / RECIPE_FILE).exists():
-        work.claim()
-    missing = missing_parts(work.directory, work.num_parts)
-    finished = is_finished(work.directory)
-    facts: dict[str, object] = {
-        "parts missing": len(missing),
-        "parts total": work.num_parts,
-        "recipes": ", ".join(f"{recipe.name} ({recipe.hash})" for recipe in work.recipes),
-        "model": f"{config.engine.model} ({work.model.hash})",
-    }
-    warnings: tuple[str, ...] = ()
-    if not finished:
-        estimate, warnings = _estimate(work)
-        facts |= {
-            "documents per part": estimate["documents"],
-            "rows, estimated": round(estimate["rows"] * len(missing)),
-            "prompt tokens, estimated": round(estimate["prompt_tokens"] * len(missing)),
-            "output tokens at most, estimated": round(estimate["output_tokens"] * len(missing)),
-        }
-    return Plan(MADE_BY, str(work.directory), finished, facts, warnings)
-
-
-def _estimate(work: RephraseWork) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Return documents, rows, prompt and output tokens per part, from the first part and BYTES_PER_TOKEN."""
-    sample = work.read_part(0).slice(0, 64)
-    documents = len(work.read_part(0))
-    tokenizer = _EstimatingTokenizer()
-    warnings = []
-    prepared = []
-    for recipe in work.recipes:
-        fitted = prepare_recipe(recipe, tokenizer, work.config.engine.max_model_len)
-        prepared.append(fitted)
-        if fitted.max_output_tokens < recipe.sampling.max_output_tokens:
-            warnings.append(
-                f"engine.max_model_len = {work.config.engine.max_model_len} leaves recipe {recipe.name!r} about "
-                f"{fitted.max_input_tokens} tokens for a chunk and {fitted.max_output_tokens} for its answer "
-                f"(it asks for {recipe.max_input_tokens} and {recipe.sampling.max_output_tokens})"
-            )
-    drafts = draft_rows(
-        sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk,
-        assignment=work.assignment,
-    )  # fmt: skip
-    scale = documents / max(1, len(sample))
-    prompt_tokens = sum(len(draft.prompt_token_ids) for draft in drafts)
-    output_tokens = sum(draft.prepared.max_output_tokens for draft in drafts if draft.prompt_token_ids)
-    return {
-        "documents": documents,
-        "rows": len(drafts) * scale,
-        "prompt_tokens": prompt_tokens * scale,
-        "output_tokens": output_tokens * scale,
-    }, tuple(warnings)
-
-
-class _EstimatingTokenizer:
-    """Counts a token for every BYTES_PER_TOKEN bytes, so that a plan needs no model at hand."""
-
-    prompt_format = "plain"
-
-    def render(self, messages: Any) -> str:
-        return "\n\n".join(message["content"] for message in messages)
-
-    def encode_markup(self, text: str) -> list[int]:
-        return [0] * -(-len(text.encode()) // BYTES_PER_TOKEN)
-
-    def encode_data(self, texts: Any) -> list[list[int]]:
-        return [self.encode_markup(text) for text in texts]
 
 
 # --- the end ------------------------------------------------------------------------------------------------------

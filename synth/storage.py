@@ -106,3 +106,12 @@ def list_names(directory: UPath, suffix: str = "") -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+
+def list_directories(directory: UPath) -> list[str]:
+    """Return the sorted names of the directories in a directory, hidden ones left out; [] if there is none."""
+    try:
+        names = [child.name for child in directory.iterdir() if child.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if name and not name.startswith("."))

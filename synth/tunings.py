@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -152,17 +153,51 @@ def find_tuning(
     histogram = length_histogram(part)
     found = []
     for name in names:
-        try:
-            tuning = Tuning.model_validate(read_json(directory / name))
-        except ValueError as error:
-            raise UserError(
-                f"{directory / name} is no tuning ({type(error).__name__}): delete it and run tune_engine again."
-            ) from None
+        tuning = _read_tuning(directory / name)
         distance = length_distance(histogram, tuning.length_histogram)
         same = (tuning.model_hash, tuning.device, tuning.engine, tuning.recipes) == wanted
         if same and distance <= MAX_LENGTH_DISTANCE:
             found.append((distance, name, tuning))
     return min(found, key=lambda each: each[:2])[2] if found else None
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """How fast a model was seen to generate when it was tuned."""
+
+    name: str
+    """File under `tunings/`."""
+    device: str
+    tokens_per_device_second: float
+    """Output tokens under the chosen settings."""
+
+
+def find_measured_speed(root: str, engine: EngineConfig, model_hash: str) -> MeasuredSpeed | None:
+    """Return the speed of the fastest tuning of a model under an engine's settings, whatever its recipes and device.
+
+    For estimates, which name the tuning they rest on. Raises UserError when a file under `tunings/` is no tuning.
+    """
+    directory = study_path(root, TUNINGS)
+    found = []
+    for name in list_names(directory, ".json"):
+        tuning = _read_tuning(directory / name)
+        if (tuning.model_hash, tuning.engine) != (model_hash, engine_identity(engine)):
+            continue
+        found += [
+            MeasuredSpeed(name, tuning.device, trial.output_tokens_per_device_second)
+            for trial in tuning.trials
+            if trial.settings == tuning.settings and trial.output_tokens_per_device_second
+        ]
+    return max(found, key=lambda speed: (speed.tokens_per_device_second, speed.name), default=None)
+
+
+def _read_tuning(path: UPath) -> Tuning:
+    try:
+        return Tuning.model_validate(read_json(path))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no tuning ({type(error).__name__}): delete it and run tune_engine again."
+        ) from None
 
 
 def tuned_placement(placement: RephrasePlacement, settings: EngineSettings) -> RephrasePlacement:

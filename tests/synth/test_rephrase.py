@@ -12,8 +12,9 @@ import pytest
 from synth import supervisor
 from synth.engine import open_engine
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
+from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts, open_synthetic, read_entries
-from synth.rephrase import RephraseWorker, finish_work, open_work, plan_rephrase
+from synth.rephrase import RephraseWorker, finish_work, open_work
 from synth.storage import read_json
 
 
