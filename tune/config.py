@@ -120,7 +120,7 @@ class LawsConfig(JobConfig):
     out: str | None = None
     """Directory to write to instead of `laws/<name>`."""
     law: LawName | Literal["auto"] = "auto"
-    """Which law; `auto` on a study fits data and model laws on the axes and chinchilla on all of them."""
+    """Which law; `auto` fits data and model laws on the axes, and on all rows the joint law that extrapolates best."""
     objective: ObjectiveName = "huber_log"
     """What the fit minimises; optima differ between objectives, so it is part of every result."""
     huber_delta: float = Field(default=1e-3, gt=0)

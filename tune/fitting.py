@@ -1,8 +1,9 @@
 """`fit_laws`: the laws of a study, or of any table of runs, into one directory.
 
 On a study (and with `law = "auto"` on a table) the rows of each group give up to three fits: the data law where N is
-fixed and D takes the most values, the model law where D is fixed and N takes the most values, and the joint
-chinchilla law over all rows. A law that a group has too few runs for is named in the file's warnings; a law that was
+fixed and D takes the most values, the model law where D is fixed and N takes the most values, and a joint law over
+all rows. Which joint law is decided by extrapolation, once for all groups, so that groups compare
+(`tune.laws.selection`). A law that a group has too few runs for is named in the file's warnings; a law that was
 asked for by name and cannot be fitted is an error.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from upath import UPath
@@ -22,17 +24,22 @@ from synth.storage import study_path, write_json_atomic
 from tune.config import LawsConfig
 from tune.laws import FittedLaw, Objective, tabulate
 from tune.laws.estimate import Settings, Task, fit_all
-from tune.laws.forms import CHINCHILLA, DATA, MODEL
+from tune.laws.forms import CHINCHILLA, CHINCHILLA_TIED, DATA, MODEL
 from tune.laws.law import Law
-from tune.laws.registry import law_named
+from tune.laws.registry import EXPONENTIAL_MIXING, law_named
 from tune.laws.rows import check_rows, too_few
 from tune.laws.saved import FIT_FILE, load_directory, save_samples
+from tune.laws.selection import choose_law
+from tune.laws.summary import describe_selection
+from tune.laws.table import pin_gauge
 from tune.observations import Observation, Observations, columns_of, read_observations
 from tune.results import FitFile
 
 KIND = "laws"
+JOINT_LAWS = (CHINCHILLA, CHINCHILLA_TIED)
+"""Laws `auto` chooses from for all rows of a group; the others need to know more than N and D."""
 LEVELS_FOR_JOINT = 3
-"""`auto` fits the joint law where both N and D take at least this many values."""
+"""`auto` fits a joint law where both N and D take at least this many values."""
 
 
 def plan_laws(config: LawsConfig) -> Plan:
@@ -64,6 +71,7 @@ def fit_laws(config: LawsConfig) -> FitFile:
     identity = claim_directory(directory, KIND, recipe, parents)
     if is_finished(directory):
         return load_directory(directory).file
+    tasks = choose_joint_law(config, tasks)
     progress = Progress("fit_laws", len(tasks), "fits")
     fits = fit_all(
         tasks,
@@ -79,7 +87,9 @@ def fit_laws(config: LawsConfig) -> FitFile:
         provenance=provenance(),
     )
     figures = _write(directory, file, fits, observations)
-    for line in [*tabulate(file.fits), *(f"! {sentence}" for sentence in skipped)]:
+    chosen = next((fit.selection for fit in file.fits if fit.selection is not None), None)
+    compared = describe_selection(chosen) if chosen is not None and len(observations.groups) > 1 else []
+    for line in [*tabulate(file.fits), *compared, *(f"! {sentence}" for sentence in skipped)]:
         progress.say(line)
     finish(directory, identity, fits=len(fits), rows=len(file.rows), figures=figures)
     progress.say(f"{len(fits)} fits in {directory}")
@@ -99,30 +109,75 @@ def choose_tasks(config: LawsConfig, observations: Observations) -> tuple[list[T
 
     Raises UserError when a law asked for by name cannot be fitted to a group, or `auto` finds nothing to fit.
     """
-    named = () if config.law == "auto" else (law_named(config.law, config.columns.shares),)
-    if config.runs is None and named and "share" in named[0].columns_needed:
-        observations = observations.by_source()
+    if config.law != "auto":
+        return _tasks_of(config, observations), []
     if not observations.rows:
-        raise UserError(
-            f"{observations.origin} has no row to fit ({len(observations.left_out)} left out): add complete runs"
-        )
+        raise _nothing(observations)
     tasks: list[Task] = []
     skipped: list[str] = []
-    for law in named or (DATA, MODEL, CHINCHILLA):
-        fixed = _fixed(law, observations.rows)
-        for group in observations.groups:
-            task = _task(law, fixed, group, observations)
-            if named:
-                check_rows(law, task.rows, group)
-                tasks.append(task)
-            elif shortage := _shortage(law, task):
-                skipped.append(f"no {law.name} law for {group!r}: {shortage}")
+    for law in (DATA, MODEL):
+        for task in _tasks_by_group(law, observations):
+            if shortage := too_few(law, task.rows):
+                skipped.append(f"no {law.name} law for {task.group!r}: {shortage}")
             else:
                 tasks.append(task)
+    joint, too_short = _joint_tasks(observations)
+    tasks, skipped = [*tasks, *joint], [*skipped, *too_short]
     if not tasks:
         raise UserError(f"too few runs in {observations.origin} for any law: {'; '.join(skipped)}")
-    tried = {task.law.name for task in tasks}
+    tried = {task.law.name for task in tasks} | ({"joint"} if joint else set())
     return tasks, [sentence for sentence in skipped if sentence.split()[1] in tried or config.runs is None]
+
+
+def _tasks_of(config: LawsConfig, observations: Observations) -> list[Task]:
+    """Return the fits of a law asked for by name. Raises UserError where a group cannot be fitted."""
+    rows = columns_of(observations.rows)
+    shares = (
+        pin_gauge(config.columns.shares, rows)
+        if config.law == EXPONENTIAL_MIXING and observations.rows
+        else ()
+    )
+    law = law_named(config.law, shares or config.columns.shares)
+    if config.runs is None and "share" in law.columns_needed:
+        observations = observations.by_source()
+    if not observations.rows:
+        raise _nothing(observations)
+    tasks = _tasks_by_group(law, observations)
+    for task in tasks:
+        check_rows(law, task.rows, task.group)
+    return tasks
+
+
+def _nothing(observations: Observations) -> UserError:
+    return UserError(
+        f"{observations.origin} has no row to fit ({len(observations.left_out)} left out): add complete runs"
+    )
+
+
+def _tasks_by_group(law: Law, observations: Observations) -> list[Task]:
+    fixed = _fixed(law, observations.rows)
+    return [_task(law, fixed, group, observations) for group in observations.groups]
+
+
+def _joint_tasks(observations: Observations) -> tuple[list[Task], list[str]]:
+    """Return the joint fits, in the first of JOINT_LAWS until one is chosen, and what was too short for one."""
+    able, skipped = [], []
+    for task in _tasks_by_group(JOINT_LAWS[0], observations):
+        if shortage := _joint_shortage(task):
+            skipped.append(f"no joint law for {task.group!r}: {shortage}")
+        else:
+            able.append(task)
+    return able, skipped
+
+
+def choose_joint_law(config: LawsConfig, tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks of `auto` with all joint fits in the law that extrapolates best over their groups."""
+    joint = {task.group: task.rows for task in tasks if task.law in JOINT_LAWS}
+    if config.law != "auto" or not joint:
+        return list(tasks)
+    selection = choose_law(joint, JOINT_LAWS, _settings(config).objective)
+    law = law_named(selection.law)
+    return [replace(task, law=law, selection=selection) if task.law in JOINT_LAWS else task for task in tasks]
 
 
 def _fixed(law: Law, rows: Sequence[Observation]) -> dict[str, float]:
@@ -150,11 +205,10 @@ def _task(law: Law, fixed: dict[str, float], group: str, observations: Observati
     return Task(law, columns_of(rows), group, fixed, observations.excluded_of(group))
 
 
-def _shortage(law: Law, task: Task) -> str | None:
-    shortage = too_few(law, task.rows)
-    if shortage or law is not CHINCHILLA:
+def _joint_shortage(task: Task) -> str | None:
+    if shortage := too_few(task.law, task.rows):
         return shortage
-    for name in law.inputs:
+    for name in task.law.inputs:
         levels = len(set(task.rows[name]))  # type: ignore[arg-type]  # an array of numbers
         if levels < LEVELS_FOR_JOINT:
             return f"{name} takes {levels} different values and auto asks for {LEVELS_FOR_JOINT}"

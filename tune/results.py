@@ -48,6 +48,67 @@ class HoldOut(Record):
     """Mean of |relative_error|: our reading of the paper's RMABE."""
 
 
+class Profile(Record):
+    """Profile likelihood of one parameter: how much worse the best fit gets when the parameter is held elsewhere."""
+
+    values: tuple[float, ...]
+    """Values it was held at, ascending."""
+    deviance: tuple[float, ...]
+    """Rise of the objective there, in units in which it follows an F distribution of 1 and n - p degrees of freedom."""
+    level: float
+    """Deviance at the ends of the interval, at the fit's confidence."""
+    low: float | None
+    """Lower end; null when no value is too low for the data."""
+    high: float | None
+    weak: bool
+    """Whether very different values fit about equally well."""
+    verdict: str
+    """The same in words."""
+
+
+class FrontierPoint(Record):
+    """The compute-optimal run of one budget; null where the law has no optimum inside nine decades of sizes."""
+
+    compute_flops: float
+    """6 N D, FLOP."""
+    num_params: Interval | None
+    train_tokens: Interval | None
+    tokens_per_param: Interval | None
+    loss: Interval | None
+
+
+class Frontier(Record):
+    """Compute-optimal training by a joint law."""
+
+    points: tuple[FrontierPoint, ...]
+    num_params_exponent: Interval | None
+    """a in N* ~ C^a over the budgets above."""
+    train_tokens_exponent: Interval | None
+    """1 - a."""
+
+
+class LawScore(Record):
+    """How one law did in a selection."""
+
+    law: str
+    num_parameters: int
+    in_sample: float | None
+    """Objective at the optimum over all rows, added over groups."""
+    held_out: dict[str, float | None]
+    """Mean absolute relative error by what was held out: num_params, train_tokens, compute; null when not comparable."""
+    reason: str | None = None
+    """Why it was not compared."""
+
+
+class Selection(Record):
+    """Laws compared by how they extrapolate, best first."""
+
+    law: str
+    """The law chosen."""
+    scores: tuple[LawScore, ...]
+    reason: str
+
+
 class LawFit(Record):
     """One law fitted to one set of runs."""
 
@@ -87,6 +148,12 @@ class LawFit(Record):
     rows_used: tuple[str, ...]
     rows_excluded: tuple[ExcludedRow, ...] = ()
     hold_out: HoldOut | None = None
+    profiles: dict[str, Profile] = Field(default_factory=dict)
+    """By parameter; empty when nothing says how large the noise is."""
+    frontier: Frontier | None = None
+    """Compute-optimal sizes and budgets, for laws in N and D alone."""
+    selection: Selection | None = None
+    """How the law was chosen, when it was."""
     warnings: tuple[str, ...] = ()
 
 
@@ -136,6 +203,20 @@ class CellOptimum(Record):
     method: str
     """How the fit and the interval were made."""
     warnings: tuple[str, ...] = ()
+
+
+class ClaimResult(Record):
+    """One finding of the paper, tested on the runs of a study."""
+
+    number: int
+    claim: str
+    statistic: str
+    """What was computed, and where the claim says it lies."""
+    value: Interval | None
+    """Null when it could not be computed."""
+    verdict: Literal["supported", "not supported", "not testable with these runs"]
+    reason: str
+    """What the statistic is of, or why there is none."""
 
 
 class EqualLoss(Record):

@@ -111,9 +111,14 @@ def test_a_study_gives_both_axes_and_the_joint_law_for_every_mixture(study):
     _, _, file = study
     assert [(fit.law, fit.group) for fit in file.fits] == [
         (law, group)
-        for law in ("data", "model", "chinchilla")
+        for law in ("data", "model", file.fits[-1].law)
         for group in ("natural", "hq 33 %", "hq 100 %")
     ]
+    assert file.fits[-1].law in ("chinchilla", "chinchilla_tied")
+    scores = file.fits[-1].selection.scores
+    assert {score.law for score in scores} == {"chinchilla", "chinchilla_tied"}
+    assert scores[0].law == file.fits[-1].law
+    assert np.mean(list(scores[0].held_out.values())) <= np.mean(list(scores[1].held_out.values()))
     data, model = file.fits[0], file.fits[3]
     assert data.fixed == {"num_params": 98_000.0}
     assert data.ranges == {"train_tokens": (200_000.0, 3_200_000.0)}
@@ -277,7 +282,7 @@ def test_groups_of_a_table_are_fitted_apart(table):
     assert main(flags(table, "--law", "auto", "--columns.group", "mix")) == 0
     file = json.loads((table.parent / "out" / "fit.json").read_text())
     assert [(fit["law"], fit["group"]) for fit in file["fits"]] == [
-        (law, group) for law in ("data", "model", "chinchilla") for group in "ab"
+        (law, group) for law in ("data", "model", file["fits"][-1]["law"]) for group in "ab"
     ]
     assert file["fits"][0]["fixed"] == {"num_params": 4e5}
 

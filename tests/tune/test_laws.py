@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth.errors import UserError
-from tune.laws import LAWS, OBJECTIVES, Objective, fit, law_named
+from tune.laws import (
+    LAW_NAMES,
+    LAWS,
+    OBJECTIVES,
+    Objective,
+    compute_optimal,
+    explain,
+    fit,
+    isoflop,
+    law_named,
+    load,
+)
 from tune.laws.bootstrap import Noise, resampled_weights, residual_noise
 from tune.laws.estimate import Settings, Task, fit_all, optimise
 from tune.laws.minimise import multi_start
@@ -187,6 +199,7 @@ def test_the_bootstrap_keeps_the_rows_of_a_run_together():
 def test_checkpoints_of_one_run_do_not_count_as_runs():
     rows = grid_rows("data", noise=0.01, num_params=(1e5,) * 4, train_tokens=np.geomspace(1e6, 1e8, 12))
     thrice = {name: np.repeat(values, 3) for name, values in rows.items()}
+    thrice["loss"] = thrice["loss"] * (1 + 1e-9 * np.tile([0, 1, 2], 48))  # identical rows are refused
     names = np.repeat([f"run-{i}" for i in range(48)], 3)
     together = fit("data", {**thrice, "run_id": names}, "mse_log", bootstrap_samples=300)
     apart = fit("data", thrice, "mse_log", bootstrap_samples=300)
@@ -241,7 +254,10 @@ def test_intervals_of_five_points_cover_the_truth():
     hits = []
     for seed in range(0, 240, 6):
         tasks = [Task(LAWS["data"], five_points(0.002, seed + i), f"group {seed + i}") for i in range(6)]
-        fitted = fit_all(tasks, Settings(Objective("mse_log"), bootstrap_samples=300, hold_out_largest=False))
+        fitted = fit_all(
+            tasks,
+            Settings(Objective("mse_log"), bootstrap_samples=300, hold_out_largest=False, profiles=False),
+        )
         truth = 300.0 * 3.2e7**-0.3 + 2.2
         hits += [
             each.predict(train_tokens=3.2e7).low < truth < each.predict(train_tokens=3.2e7).high
@@ -413,3 +429,156 @@ def test_missing_columns_laws_and_objectives_are_named():
         fit("datta", five_points(0.0))
     with pytest.raises(UserError, match="no objective 'rmse'"):
         fit("data", five_points(0.0), "rmse")
+
+
+# --- profiles, frontier, choice of a law -------------------------------------------------------------------------
+
+
+def test_a_profile_of_squared_errors_is_the_likelihood_ratio_interval():
+    rows = grid_rows("data", noise=0.004, num_params=(1e5,) * 12, train_tokens=np.geomspace(1e6, 1e9, 12))
+    record = fit("data", rows, "mse_log", bootstrap_samples=400).record
+    for name in ("beta", "E"):
+        profile, interval = record.profiles[name], record.parameters[name]
+        assert profile.low < interval.value < profile.high
+        assert profile.high - profile.low == pytest.approx(interval.high - interval.low, rel=0.25)
+        assert min(profile.deviance) == 0.0
+        assert (
+            profile.verdict
+            == f"{name} is identified: {profile.low:.3g} to {profile.high:.3g} fit about equally well"
+        )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_holding_a_parameter_at_an_end_of_its_profile_costs_what_the_level_says(objective):
+    rows = grid_rows(
+        "chinchilla", noise=0.01, num_params=np.geomspace(1e5, 1e7, 6), train_tokens=np.geomspace(1e6, 1e8, 8)
+    )
+    record = fit(
+        "chinchilla", rows, objective, huber_delta=1e-2, bootstrap_samples=0, hold_out_largest=False
+    ).record
+    for name in ("alpha", "beta", "E"):
+        profile = record.profiles[name]
+        crossing = np.interp(profile.high, profile.values, profile.deviance)
+        assert crossing == pytest.approx(profile.level, rel=0.1)
+        assert np.all(np.diff(profile.deviance[np.argmin(profile.deviance) :]) >= 0)
+
+
+def test_a_scale_the_rows_cannot_limit_is_called_so():
+    rows = grid_rows("data_constrained", noise=0.01)
+    rows["unique_tokens"] = rows["train_tokens"] * 0.9  # hardly any repetition: any R does
+    rows["loss"] = (
+        rows["loss"] * 0 + 60 * rows["num_params"] ** -0.25 + 300 * rows["train_tokens"] ** -0.3 + 1.8
+    )
+    rows["loss"] *= np.exp(0.01 * np.random.default_rng(0).normal(size=len(rows["loss"])))
+    record = fit("data_constrained", rows, "mse_log", bootstrap_samples=0, hold_out_largest=False).record
+    assert record.profiles["R"].weak
+    assert any(
+        warning.startswith(("R is weakly identified", "R is not identified", "R ended at its bound"))
+        for warning in record.warnings
+    )
+
+
+def test_the_frontier_has_the_exponents_of_the_closed_form():
+    fitted = fit("chinchilla", grid_rows("chinchilla", noise=0.003), bootstrap_samples=60)
+    frontier = compute_optimal(fitted, [1e14, 1e16, 1e18])
+    exponent = fitted.interval_of(lambda p: p["beta"] / (p["alpha"] + p["beta"]))
+    assert frontier.num_params_exponent.value == pytest.approx(exponent.value, abs=1e-4)
+    assert frontier.num_params_exponent.low == pytest.approx(exponent.low, abs=1e-3)
+    assert frontier.train_tokens_exponent.high == pytest.approx(1 - exponent.low, abs=1e-3)
+    p = fitted.parameters
+    scale = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
+    point = frontier.points[1]
+    assert point.num_params.value == pytest.approx(scale * (1e16 / 6) ** exponent.value, rel=1e-3)
+    assert 6 * point.num_params.value * point.train_tokens.value == pytest.approx(1e16)
+    around = [
+        fitted.predict(point.num_params.value * f, point.train_tokens.value / f).value
+        for f in (0.9, 1.0, 1.1)
+    ]
+    assert min(around) == around[1] == pytest.approx(point.loss.value, rel=1e-6)
+    assert fitted.record.frontier.points[0].compute_flops == pytest.approx(6 * 3e6 * 1e8)
+    with pytest.raises(UserError, match="the data law does not know both N and D"):
+        compute_optimal(fit("data", five_points(0.0), bootstrap_samples=0), [1e15])
+
+
+def test_auto_chooses_by_what_was_not_seen_and_shows_the_comparison():
+    rows = grid_rows(
+        "chinchilla_tied",
+        noise=0.004,
+        num_params=np.geomspace(1e5, 1e7, 6),
+        train_tokens=np.geomspace(1e6, 1e8, 6),
+    )
+    fitted = fit("auto", rows, "mse_log", bootstrap_samples=0)
+    selection = fitted.record.selection
+    assert selection.law == fitted.law.name == selection.scores[0].law
+    scores = {score.law: score for score in selection.scores}
+    assert scores["chinchilla"].in_sample < scores["chinchilla_tied"].in_sample
+    assert all(0 < error < 0.05 for score in selection.scores for error in score.held_out.values())
+    assert "law chosen" in str(fitted)
+    assert fit("auto", five_points(0.001), "mse_log", bootstrap_samples=0).law.name in ("data", "rectified")
+    with pytest.raises(UserError, match="too few runs for any law"):
+        fit("auto", {name: values[:2] for name, values in five_points(0.0).items()})
+
+
+def test_isoflop_finds_the_exponent_of_the_law_behind_the_runs():
+    budgets = np.geomspace(1e14, 1e17, 6)
+    best = 0.1 * budgets**0.45
+    n = best[:, None] * np.geomspace(0.4, 2.5, 7)
+    loss = 3.0 + 0.2 * np.log(n / best[:, None]) ** 2 - 0.1 * np.log10(budgets / 1e14)[:, None]
+    loss += 0.004 * np.random.default_rng(0).normal(size=loss.shape)
+    c = np.broadcast_to(budgets[:, None], n.shape)
+    found = isoflop(n.ravel(), c.ravel(), loss.ravel())
+    assert found.exponent.low < 0.45 < found.exponent.high
+    assert found.exponent.high - found.exponent.low < 0.03
+    assert found.noise_nats == pytest.approx(0.004, rel=0.3)
+    assert isoflop(
+        n.ravel(), c.ravel(), loss.ravel(), method="akima", noise_nats=0.004
+    ).exponent.value == pytest.approx(0.45, abs=0.03)
+    one_sided = loss[:, ::-1] + np.log(n) * 3
+    with pytest.raises(UserError, match="lowest at the smallest size"):
+        isoflop(n.ravel(), c.ravel(), one_sided.ravel())
+
+
+# --- tables of one's own -----------------------------------------------------------------------------------------
+
+
+def test_a_saved_fit_predicts_and_plots_as_before(tmp_path):
+    fitted = fit("chinchilla", grid_rows("chinchilla", noise=0.003), bootstrap_samples=40)
+    fitted.save(tmp_path / "fit.json")
+    again = load(tmp_path / "fit.json")
+    assert again.record == fitted.record
+    assert again.predict(1e7, 1e9) == fitted.predict(1e7, 1e9)
+    again.plot().savefig(tmp_path / "fit.png")
+    assert (tmp_path / "fit.png").stat().st_size > 5_000
+    with pytest.raises(UserError, match="no saved fit"):
+        load(tmp_path / "other.json")
+
+
+def test_columns_outliers_and_duplicates_of_a_data_frame():
+    rows = grid_rows("chinchilla", noise=0.003)
+    frame = pd.DataFrame({"N": rows["num_params"], "D": rows["train_tokens"], "L": rows["loss"]})
+    names = {"num_params": "N", "train_tokens": "D", "loss": "L"}
+    fitted = fit("chinchilla", frame, columns=names, drop_highest_losses=2, bootstrap_samples=0)
+    assert len(fitted.record.rows_used) == 18
+    worst = frame["L"].to_numpy().argsort()[-2:]
+    assert {row.run_id for row in fitted.record.rows_excluded} == {f"row {i + 1}" for i in worst}
+    with pytest.raises(UserError, match="row 4 and row 21 are identical in every column"):
+        fit("chinchilla", pd.concat([frame, frame.iloc[[3]]]), columns=names)
+    with pytest.raises(UserError, match="no column 'tokens'; they have N, D, L"):
+        fit("chinchilla", frame, columns={**names, "train_tokens": "tokens"})
+
+
+def test_shares_that_add_up_to_one_are_pinned_by_leaving_one_out():
+    random = np.random.default_rng(0)
+    web, code, books = random.dirichlet((3, 2, 1), size=40).T
+    rows = {"web": web, "code": code, "books": books, "loss": 1.8 + 1.5 * np.exp(-0.8 * code + 0.6 * books)}
+    fitted = fit("exponential_mixing", rows, "mse_log", shares=("web", "code", "books"), bootstrap_samples=0)
+    assert fitted.law.shares == ("code", "books")  # web is the most common
+    assert fitted.parameters == pytest.approx({"c": 1.8, "k": 1.5, "t_code": -0.8, "t_books": 0.6}, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LAW_NAMES)
+def test_every_law_explains_itself(name):
+    text = explain(name)
+    assert "arXiv" in text or "chinchilla with alpha = beta" in text
+    law = MIXING if name == "exponential_mixing" else LAWS[name]
+    assert all(parameter.meaning and parameter.unit for parameter in law.parameters)

@@ -465,7 +465,7 @@ def test_identifiers_are_unique_and_every_reference_leads_somewhere(page: Page) 
 
 
 def test_sections_come_in_reading_order(page: Page) -> None:
-    wanted = ["answer", "loss-by-share", "data-law", "model-law", "fits", "best-share", "equal-loss", "domains", "training",
+    wanted = ["answer", "loss-by-share", "data-law", "model-law", "fits", "best-share", "equal-loss", "claims", "domains", "training",
               "corpora", "synthetic", "packed", "cost", "failures", "runs", "provenance"]  # fmt: skip
     assert [name for name in page.identifiers if name in wanted] == wanted
 

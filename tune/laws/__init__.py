@@ -6,6 +6,12 @@ Fit a table (a mapping of columns or a pandas DataFrame):
     fitted = fit("chinchilla", rows, objective="huber_log")   # rows: num_params, train_tokens, loss[, run_id]
     print(fitted)                                             # parameters, intervals, hold-out error, warnings
     fitted.record                                             # tune.results.LawFit, the JSON record
+    fitted.plot().savefig("fit.png")                          # curve or predicted against measured, residuals
+    fitted.save("fit.json"); load("fit.json")                 # record, resamples and rows in one file
+    print(compute_optimal(fitted, [1e21, 1e22]))              # N*, D* and the loss for a compute budget
+    print(fit("auto", rows).record.selection)                 # laws compared by how they extrapolate
+    print(isoflop(num_params, compute_flops, loss))           # N* ~ C^a without a law
+    print(explain("chinchilla"))                              # formula, symbols, units, paper
 
 Use what `fit_laws` wrote:
 
@@ -26,14 +32,16 @@ combining `fitted.samples` of two groups row by row gives resamples of any contr
 """
 
 from tune.laws.bootstrap import Noise
-from tune.laws.estimate import fit
 from tune.laws.fitted import FittedLaw
 from tune.laws.forms import CHINCHILLA, CHINCHILLA_TIED, DATA, MODEL
+from tune.laws.frontier import compute_optimal
+from tune.laws.isoflop import Isoflop, isoflop
 from tune.laws.law import Law, Parameter
 from tune.laws.objectives import OBJECTIVES, Objective
-from tune.laws.registry import LAW_NAMES, LAWS, law_named
+from tune.laws.registry import LAW_NAMES, LAWS, explain, law_named
 from tune.laws.saved import SavedLaws, load_directory, load_fit
 from tune.laws.summary import describe, tabulate
+from tune.laws.table import fit, load
 
 __all__ = [
     "CHINCHILLA",
@@ -44,14 +52,19 @@ __all__ = [
     "MODEL",
     "OBJECTIVES",
     "FittedLaw",
+    "Isoflop",
     "Law",
     "Noise",
     "Objective",
     "Parameter",
     "SavedLaws",
+    "compute_optimal",
     "describe",
+    "explain",
     "fit",
+    "isoflop",
     "law_named",
+    "load",
     "load_directory",
     "load_fit",
     "tabulate",

@@ -1,25 +1,26 @@
-"""`fit`: a law and rows in, a `FittedLaw` out. The one way a law is fitted, for jobs and for notebooks."""
+"""Laws and rows in, `FittedLaw`s out. The one way a law is fitted; `tune.laws.fit` and the job both come here."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from tune.laws.bootstrap import Noise, method_for, pairs_bootstrap, parametric_bootstrap, residual_noise
 from tune.laws.fitted import FittedLaw, interval_from
-from tune.laws.identify import bound_warnings, flat_direction_warning, vanished_terms, width_warnings
+from tune.laws.frontier import frontier_of
+from tune.laws.identify import bound_warnings, flat_direction_warning, vanished_terms
 from tune.laws.law import Floats, Law
-from tune.laws.minimise import multi_start
+from tune.laws.minimise import TO_AN_OPTIMUM, Effort, multi_start
 from tune.laws.objectives import Objective
 from tune.laws.polish import gradient_norm, has_converged, polish
 from tune.laws.problem import Problem
-from tune.laws.registry import law_named
+from tune.laws.profile import profiles_of, weak_verdicts
 from tune.laws.rows import Rows, check_rows, column, row_names, run_numbers, select, too_few
-from tune.results import ExcludedRow, HeldOutPoint, HoldOut, Interval, LawFit
+from tune.results import ExcludedRow, HeldOutPoint, HoldOut, LawFit, Profile, Selection
 
 AT_OPTIMUM = 1e-6
 FEW_AT_OPTIMUM = 0.5
@@ -36,6 +37,7 @@ class Settings:
     confidence: float = 0.95
     hold_out_largest: bool = True
     seed: int = 42
+    profiles: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,8 @@ class Task:
     fixed: Mapping[str, float] = field(default_factory=dict)
     """What the rows of a one-axis law have in common: num_params or train_tokens."""
     excluded: tuple[ExcludedRow, ...] = ()
+    selection: Selection | None = None
+    """How the law was chosen, when it was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,29 +73,6 @@ class Optimum:
     def residual(self) -> Floats:
         """Log residuals [n], predicted minus measured."""
         return np.asarray(self.problem.terms.log_prediction(self.theta[None])[0] - self.problem.log_loss)
-
-
-def fit(
-    law: str | Law,
-    rows: Rows,
-    objective: str = "huber_log",
-    *,
-    huber_delta: float = 1e-3,
-    bootstrap_samples: int = 1000,
-    confidence: float = 0.95,
-    hold_out_largest: bool = True,
-    seed: int = 42,
-) -> FittedLaw:
-    """Fit a law to rows and return it with intervals, hold-out error and warnings.
-
-    `rows` are columns [n]: `loss` in nats per token, `num_params`, `train_tokens` as the law needs, and optionally
-    `run_id`, whose equal values (checkpoints of one run) stay together in the bootstrap. A pandas DataFrame will do.
-
-    Raises UserError, in one sentence, for a missing column, a value that is not a positive number, or too few rows.
-    """
-    chosen = Objective(objective, huber_delta if objective == "huber_log" else None)
-    settings = Settings(chosen, bootstrap_samples, confidence, hold_out_largest, seed)
-    return fit_all([Task(law_named(law) if isinstance(law, str) else law, rows)], settings)[0]
 
 
 def fit_all(
@@ -118,11 +99,17 @@ def fit_all(
     return fits
 
 
-def optimise(law: Law, rows: Rows, objective: Objective, starts: Floats | None = None) -> Optimum:
+def optimise(
+    law: Law,
+    rows: Rows,
+    objective: Objective,
+    starts: Floats | None = None,
+    effort: Effort = TO_AN_OPTIMUM,
+) -> Optimum:
     """Return the exact optimum over a multi-start grid ([S, p] in centred solver coordinates; default the law's)."""
     problem = Problem.of(law, rows, objective)
     grid = law.starts(problem.log_level) if starts is None else starts
-    found = multi_start(problem, grid)
+    found = multi_start(problem, grid, effort)
     theta = polish(problem, found.theta[found.best])
     value, norm = problem.value(theta), gradient_norm(problem, theta)
     return Optimum(
@@ -178,7 +165,15 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
         for i, name in enumerate(law.names)
     }
     held = hold_out(law, task.rows, settings.objective) if settings.hold_out_largest else None
-    warnings = _warnings(task, optimum, parameters, noise)
+    lowest = float(column(task.rows, "loss").min())
+    profiles = (
+        profiles_of(
+            optimum.problem, optimum.theta, run_numbers(task.rows), noise, lowest, settings.confidence
+        )
+        if settings.profiles
+        else {}
+    )
+    warnings = _warnings(task, optimum, profiles, noise)
     if settings.bootstrap_samples and noise is None:
         warnings.append("there are no intervals: no degree of freedom is left to estimate the noise from")
     if settings.hold_out_largest and held is None:
@@ -209,9 +204,12 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
         rows_used=tuple(row_names(task.rows)),
         rows_excluded=task.excluded,
         hold_out=held,
+        profiles=profiles,
+        selection=task.selection,
         warnings=tuple(warnings),
     )
-    return FittedLaw(law, record, samples)
+    fitted = FittedLaw(law, record, samples, task.rows)
+    return replace(fitted, record=record.model_copy(update={"frontier": frontier_of(fitted, task.rows)}))
 
 
 def _bootstrap(
@@ -242,9 +240,9 @@ def _seed(seed: int, task: Task) -> int:
 
 
 def _warnings(
-    task: Task, optimum: Optimum, parameters: Mapping[str, Interval], noise: Noise | None
+    task: Task, optimum: Optimum, profiles: Mapping[str, Profile], noise: Noise | None
 ) -> list[str]:
-    problem, theta, law = optimum.problem, optimum.theta, task.law
+    problem, theta = optimum.problem, optimum.theta
     said = []
     if not optimum.converged:
         said.append(
@@ -264,7 +262,7 @@ def _warnings(
     said += bound_warnings(problem, theta)
     flat = flat_direction_warning(problem, theta, noise.standard_deviation if noise else None)
     said += [flat] if flat else []
-    return said + width_warnings(law, parameters, float(column(task.rows, "loss").min()))
+    return said + weak_verdicts(profiles, vanished_terms(problem, theta))
 
 
 def _axis(law: Law) -> Literal["tokens", "params", "both", "shares"]:

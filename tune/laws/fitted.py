@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from synth.errors import UserError
 from tune.laws.law import Floats, Law
+from tune.laws.rows import Rows
 from tune.laws.summary import describe
 from tune.results import Interval, LawFit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOG_TOKENS_LIMIT = float(np.log(1e18))
 """A loss that would take more tokens than this counts as never reached."""
@@ -31,6 +37,8 @@ class FittedLaw:
     record: LawFit
     samples: Floats = field(repr=False)
     """Parameters of the resamples, [bootstrap_samples, p], in the order of `law.names`; empty without intervals."""
+    rows: Rows | None = field(default=None, repr=False)
+    """The rows it was fitted to, for plots; None for a fit read from a job's directory, which has them in its file."""
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -39,6 +47,27 @@ class FittedLaw:
 
     def __str__(self) -> str:
         return describe(self.record)
+
+    # --- plots and files ---------------------------------------------------------------------------------------
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure: the fit with its band on its axis, or predicted against measured, and residuals.
+
+        Raises UserError when the rows are not at hand.
+        """
+        from tune.laws.plot import plot_fit  # matplotlib is slow to load, and a fit needs none
+
+        return plot_fit(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to one JSON file: record, resamples and rows. `tune.laws.load` reads it."""
+        rows = {name: np.asarray(values).tolist() for name, values in (self.rows or {}).items()}
+        content = {
+            "record": self.record.model_dump(mode="json"),
+            "samples": self.samples.tolist(),
+            "rows": rows or None,
+        }
+        Path(path).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
     # --- predictions -------------------------------------------------------------------------------------------
 

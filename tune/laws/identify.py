@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from tune.laws.law import Floats, Law, Parameter
+from tune.laws.law import Floats, Parameter
 from tune.laws.problem import Problem
-from tune.results import Interval
 
 NEGLIGIBLE_SHARE = 1e-3
 """A term that never makes up this fraction of the predicted loss is not seen in the data."""
-WEAK_RATIO = 3.0
-"""An exponent or a scale whose interval spans more than this factor is weakly identified."""
-WEAK_FLOOR_FRACTION = 0.25
-"""So is an irreducible loss whose interval is wider than this fraction of the lowest measured loss."""
 FLAT_MOVE = 1.0
 """A direction is flat if the noise lets theta move this far along it: a factor e in a coefficient."""
 
@@ -73,23 +66,3 @@ def flat_direction_warning(problem: Problem, theta: Floats, noise: float | None)
         return f"the rows hardly constrain {names[0]}: very different values fit about equally well"
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
     return f"the rows hardly tell {listed} apart: very different combinations of them fit about equally well"
-
-
-def width_warnings(law: Law, intervals: Mapping[str, Interval], lowest_loss: float) -> list[str]:
-    """Return a sentence for each exponent and irreducible loss whose interval is too wide to rely on."""
-    said = []
-    for parameter in law.parameters:
-        interval = intervals[parameter.name]
-        if interval.low is None or interval.high is None:
-            continue
-        if parameter.kind == "floor":
-            weak = interval.high - interval.low > WEAK_FLOOR_FRACTION * lowest_loss
-        elif parameter.kind in ("exponent", "scale"):
-            weak = interval.low <= 0 or interval.high > WEAK_RATIO * interval.low
-        else:  # a coefficient follows its exponent, and a slope may well be 0
-            continue
-        if weak:
-            said.append(
-                f"{parameter.name} is weakly identified: {interval.low:.3g} to {interval.high:.3g} fit about equally well"
-            )
-    return said

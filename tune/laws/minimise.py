@@ -8,10 +8,12 @@ A multi-start runs the whole grid for a few evaluations, keeps the best part of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 
 from tune.laws.law import Floats, Indices
+from tune.laws.objectives import Objective
 from tune.laws.problem import Problem
 
 ARMIJO = 1e-4
@@ -23,6 +25,27 @@ PRUNINGS = ((4, 1 / 3), (5, 0.15))
 KEPT_AT_LEAST = 32
 SMOOTHINGS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 """Corners of the rounded absolute value, in log residuals, by which l1_log is approached."""
+
+
+class Minimisable(Protocol):
+    """What can be minimised: a fit, or a fit with something held."""
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        ...
+
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Return the box, two [p]."""
+        ...
+
+    def value_and_gradient(self, theta: Floats, member: Indices | None = None) -> tuple[Floats, Floats]:
+        """Return values [S] and gradients [S, p]."""
+        ...
+
+    def smoothed(self, delta: float) -> Self:
+        """Return the same with the corner of an absolute value rounded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +68,7 @@ class Minima:
 class _Descent:
     """State of a batch on its way down."""
 
-    def __init__(self, problem: Problem, theta: Floats, batched: bool, tolerance: float) -> None:
+    def __init__(self, problem: Minimisable, theta: Floats, batched: bool, tolerance: float) -> None:
         self.problem, self.tolerance = problem, tolerance
         self.low, self.high = problem.bounds()
         size, p = theta.shape
@@ -158,12 +181,14 @@ class Effort:
 
 TO_AN_OPTIMUM = Effort(600, 1e-12)
 """Near enough to tell which optimum a start belongs to; the best one is polished to the last digit."""
+FOR_A_PREDICTION = Effort(120, 1e-8)
+"""A fit made only to predict what was left out; where few rows are left, most starts would wander a flat floor for ever."""
 FOR_A_RESAMPLE = Effort(200, 1e-9)
 """A resample's optimum is needed to a small part of the spread of all of them, not to the last digit."""
 
 
 def descend(
-    problem: Problem, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False
+    problem: Minimisable, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False
 ) -> Minima:
     """Minimise from each of theta [S, p] within the law's bounds.
 
@@ -175,7 +200,7 @@ def descend(
 
 
 def minimise_from(
-    problem: Problem, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False
+    problem: Minimisable, theta: Floats, *, effort: Effort = TO_AN_OPTIMUM, batched: bool = False
 ) -> Minima:
     """Minimise from each start; an absolute-value objective through ever sharper smoothings of it."""
     if problem.objective.name != "l1_log":
@@ -188,22 +213,22 @@ def minimise_from(
     return Minima(theta, value, evaluations)
 
 
-def multi_start(problem: Problem, starts: Floats) -> Minima:
+def multi_start(problem: Problem, starts: Floats, effort: Effort = TO_AN_OPTIMUM) -> Minima:
     """Minimise from a grid of starts [S, p]: a few evaluations for all, then the best of them to the end.
 
     Returns the ends of the starts that were carried to the end.
     """
     smooth = problem.smoothed(SMOOTHINGS[0]) if problem.objective.name == "l1_log" else problem
-    state = _Descent(smooth, starts, False, TO_AN_OPTIMUM.tolerance)
+    state = _Descent(smooth, starts, False, effort.tolerance)
     racing = np.arange(len(starts))
     for evaluations, fraction in PRUNINGS:
         state.run(evaluations)
         keep = min(len(racing), max(KEPT_AT_LEAST, round(fraction * len(racing))))
         racing = racing[np.argsort(state.value[racing], kind="stable")[:keep]]
         state.active = np.intersect1d(state.active, racing)
-    state.run(TO_AN_OPTIMUM.evaluations)
+    state.run(effort.evaluations)
     if problem.objective.name != "l1_log":
         return Minima(state.theta[racing], state.value[racing], state.evaluations)
     best = racing[np.argsort(state.value[racing], kind="stable")[:KEPT_AT_LEAST]]
-    found = minimise_from(problem, state.theta[best])
+    found = minimise_from(problem, state.theta[best], effort=effort)
     return Minima(found.theta, found.value, state.evaluations + found.evaluations)

@@ -53,3 +53,11 @@ def law_named(name: str, shares: Sequence[str] = ()) -> Law:
         return LAWS[name]
     except KeyError:
         raise UserError(f"there is no law {name!r}; known laws: {', '.join(LAW_NAMES)}") from None
+
+
+def explain(law: str | Law) -> str:
+    """Return a law in words: formula, every symbol with its unit, the paper it is from."""
+    known = law if isinstance(law, Law) else law_named(law, ("source",) if law == EXPONENTIAL_MIXING else ())
+    width = max(len(parameter.name) for parameter in known.parameters)
+    symbols = [f"  {p.name:<{width}}  {p.meaning} [{p.unit}]" for p in known.parameters]
+    return "\n".join([f"{known.name}: {known.formula}", *symbols, f"  source: {known.source}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,15 +49,33 @@ def select(rows: Rows, mask: Flags) -> dict[str, NDArray[np.generic]]:
 
 def check_rows(law: Law, rows: Rows, group: str) -> None:
     """Raise UserError unless every value can be what it says it is, and the rows are enough to determine the law."""
-    for name in (*law.inputs, "loss"):
-        values = column(rows, name)
-        _refuse_first(rows, name, values, np.isfinite(values) & (values > 0), "a positive number")
+    check_values(rows, (*law.inputs, "loss"))
     for name in law.shares:
         values = column(rows, name)
         _refuse_first(rows, name, values, (values >= 0) & (values <= 1), "a share between 0 and 1")
     shortage = too_few(law, rows)
     if shortage:
         raise UserError(f"too few runs for the {law.name} law of {group!r}: {shortage}")
+
+
+def check_values(rows: Rows, names: Sequence[str]) -> None:
+    """Raise UserError unless every value of these columns is a positive number."""
+    for name in names:
+        values = column(rows, name)
+        _refuse_first(rows, name, values, np.isfinite(values) & (values > 0), "a positive number")
+
+
+def refuse_duplicates(rows: Rows) -> None:
+    """Raise UserError when two rows agree in every column."""
+    seen: dict[tuple[object, ...], int] = {}
+    for i, line in enumerate(zip(*(np.asarray(rows[name]).tolist() for name in rows), strict=True)):
+        first = seen.setdefault(line, i)
+        if first != i:
+            names = row_names(rows)
+            which = f"{names[first]} and {names[i]}"
+            raise UserError(
+                f"{which} are identical in every column: remove one, or add a column that tells the two runs apart"
+            )
 
 
 def _refuse_first(rows: Rows, name: str, values: Floats, good: Flags, wanted: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tune.results import Interval, LawFit
+from tune.results import Interval, LawFit, Selection
 
 
 def describe(record: LawFit) -> str:
@@ -27,7 +27,35 @@ def describe(record: LawFit) -> str:
         lines.append(
             f"  held-out largest scale ({count} run{'s' * (count != 1)}): mean absolute relative error {_held_out(record)}"
         )
+    lines += [f"  {profile.verdict}" for profile in record.profiles.values() if not profile.weak]
+    if record.frontier is not None and record.frontier.num_params_exponent is not None:
+        lines.append(f"  compute-optimal: N* ~ C^{_with_ends(record.frontier.num_params_exponent)}")
+    if record.selection is not None and record.group == "all":
+        lines += describe_selection(record.selection)
     return "\n".join([*lines, *(f"  ! {warning}" for warning in record.warnings)])
+
+
+def describe_selection(selection: Selection) -> list[str]:
+    """Return a comparison of laws as lines of a table, the chosen one first."""
+    held = ("num_params", "train_tokens", "compute")
+    head = ["law", "parameters", "largest N", "largest D", "largest C", "in sample"]
+    table = [
+        [
+            score.law,
+            str(score.num_parameters),
+            *("-" if (error := score.held_out.get(axis)) is None else f"{error:.3%}" for axis in held),
+            score.reason or ("-" if score.in_sample is None else f"{score.in_sample:.6g}"),
+        ]
+        for score in selection.scores
+    ]
+    return [
+        f"  law chosen: {selection.law} ({selection.reason})",
+        *(f"    {line}" for line in _aligned([head, *table])),
+    ]
+
+
+def _with_ends(interval: Interval) -> str:
+    return f"{interval.value:.4g}" + (f" ({_ends(interval, 4)})" if _has_ends(interval) else "")
 
 
 def tabulate(records: Sequence[LawFit]) -> list[str]:

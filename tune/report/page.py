@@ -153,7 +153,15 @@ def html_cell(row: dict[str, Any], column: Column) -> Markup:
 
 def verdict_word(value: Any) -> str:
     """Return `good`, `bad` or `open` for a status, a yes or a no."""
-    words = {"complete": "good", "yes": "good", "diverged": "bad", "failed": "bad", "no": "bad"}
+    words = {
+        "complete": "good",
+        "yes": "good",
+        "supported": "good",
+        "diverged": "bad",
+        "failed": "bad",
+        "no": "bad",
+        "not supported": "bad",
+    }
     return words.get(show(value, "text"), "open")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tune.report import data_tables as data
 from tune.report import tables
+from tune.report.claims import claims_table
 from tune.report.figures import (
     draw_best_shares,
     draw_domain_heat_map,
@@ -64,6 +65,7 @@ def _sections(study: Study) -> Iterator[Section]:
     yield _fits(study)
     yield _best_share(study)
     yield _equal_loss(study)
+    yield _claims(study)
     yield _domains(study)
     yield _training(study)
     yield _corpora(study)
@@ -157,6 +159,15 @@ def _equal_loss(study: Study) -> Section:
         "not listed does not reach that loss with any number of tokens."
     )
     return Section("equal-loss", "Tokens to equal loss", lead, tables=tuple(tables.equal_loss_tables(study)))
+
+
+def _claims(study: Study) -> Section:
+    lead = (
+        "What Kang et al. 2025 (arXiv 2510.01631) found, tested on these runs. Supported: the whole interval lies where the "
+        "claim says; not supported: the whole interval lies elsewhere; anything else these runs cannot decide. The paper's "
+        "models are thousands of times larger than a demo's: agreement here says little about it, and disagreement no more."
+    )
+    return Section("claims", "The paper's claims on these runs", lead, tables=(claims_table(study),))
 
 
 def _domains(study: Study) -> Section:
