@@ -5,8 +5,8 @@ functions in 14 bands of 8. Two answers of Jaccard similarity s share a band wit
 0.6, 0.77 at 0.75, 0.92 at 0.8, 0.999 at 0.9. An answer is a near-duplicate when an earlier one shares a band with it.
 
 Every part leaves its answers' band hashes beside it when it is committed. When all parts are there, the set is gone
-through band by band: 16 bytes for each kept row at a time, whatever the length of the texts. No row is dropped or
-changed: what was found stands in files of its own and in the counts.
+through band by band: about 80 bytes for each kept row at the peak, whatever the length of the texts. No row is
+dropped or changed: what was found stands in files of its own and in the counts.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def write_fingerprints(directory: UPath, part: int, num_parts: int, table: pa.Ta
 def find_near_duplicates(directory: UPath, parts: Sequence[UPath]) -> dict[str, Any]:
     """Write `near_duplicates/part-*.parquet` for every part; return the counts, in all and by recipe.
 
-    Deterministic: the first of equals, by part and row, is no duplicate. Memory: 16 bytes for each kept row.
+    Deterministic: the first of equals, by part and row, is no duplicate. Memory: about 80 bytes for each kept row.
     """
     fingerprints = [directory / FINGERPRINTS / part.name for part in parts]
     rows = [read_parquet(path, ["row"])["row"].to_numpy() for path in fingerprints]
