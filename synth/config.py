@@ -141,9 +141,9 @@ class EngineConfig(Config):
 
     not_identity = frozenset({"endpoint", "served_model", "api_key_file"})
 
-    kind: Literal["vllm", "http", "ray_llm", "fake"] = "vllm"
-    """`vllm` runs the model in-process; `http` asks a server that speaks OpenAI's completions API; `ray_llm` runs
-    Ray Data's own LLM pipeline; `fake` is a deterministic stand-in for rehearsing a job without a model."""
+    kind: Literal["vllm", "http", "fake"] = "vllm"
+    """`vllm` runs the model in-process; `http` asks a server that speaks OpenAI's completions API;
+    `fake` is a deterministic stand-in for rehearsing a job without a model."""
     model: str
     """Hugging Face repository id, or a directory (local or under the study root as `root:generators/<name>`)."""
     revision: str | None = None

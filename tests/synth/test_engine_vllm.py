@@ -1,116 +1,80 @@
-"""Real vLLM on a CPU: what the rest of synth relies on, and what it says when it cannot start."""
+"""vLLM's own side of things: the arguments it gets, what it says when it does not start, and that it goes with its parent.
+
+What it has in common with the other engines is in test_engine_conformance.py.
+"""
 
 import asyncio
 import json
 import os
-import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine import EngineDead, EngineStartFailed, GenerationRequest, RequestTooLong
+from synth.engine import EngineStartFailed
 from synth.engine_vllm import VllmEngine
 from synth.model_source import find_model
-from synth.recipe import Sampling
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
-
-SAMPLING = Sampling(temperature=1.0, top_p=0.95, max_output_tokens=48)
+REPOSITORY = Path(__file__).parents[2]
 PLACEMENT = RephrasePlacement(kv_cache_gib=0.25, max_num_seqs=32)
 
 
-def engine_for(directory, **fields):
-    config = EngineConfig.model_validate({"model": str(directory), "max_model_len": 256} | fields)
-    return VllmEngine(config, PLACEMENT, find_model("unused", config))
+def engine_for(directory, placement=PLACEMENT, **fields):
+    config = EngineConfig.model_validate(
+        {"model": str(directory), "max_model_len": 256, "dtype": "float32"} | fields
+    )
+    return VllmEngine(config, placement, find_model("unused", config))
 
 
-def request(engine, number, sampling=SAMPLING):
-    text = f"Number {number}: the harbour is small, the boats are many. " * (1 + number % 4)
-    ids = engine.tokenizer.encode_data([text])[0][:180]
-    return GenerationRequest(
-        f"{number}-{id(object())}", tuple(ids), sampling, sampling.max_output_tokens, seed=number * 7919
+def test_a_cpu_engine_gets_what_keeps_it_alive_and_can_be_overruled(tiny_tokenizer):
+    arguments = engine_for(tiny_tokenizer).arguments()
+    assert arguments["enable_chunked_prefill"] is False, "with seeds it kills a CPU engine"
+    assert arguments["max_num_batched_tokens"] >= 256
+    assert arguments["kv_cache_memory_bytes"] == 2**28
+    assert arguments["distributed_executor_backend"] == "uni"
+    assert arguments["trust_remote_code"] is False
+    assert "gpu_memory_utilization" not in arguments
+    overruled = engine_for(tiny_tokenizer, engine_arguments={"enforce_eager": False}).arguments()
+    assert overruled["enforce_eager"] is False
+    json.dumps(arguments)
+
+
+def test_a_gpu_engine_is_spread_and_speculates_as_configured(tiny_tokenizer):
+    placement = RephrasePlacement(
+        gpus_per_engine=4,
+        tensor_parallel=2,
+        pipeline_parallel=2,
+        max_num_batched_tokens=8192,
+        gpu_memory_utilization=0.85,
+    )
+    speculative = {"method": "ngram", "num_speculative_tokens": 4}
+    arguments = engine_for(tiny_tokenizer, placement, speculative=speculative).arguments()
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (2, 2)
+    assert (arguments["max_num_batched_tokens"], arguments["gpu_memory_utilization"]) == (8192, 0.85)
+    assert arguments["max_num_seqs"] == 256
+    assert arguments["speculative_config"] == speculative
+    assert not {"enable_chunked_prefill", "enforce_eager", "kv_cache_memory_bytes"} & arguments.keys(), (
+        "vLLM's own choice"
     )
 
 
-async def _everything(engine):
-    """Use one engine for all questions, because a start takes half a minute."""
-    seen = {}
-    await engine.start()
-    requests = [request(engine, number) for number in range(40)]
-    together = await asyncio.gather(*map(engine.generate, requests))
-    seen["together"] = together
-    seen["again"] = await asyncio.gather(*(engine.generate(request(engine, number)) for number in range(40)))
-    seen["alone"] = [await engine.generate(request(engine, number)) for number in range(5)]
-    gate = asyncio.Semaphore(3)
-
-    async def in_turn(number):
-        async with gate:
-            return await engine.generate(request(engine, number))
-
-    seen["in turn"] = list(reversed(await asyncio.gather(*map(in_turn, reversed(range(40))))))
-    stopping = Sampling(temperature=1.0, max_output_tokens=48, stop=tuple("aeiou "))
-    seen["stopped"] = await engine.generate(request(engine, 1, stopping))
-    too_long = GenerationRequest("long", (5,) * 230, SAMPLING, 48, 1)
-    with pytest.raises(RequestTooLong, match="need 278 tokens, max_model_len is 256"):
-        await engine.generate(too_long)
-    running = [asyncio.create_task(engine.generate(request(engine, number))) for number in range(40)]
-    await asyncio.sleep(0.05)
-    for child in psutil.Process().children(recursive=True):
-        if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline()):
-            child.send_signal(signal.SIGKILL)
-    seen["killed"] = await asyncio.gather(*running, return_exceptions=True)
-    with pytest.raises(EngineDead):
-        await engine.generate(request(engine, 0))
-    await engine.stop()
-    await engine.start()
-    seen["restarted"] = await asyncio.gather(
-        *(engine.generate(request(engine, number)) for number in range(40))
-    )
-    await engine.stop()
-    return seen
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"min_engines": 3, "engines": 2}, "min_engines = 3 is more than engines = 2"),
+        ({"tensor_parallel": 4, "gpus_per_engine": 1}, "needs gpus_per_engine = 4, not 1"),
+    ],
+)
+def test_a_placement_that_does_not_fit_together_is_refused(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RephrasePlacement(**fields)
 
 
-@pytest.fixture(scope="module")
-def seen(tiny_model):
-    engine = engine_for(tiny_model)
-    try:
-        return asyncio.run(_everything(engine))
-    finally:
-        asyncio.run(engine.stop())
-
-
-def texts(results):
-    return [result.text for result in results]
-
-
-def test_seeds_repeat_the_text_whatever_else_is_in_the_batch(seen):
-    assert len(set(texts(seen["together"]))) == 40
-    assert texts(seen["again"]) == texts(seen["together"])
-    assert texts(seen["alone"]) == texts(seen["together"])[:5]
-    assert texts(seen["in turn"]) == texts(seen["together"])
-
-
-def test_counts_and_finish_reasons_are_vllms_own(seen):
-    for result in seen["together"]:
-        assert result.finish_reason in ("stop", "length")
-        assert result.completion_tokens == 48 or result.finish_reason == "stop"
-        assert 0 < result.completion_tokens <= 48
-        assert result.seconds > 0
-    assert seen["stopped"].finish_reason == "stop"
-    assert seen["stopped"].stop_reason in tuple("aeiou ")
-    assert not set(seen["stopped"].text) & set("aeiou ")
-
-
-def test_a_killed_engine_is_known_to_be_dead_and_can_be_started_again(seen):
-    assert any(isinstance(result, EngineDead) for result in seen["killed"])
-    assert all(
-        isinstance(result, EngineDead) or result.text == texts(seen["together"])[at]
-        for at, result in enumerate(seen["killed"])
-    )
-    assert texts(seen["restarted"]) == texts(seen["together"])
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "fields", "words"),
     [
@@ -138,14 +102,40 @@ def test_a_start_that_fails_says_why_in_the_engines_words(tiny_model, tmp_path, 
     asyncio.run(engine.stop())
 
 
-def test_the_arguments_keep_a_seeded_cpu_engine_alive_and_can_be_overruled(tiny_model):
-    arguments = engine_for(tiny_model).arguments()
-    assert arguments["enable_chunked_prefill"] is False
-    assert arguments["max_num_batched_tokens"] >= 256
-    assert arguments["kv_cache_memory_bytes"] == 2**28
-    assert (
-        engine_for(tiny_model, engine_arguments={"enforce_eager": False}).arguments()["enforce_eager"]
-        is False
-    )
-    json.dumps(arguments)
-    assert os.environ.get("VLLM_NO_USAGE_STATS") in (None, "1")
+PARENT = """
+import asyncio, sys, time
+from synth.config import EngineConfig, RephrasePlacement
+from synth.engine_vllm import VllmEngine
+from synth.model_source import find_model
+
+async def main():
+    config = EngineConfig(model=sys.argv[1], max_model_len=256, dtype="float32")
+    engine = VllmEngine(config, RephrasePlacement(kv_cache_gib=0.25), find_model("unused", config))
+    await engine.start()
+    print("up", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_the_engine_process_goes_with_a_parent_that_is_killed(tiny_model, tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tiny_model)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert parent.stdout.readline() == "up\n"
+        engines = [p for p in psutil.Process(parent.pid).children(recursive=True) if "EngineCore" in p.name()]
+        assert engines
+    finally:
+        parent.kill()
+        parent.communicate()
+    time.sleep(0.1)
+    _, left = psutil.wait_procs(engines, timeout=10)
+    for process in left:
+        process.kill()
+    assert not left
