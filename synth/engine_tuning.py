@@ -8,9 +8,11 @@ and `rephrase_corpus` takes it where its own configuration leaves a setting open
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import math
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -66,13 +68,13 @@ class SampleWork(RephraseWork):
         return super().read_part(part).slice(0, self.documents_per_part)
 
 
-def sample_of(work: RephraseWork, num_documents: int, scratch: str) -> SampleWork:
-    """Return about `num_documents` documents of a work, taken evenly from its parts."""
+def sample_of(work: RephraseWork, num_documents: int) -> SampleWork:
+    """Return about `num_documents` documents of a work, taken evenly from its parts; it has nowhere to write yet."""
     count = min(SAMPLE_PARTS, work.num_parts, num_documents)
     chosen = tuple(work.sources[number * work.num_parts // count] for number in range(count))
     return SampleWork(
         work.config, work.recipes, work.model, work.corpus_hash, chosen, None, work.held_out, work.other_parents,
-        scratch=scratch, documents_per_part=-(-num_documents // count),
+        documents_per_part=-(-num_documents // count),
     )  # fmt: skip
 
 
@@ -99,12 +101,10 @@ def run_trial(work: SampleWork, settings: EngineSettings, timeout_seconds: float
             "engine": work.config.engine.model_copy(update={"speculative": settings.speculative}),
         }
     )
-    work = SampleWork(
-        config, work.recipes, work.model, work.corpus_hash, work.sources, None, work.held_out, work.other_parents,
-        scratch=work.scratch, documents_per_part=work.documents_per_part,
-    )  # fmt: skip
     try:
-        entries, seconds = asyncio.run(_make_sample(work, timeout_seconds))
+        with tempfile.TemporaryDirectory() as scratch:
+            trial_work = dataclasses.replace(work, config=config, scratch=scratch)
+            entries, seconds = asyncio.run(_make_sample(trial_work, timeout_seconds))
     except TimeoutError:
         return Trial(settings=settings, status="failed", detail=f"not done within {timeout_seconds:g} s")
     except UserError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,15 +207,13 @@ def tune_engine(config: TuneEngineConfig) -> list[Tuning]:
     work = open_work(config)
     search = SettingsSearch(config.search, config.placement, config.seed)
     progress = Progress("tune_engine", search.left, "trials")
-    with tempfile.TemporaryDirectory() as scratch:
-        while (settings := search.ask()) is not None:
-            number = len(search.trials)
-            sample = sample_of(work, config.search.sample_documents, f"{scratch}/{number}")
-            trial = _run_trial(sample, settings, config.search.trial_timeout_seconds)
-            search.tell(trial)
-            rate = trial.accepted_tokens_per_device_second
-            said = trial.detail or f"{rate or 0:,.0f} accepted tokens/s/device"
-            progress.set(len(search.trials), note=f"{_shown(settings)}: {trial.status}, {said}")
+    sample = sample_of(work, config.search.sample_documents)
+    while (settings := search.ask()) is not None:
+        trial = _run_trial(sample, settings, config.search.trial_timeout_seconds)
+        search.tell(trial)
+        rate = trial.accepted_tokens_per_device_second
+        said = trial.detail or f"{rate or 0:,.0f} accepted tokens/s/device"
+        progress.set(len(search.trials), note=f"{_shown(settings)}: {trial.status}, {said}")
     device = ray.get(_on_an_engines_node(config).remote(config.engine, config.placement))
     tunings = make_tunings(work, device, search.trials, config.search.tolerance)
     for tuning in tunings:
@@ -237,9 +234,8 @@ def _run_trial(sample: SampleWork, settings: EngineSettings, timeout_seconds: fl
         trial: Trial = ray.get(
             task.options(name="tune_engine trial").remote(sample, settings, timeout_seconds)
         )
-    except ray.exceptions.WorkerCrashedError as error:
-        return failed_trial(settings, error)
-    except ray.exceptions.OutOfMemoryError as error:  # Ray's own watch over the node's memory
+    # The second is Ray's own watch over the node's memory.
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         return failed_trial(settings, error)
     return trial
 

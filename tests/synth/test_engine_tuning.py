@@ -144,28 +144,28 @@ def on_fake(seqs):
     )
 
 
-def test_a_trial_measures_accepted_tokens_on_a_sample_from_all_of_the_corpus(tune_config, tmp_path):
+def test_a_trial_measures_accepted_tokens_on_a_sample_from_all_of_the_corpus(tune_config):
     work = open_work(tune_config({"refusal_fraction": 0.3}))
-    sample = sample_of(work, 12, str(tmp_path / "scratch"))
+    sample = sample_of(work, 12)
     assert [sample.read_part(part).num_rows for part in range(sample.num_parts)] == [2] * 6
     slow = run_trial(sample, on_fake(1), 60)
-    fast = run_trial(sample_of(work, 12, str(tmp_path / "other")), on_fake(16), 60)
+    fast = run_trial(sample_of(work, 12), on_fake(16), 60)
     assert slow.status == fast.status == "measured"
     assert fast.accepted_tokens_per_device_second > 2 * slow.accepted_tokens_per_device_second
     assert fast.accepted_tokens_per_device_second < fast.output_tokens_per_device_second
     assert not work.directory.exists(), "a trial leaves the set itself alone"
 
 
-def test_a_trial_that_fails_says_how(tune_config, tmp_path):
-    def status(behaviour, timeout_seconds=60.0, name="a"):
+def test_a_trial_that_fails_says_how(tune_config):
+    def status(behaviour, timeout_seconds=60.0):
         work = open_work(tune_config(behaviour))
-        trial = run_trial(sample_of(work, 4, str(tmp_path / name)), on_fake(4), timeout_seconds)
+        trial = run_trial(sample_of(work, 4), on_fake(4), timeout_seconds)
         return trial.status, trial.detail
 
     assert status({"start_failure": "CUDA out of memory"})[0] == "out_of_memory"
-    assert status({"start_failure": "no weights"}, name="b")[0] == "failed"
-    assert status({"latency_seconds": 30.0}, 0.2, name="c") == ("failed", "not done within 0.2 s")
-    assert status({"dies_every": 3}, name="d") == ("out_of_memory", "the engine died at work")
+    assert status({"start_failure": "no weights"})[0] == "failed"
+    assert status({"latency_seconds": 30.0}, 0.2) == ("failed", "not done within 0.2 s")
+    assert status({"dies_every": 3}) == ("out_of_memory", "the engine died at work")
 
 
 def test_what_was_found_is_taken_where_the_job_leaves_it_open_and_noted(tune_config, fake_config):
