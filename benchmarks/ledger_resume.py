@@ -37,7 +37,22 @@ from synth.ledger import LedgerEntry, Tally, entry_path, missing_parts, read_ent
 from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
 
-WORDS = ("the", "harbour", "lies", "north", "of", "a", "long", "stone", "wall", "and", "nobody", "moved", "the", "boats")
+WORDS = (
+    "the",
+    "harbour",
+    "lies",
+    "north",
+    "of",
+    "a",
+    "long",
+    "stone",
+    "wall",
+    "and",
+    "nobody",
+    "moved",
+    "the",
+    "boats",
+)
 
 
 def write_ledger(root: str, num_parts: int) -> None:
