@@ -153,9 +153,12 @@ def has_answer_mark(raw: str, steps: PostProcessing) -> bool:
 
 def measure(
     text: str, source: str, prompt_words: str, *, thresholds: Thresholds | None = None, has_mark: bool = True,
-    held_out: NgramIndex | None = None,
+    held_out: NgramIndex | None = None, trained_with_source: bool = False,
 ) -> Measures:  # fmt: skip
-    """Return the measures of a post-processed answer. `source` is the chunk, `prompt_words` the prompt without it."""
+    """Return the measures of a post-processed answer. `source` is the chunk, `prompt_words` the prompt without it.
+
+    With `trained_with_source` the held-out overlap is that of source and answer together, which a model will read.
+    """
     limit = thresholds or Thresholds()
     answer, origin, prompt = words_of(text), words_of(source), _prompt_words(prompt_words)
     vocabulary = set(origin)
@@ -174,7 +177,9 @@ def measure(
         language=language,
         source_language=source_language,
         language_drift=drifted(language, source_language if limit.language == "source" else limit.language),
-        held_out_overlap=None if held_out is None else held_out.covered_fraction(answer),
+        held_out_overlap=None
+        if held_out is None
+        else held_out.covered_fraction([*origin, *answer] if trained_with_source else answer),
     )
 
 

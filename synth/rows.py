@@ -346,6 +346,7 @@ def finished_row(
     measures = measure(
         text, draft.chunk_text, draft.prepared.template.words, thresholds=recipe.thresholds,
         has_mark=has_answer_mark(outcome.text, recipe.post_processing), held_out=held_out,
+        trained_with_source=recipe.post_processing.prepend_source,
     )  # fmt: skip
     reasons = reject_reasons(measures, outcome.finish_reason, recipe.thresholds)
     if recipe.post_processing.prepend_source and not reasons:

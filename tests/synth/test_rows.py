@@ -3,10 +3,12 @@
 import pyarrow as pa
 import pytest
 
+from synth.decontamination import NgramIndex
 from synth.documents import DOCUMENT_SCHEMA
 from synth.engine import GenerationResult
 from synth.engine_fake import CharacterTokenizer
 from synth.errors import UserError
+from synth.quality import words_of
 from synth.recipe import load_recipe
 from synth.rows import (
     REPHRASED_SCHEMA,
@@ -234,3 +236,24 @@ def test_documents_go_only_through_the_recipes_that_take_their_quality():
     guessed = draft_rows(table(TEXT * 3, "{} | {} | > 1"), recipes, TOKENIZER, seed=0, samples_per_chunk=1)
     assert [d.prepared.recipe.name for d in guessed if d.chunk == 0] == ["cc_distill", "cc_wiki"]
     assert all(0 <= d.quality <= 1 for d in guessed)
+
+
+def test_a_source_that_goes_into_the_text_is_compared_with_the_held_out_split_too():
+    relaxed = {
+        "chunking": {"min_length": 0},
+        "thresholds": {"min_words": 1, "format": "free"},
+        "routing": {"min_quality": 0.0},
+    }
+    qa = "Where is the reef? To the north of the cape."
+    index = NgramIndex([words_of(TEXT)])
+    rows = [
+        finished_table(
+            drafts_of([TEXT], [prepared(name, **relaxed)]), [answer(qa)], PROVENANCE, index
+        ).to_pylist()[0]
+        for name in ("cc_diverse_qa", "cc_knowledge_list")
+    ]
+    assert [row["reject_reasons"] for row in rows] == [["contaminated"], []]
+    assert rows[0]["held_out_overlap"] == pytest.approx(
+        len(words_of(TEXT)) / len(words_of(TEXT + qa)), abs=0.01
+    )
+    assert rows[1]["held_out_overlap"] == 0.0
