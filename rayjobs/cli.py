@@ -120,7 +120,8 @@ def _run(job: Job[Any], argv: list[str]) -> int:
         return 0
     finished = all(each.finished for each in plans)
     for each in plans:
-        for warning in each.warnings:
+        # A job that connects itself runs several steps, and says each one's warnings when its turn comes.
+        for warning in () if each.finished or job.connects_itself else each.warnings:
             print(f"[{job.name}] warning: {warning}", file=sys.stderr)
     join = functools.partial(connect, job.name, dashboard=options.dashboard)
     if job.needs_ray and not finished:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 MOMENTS = [
     ("synthetic/rephrased/ledger/*.json", 1),
@@ -15,6 +15,7 @@ MOMENTS = [
 """When to kill: as soon as so many files match the pattern."""
 
 
+@pytest.mark.drill
 def test_a_study_killed_in_every_long_step_ends_like_an_undisturbed_one(
     shrunk_demo, finished_demo, start_job, sigkill, results_of, tmp_path
 ):
@@ -38,11 +39,13 @@ def test_a_study_killed_in_every_long_step_ends_like_an_undisturbed_one(
     )
 
 
+@pytest.mark.slow
 def test_a_finished_study_says_so_and_starts_nothing(shrunk_demo, finished_demo, start_job, tmp_path):
     argv, _ = shrunk_demo
     argv[argv.index("--root") + 1] = str(finished_demo)
     log, began = tmp_path / "log", time.monotonic()
     assert start_job("run_study", *argv, log=log).wait(120) == 0, log.read_text()[-4000:]
-    assert log.read_text().count("finished already") == 9
+    assert log.read_text().count("finished already") == 10
     assert "Ray" not in log.read_text()
+    assert "warning" not in log.read_text()
     assert time.monotonic() - began < 60
