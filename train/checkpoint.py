@@ -57,9 +57,11 @@ class _Complete(Record):
     """Size of every file of the checkpoint, bytes."""
 
 
-def save_checkpoint(engine: Any, directory: UPath, state: RunState, placement: TrainPlacement) -> None:
+def save_checkpoint(
+    engine: Any, directory: UPath, state: RunState, placement: TrainPlacement, *, keep_older: bool = False
+) -> None:
     """Write a checkpoint of the run in this directory, then drop the older ones. Called by all workers at once."""
-    name = f"step-{state.step:08d}"
+    name = _name(state.step)
     home = directory / CHECKPOINTS
     if leads():
         _remove_tree(home / name)  # what a killed attempt left half-written
@@ -72,19 +74,20 @@ def save_checkpoint(engine: Any, directory: UPath, state: RunState, placement: T
             state=state, world_size=world_size(), zero_stage=placement.zero_stage, files=_sizes(home / name)
         )
         write_json_atomic(home / name / COMPLETE_FILE, complete.model_dump(mode="json"))
-        for other in list_names(home):
-            if other != name:
-                _remove_tree(home / other)
+        if not keep_older:
+            remove_checkpoints(directory, but=state.step)
 
 
-def load_checkpoint(engine: Any, directory: UPath, placement: TrainPlacement) -> RunState:
+def load_checkpoint(
+    engine: Any, directory: UPath, placement: TrainPlacement, *, up_to_step: int | None = None
+) -> RunState:
     """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one.
 
-    Called by all workers at once. A checkpoint of another ZeRO stage, or of another number of workers under ZeRO 1-3,
+    Called by all workers at once. With `up_to_step`, checkpoints after more steps than that do not count. A checkpoint of another ZeRO stage, or of another number of workers under ZeRO 1-3,
     cannot be loaded as it is: the run then starts over, with a warning, and ends with the same result.
     """
     home = directory / CHECKPOINTS
-    found = agreed(_newest(home) if leads() else None)
+    found = agreed(_newest(home, up_to_step) if leads() else None)
     if found is None:
         return RunState()
     name, complete = found
@@ -102,13 +105,31 @@ def load_checkpoint(engine: Any, directory: UPath, placement: TrainPlacement) ->
     return complete.state
 
 
-def remove_checkpoints(directory: UPath) -> None:
-    """Drop all checkpoints of a run: its record says what they were kept for."""
-    _remove_tree(directory / CHECKPOINTS)
+def newest_step(directory: UPath, up_to_step: int | None = None) -> int:
+    """Return the finished steps of the newest complete checkpoint, not above `up_to_step`; 0 without one."""
+    found = _newest(directory / CHECKPOINTS, up_to_step)
+    return found[1].state.step if found else 0
 
 
-def _newest(home: UPath) -> tuple[str, _Complete] | None:
+def remove_checkpoints(directory: UPath, but: int | None = None) -> None:
+    """Drop the checkpoints of a directory, all of them or all but the one after so many steps."""
+    home = directory / CHECKPOINTS
+    if but is None:
+        _remove_tree(home)
+        return
+    for name in list_names(home):
+        if name != _name(but):
+            _remove_tree(home / name)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _newest(home: UPath, up_to_step: int | None = None) -> tuple[str, _Complete] | None:
     for name in reversed(list_names(home)):
+        if up_to_step is not None and name > _name(up_to_step):
+            continue
         try:
             complete = _Complete.model_validate(read_json(home / name / COMPLETE_FILE))
         except FileNotFoundError:

@@ -130,8 +130,37 @@ class OptimizerConfig(Config):
     """`wsd`: warm-up, constant, linear decay to zero; `cosine`: warm-up, cosine to a tenth of the peak."""
     warmup_fraction: Fraction = 0.05
     """Part of the run's tokens spent warming up, [0, 1]."""
+    warmup_tokens: int | None = Field(default=None, ge=0)
+    """Tokens spent warming up, in place of `warmup_fraction`: the same for every budget, as branching needs it."""
     decay_fraction: Fraction = 0.2
     """Part of the run's tokens spent decaying (wsd only), [0, 1]."""
+
+
+OF_A_BRANCH = frozenset(
+    {"train_tokens", "decay_fraction", "warmup_fraction", "max_epochs", "evaluations", "branching"}
+)
+"""Fields of a run and of its optimizer that runs of one trunk may differ in."""
+
+
+def check_branching(run: RunConfig | RunTemplate) -> None:
+    """Raise ValueError when a run that branches has no trunk that other budgets could share."""
+    if not run.branching:
+        return
+    if run.optimizer.schedule != "wsd":
+        raise ValueError(
+            f"branching = true needs optimizer.schedule = 'wsd', not {run.optimizer.schedule!r}, whose rate depends on the "
+            "budget from the first step on: set one of the two"
+        )
+    if run.optimizer.warmup_tokens is None:
+        raise ValueError(
+            "branching = true needs optimizer.warmup_tokens, because all budgets share one warm-up: set it, for instance "
+            "to a twentieth of the shortest budget"
+        )
+    if run.evaluations != 1:
+        raise ValueError(
+            f"branching = true with evaluations = {run.evaluations}: a branch is evaluated at its end alone, since what is "
+            "before it belongs to all budgets; set evaluations = 1 and add budgets instead"
+        )
 
 
 class RunConfig(Config):
@@ -159,11 +188,15 @@ class RunConfig(Config):
     """Most passes over any source; 1 refuses to repeat, null allows any number."""
     evaluations: int = Field(default=1, ge=1)
     """Evaluations on every held-out domain, evenly spaced over the run, the last one at its end."""
+    branching: bool = False
+    """Share the part before the decay with runs that differ only in budget (`train.trunk`): what one of them has
+    trained, the next goes on from. Weights and losses are those of a run of its own, bit by bit."""
     seed: int = 0
     """Seed of the initial weights and of the data order; runs that differ only in share see the same order."""
 
     @model_validator(mode="after")
     def _sensible(self) -> RunConfig:
+        check_branching(self)
         total = math.fsum(self.mixture.values())
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"mixture shares sum to {total:.6g}; they must sum to 1")
@@ -188,6 +221,19 @@ class RunConfig(Config):
     def run_id(self) -> str:
         """Identity of the run, 16 hex digits; the name of its directory under `runs/`."""
         return content_hash({"kind": "run", "recipe": self.identity()})
+
+    @property
+    def trunk_id(self) -> str | None:
+        """Identity of the trunk this run branches off, 16 hex digits; null without branching.
+
+        It is the hash of all that decides the weights before the decay: everything but the budget and the decay.
+        """
+        if not self.branching:
+            return None
+        recipe = self.identity()
+        optimizer = {name: value for name, value in recipe["optimizer"].items() if name not in OF_A_BRANCH}
+        shared = {name: value for name, value in recipe.items() if name not in OF_A_BRANCH}
+        return content_hash({"kind": "trunk", "recipe": shared | {"optimizer": optimizer}})
 
 
 class TrainPlacement(Config):
@@ -237,6 +283,14 @@ class RunTemplate(Config):
     """Most passes over any source; 1 refuses to repeat, null allows any number."""
     evaluations: int = Field(default=1, ge=1)
     """Evaluations over the run, the last one at its end."""
+    branching: bool = False
+    """Train budgets of the same model, mixture and seed as branches of one trunk, each with its own decay: the largest
+    budget and the decays instead of the sum of all. Needs schedule `wsd`, `optimizer.warmup_tokens`, one evaluation."""
+
+    @model_validator(mode="after")
+    def _can_branch(self) -> RunTemplate:
+        check_branching(self)
+        return self
 
 
 class PretrainConfig(JobConfig):

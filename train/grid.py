@@ -20,6 +20,7 @@ from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
 from synth.storage import study_path, write_json_atomic
+from train.branching import in_training_order, tokens_to_train
 from train.config import Mixture, ModelConfig, PretrainConfig, RunConfig, RunTemplate, TrainPlacement
 from train.deepspeed_config import deepspeed_config
 from train.flops import count_parameters, train_flops
@@ -110,17 +111,6 @@ def expand_grid(config: PretrainConfig, packed: PackedInfo) -> tuple[RunConfig, 
     return in_training_order([planned.run for planned in plan_runs(config, packed)], packed.vocab_size)
 
 
-def in_training_order(runs: Iterable[RunConfig], vocab_size: int) -> tuple[RunConfig, ...]:
-    """Return runs in the order to train them: the cheapest first, then the longest to the shortest, by FLOP.
-
-    Longest first keeps lanes level to the end (a makespan within 4/3 of the best; Graham 1969), where plan order would
-    leave one lane with the largest model while the others stand idle. The cheapest goes ahead of them because whatever
-    is wrong with a plan then shows in seconds and not after its longest run.
-    """
-    by_cost = sorted(runs, key=lambda run: (-_train_flops(run, vocab_size), run.seed, run.run_id))
-    return (by_cost[-1], *by_cost[:-1]) if by_cost else ()
-
-
 def plan_directory(root: str, name: str) -> UPath:
     """Return `plans/<name>` under the study root."""
     return study_path(root, "plans", name)
@@ -142,10 +132,13 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
         claim_directory(directory, KIND, config.identity(), {"packed": packed.hash})
     records = read_plan_records(config.root, planned)
     missing = [each for each in planned if each.run.run_id not in records]
-    facts = _work(planned, missing, packed) | _models(planned, packed) | _passes(use)
+    own_tokens = tokens_to_train(
+        [each.run for each in missing], [record.config for record in records.values()]
+    )
+    facts = _work(planned, missing, own_tokens, packed) | _models(planned, packed) | _passes(use)
     facts |= count_statuses(records.values())
     if missing:
-        facts["device-hours, estimated"] = _device_hours(missing, config.root, config.placement)
+        facts["device-hours, estimated"] = _device_hours(missing, own_tokens, config.root, config.placement)
     return Plan(
         MADE_BY,
         str(directory),
@@ -192,7 +185,7 @@ def check_placement(runs: Iterable[RunConfig], packed: PackedInfo, placement: Tr
             "of one lane cannot share a GPU; set workers_per_lane = 1 and raise lanes instead."
         )
     for run in runs:
-        check_schedule(run.optimizer)
+        check_schedule(run)
         num_params = count_parameters(run.model, packed.vocab_size).total
         deepspeed_config(run, placement, placement.workers_per_lane, num_params)
 
@@ -250,10 +243,6 @@ def _check_sources(config: PretrainConfig, packed: PackedInfo) -> None:
         raise UserError("synthetic is empty and shares has no 0: name a synthetic source, or add share 0.")
 
 
-def _train_flops(run: RunConfig, vocab_size: int) -> float:
-    return train_flops(run.model, vocab_size, run.sequence_length, run.num_steps * run.tokens_per_step)
-
-
 def _row(planned: PlannedRun, vocab_size: int) -> dict[str, Any]:
     run = planned.run
     parameters = count_parameters(run.model, vocab_size)
@@ -270,16 +259,26 @@ def _row(planned: PlannedRun, vocab_size: int) -> dict[str, Any]:
 
 
 def _work(
-    planned: Sequence[PlannedRun], missing: Sequence[PlannedRun], packed: PackedInfo
+    planned: Sequence[PlannedRun],
+    missing: Sequence[PlannedRun],
+    own_tokens: Mapping[str, int],
+    packed: PackedInfo,
 ) -> dict[str, object]:
     runs = [each.run for each in missing]
-    return {
+    flops = sum(
+        train_flops(run.model, packed.vocab_size, run.sequence_length, own_tokens[run.run_id]) for run in runs
+    )
+    work: dict[str, object] = {
         "runs missing": len(missing),
         "runs": len(planned),
-        "tokens missing": sum(run.num_steps * run.tokens_per_step for run in runs),
-        "steps missing": sum(run.num_steps for run in runs),
-        "FLOP missing": float(f"{sum(_train_flops(run, packed.vocab_size) for run in runs):.3g}"),
+        "tokens missing": sum(own_tokens.values()),
+        "steps missing": sum(own_tokens[run.run_id] // run.tokens_per_step for run in runs),
+        "FLOP missing": float(f"{flops:.3g}"),
     }
+    if any(run.branching for run in runs):
+        apart = sum(run.num_steps * run.tokens_per_step for run in runs)
+        work["tokens saved by branching"] = apart - sum(own_tokens.values())
+    return work
 
 
 def _models(planned: Sequence[PlannedRun], packed: PackedInfo) -> dict[str, object]:
@@ -298,7 +297,9 @@ def _passes(use: Sequence[Mapping[str, RowUse]]) -> dict[str, object]:
     return {f"most passes over {name}": round(epochs, 3) for name, epochs in sorted(most.items())}
 
 
-def _device_hours(missing: Sequence[PlannedRun], root: str, placement: TrainPlacement) -> float | str:
+def _device_hours(
+    missing: Sequence[PlannedRun], own_tokens: Mapping[str, int], root: str, placement: TrainPlacement
+) -> float | str:
     """Return device-hours at the speed this study's finished runs of the same models had, or why there is no number."""
     on_gpu = placement.gpus_per_worker > 0
     measured: dict[ModelConfig, list[float]] = collections.defaultdict(list)
@@ -309,8 +310,7 @@ def _device_hours(missing: Sequence[PlannedRun], root: str, placement: TrainPlac
     if unmeasured:
         return f"unknown: no finished run of {', '.join(unmeasured)} in this study yet"
     seconds = sum(
-        statistics.median(measured[each.run.model]) * each.run.num_steps * each.run.tokens_per_step
-        for each in missing
+        statistics.median(measured[each.run.model]) * own_tokens[each.run.run_id] for each in missing
     )
     return float(f"{seconds / 3600:.2g}")
 

@@ -22,12 +22,12 @@ from synth.identity import is_finished, read_manifest
 from synth.progress import Progress
 from synth.storage import study_path
 from train import generator, packing
+from train.branching import in_training_order
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RunConfig, TrainPlacement
 from train.grid import (
     check_placement,
     claim_plan,
     finish_plan,
-    in_training_order,
     plan_pretrain,
     plan_runs,
     read_plan_records,
@@ -162,7 +162,7 @@ class _QueueActor:
                     elif (record := read_record(self._root, assignment.run.run_id)) is None:
                         return assignment
                     else:  # its group died between the record and telling us
-                        await self.done(record)
+                        self._settle(record)
         except TimeoutError:
             return Word.WAIT
         return Word.STOP
@@ -177,14 +177,21 @@ class _QueueActor:
 
     async def done(self, record: RunRecord) -> None:
         """Hear that a run has its record, and tell who waits for it."""
+        async with self._changed:
+            self._settle(record)
+
+    def _settle(self, record: RunRecord) -> None:
         self._queue.complete(record.run_id)
+        self._changed.notify_all()  # a run may have waited for the trunk this one had
         future = self._records.pop(record.run_id, None)
         if future is not None:
             future.set_result(record)
 
     async def refuse(self, run_id: str, why: str) -> None:
         """Hear that a run cannot be trained as it was asked for; that is the caller's to know, and no record."""
-        self._queue.complete(run_id)
+        async with self._changed:
+            self._queue.complete(run_id)
+            self._changed.notify_all()
         future = self._records.pop(run_id, None)
         if future is not None:
             future.set_exception(UserError(why))

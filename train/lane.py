@@ -19,7 +19,7 @@ from synth.errors import UserError
 from synth.storage import read_json
 from train.config import RunConfig, TrainPlacement
 from train.queue import Assignment, Order, Word, failed_record
-from train.record import RunRecord, run_directory, write_record
+from train.record import RunRecord, TrunkUse, run_directory, write_record
 from train.tokens import PackedInfo, PackedSet
 
 PATIENCE_SECONDS = 60.0
@@ -166,6 +166,7 @@ class LaneWorker:
             tokens_per_second=beats.tokens_per_second,
             attempts=_attempts(run_directory(self._root, run.run_id)),
         )
+        record = record.model_copy(update={"trunk": _taken_over(run_directory(self._root, run.run_id))})
         write_record(self._root, record)
         return record
 
@@ -208,3 +209,9 @@ def _attempts(directory: UPath) -> int:
         return int(read_json(directory / ATTEMPTS_FILE)["attempts"])
     except FileNotFoundError:
         return 1
+
+
+def _taken_over(directory: UPath) -> TrunkUse | None:
+    from train.trunk import read_use  # torch, which is there when a run has been tried
+
+    return read_use(directory)

@@ -21,7 +21,7 @@ from upath import UPath
 from synth.errors import UserError
 from synth.identity import provenance
 from synth.storage import read_json, write_json_atomic
-from train.checkpoint import RunState, load_checkpoint, remove_checkpoints, save_checkpoint
+from train.checkpoint import RunState, remove_checkpoints, save_checkpoint
 from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
 from train.distributed import (
@@ -42,8 +42,9 @@ from train.metrics import MetricsLog, StepMetrics, finite
 from train.mixture import MixtureSampler, check_epochs
 from train.model import Pretrainer, Vocabulary, build_llama
 from train.record import RECORD_FILE, RunRecord
-from train.schedule import check_schedule, learning_rate, peak_learning_rate
+from train.schedule import check_schedule, learning_rate, peak_learning_rate, trunk_steps
 from train.tokens import PackedSet
+from train.trunk import leave_trunk, load_state, save_trunk
 
 CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
@@ -85,6 +86,7 @@ def train_run(
     if leads():
         write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
         remove_checkpoints(directory)
+        leave_trunk(run, directory)
         (directory / ATTEMPTS_FILE).unlink(missing_ok=True)
     return record
 
@@ -130,7 +132,8 @@ class _Training:
         self.microbatch = rows_per_microbatch(run, placement, world_size())
         self.evaluate_after = evaluation_steps(run.num_steps, run.evaluations)
         self.metrics = MetricsLog(directory, run)
-        state = load_checkpoint(engine, directory, placement)
+        state, self.trunk = load_state(engine, run, directory, placement)
+        self.leaves_trunk_at = trunk_steps(run) if run.branching else None
         wall_seconds = max(state.wall_seconds, self.metrics.resume(state.step)) if leads() else 0.0
         self.began = self.checkpointed = self.mark = time.perf_counter()
         self.began -= wall_seconds
@@ -151,7 +154,8 @@ class _Training:
             self.step += 1
             report(self.step * self.run.tokens_per_step)
             line, evaluation = self.metrics.wants(self.step), self.step in self.evaluate_after
-            if not (line or evaluation or self.step % SYNC_STEPS == 0):
+            leaves = self.step == self.leaves_trunk_at
+            if not (line or evaluation or leaves or self.step % SYNC_STEPS == 0):
                 continue
             reason, checkpoint = self._exchange(pending)
             if line or reason:
@@ -160,6 +164,8 @@ class _Training:
                 return reason
             if evaluation:
                 self._evaluate()
+            if leaves:
+                self._leave_trunk()
             if checkpoint and self.step < self.run.num_steps:
                 self._checkpoint()
             self.mark = time.perf_counter()
@@ -188,6 +194,7 @@ class _Training:
             peak_learning_rate=self.peak_rate,
             wall_seconds=wall_seconds,
             device_seconds=wall_seconds * world_size(),
+            trunk=self.trunk,
             tokens_per_second=train_tokens / self.train_seconds,
             attempts=attempts,
             placement=self.placement,
@@ -258,7 +265,15 @@ class _Training:
     def _checkpoint(self) -> None:
         if leads():
             self.metrics.flush()
-        state = RunState(
+        save_checkpoint(self.engine, self.directory, self._state(), self.placement)
+        self.checkpointed = time.perf_counter()
+
+    def _leave_trunk(self) -> None:
+        of_the_trunk = self._state().model_copy(update={"window_losses": (), "evaluations": ()})
+        save_trunk(self.engine, self.run, self.directory, of_the_trunk, self.placement)
+
+    def _state(self) -> RunState:
+        return RunState(
             step=self.step,
             window_losses=tuple(self.window),
             steps_above_limit=self.watch.steps_above_limit,
@@ -266,8 +281,6 @@ class _Training:
             wall_seconds=time.perf_counter() - self.began,
             train_seconds=self.train_seconds,
         )
-        save_checkpoint(self.engine, self.directory, state, self.placement)
-        self.checkpointed = time.perf_counter()
 
 
 def _fresh_module(run: RunConfig, packed: PackedSet) -> Pretrainer:
@@ -290,7 +303,7 @@ def _check(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> None
             f"{packed.sequence_length}: plan the run anew."
         )
     deepspeed_config(run, placement, world_size(), num_params=1)
-    check_schedule(run.optimizer)
+    check_schedule(run)
     check_epochs(run, packed.info.num_rows)
 
 

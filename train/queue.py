@@ -53,6 +53,8 @@ class Ticket:
     run: RunConfig
     order: int
     """Place in the queue: the lower the earlier."""
+    trunk: str | None = None
+    """Trunk it branches off: one run of a trunk is in hand at a time, so that the next can go on from it."""
     lane: int | None = None
     """Lane that has it in hand; null while it waits."""
     tokens: int = 0
@@ -77,20 +79,27 @@ class RunQueue:
     def add(self, run: RunConfig, order: int) -> None:
         """Put a run into the queue; one that is already waiting or in hand stays where it is."""
         if run.run_id not in self._tickets:
-            self._tickets[run.run_id] = Ticket(run, order)
+            self._tickets[run.run_id] = Ticket(run, order, run.trunk_id)
             heapq.heappush(self._waiting, (order, run.run_id))
 
     def assign(self, lane: int) -> Assignment | None:
-        """Return what the lane does next, None when nothing waits."""
+        """Return what the lane does next, None when nothing waits that could be trained now."""
         self.release(lane)
+        taken = {ticket.trunk for ticket in self._tickets.values() if ticket.lane is not None}
+        passed_over = []
         while self._waiting:
-            _, run_id = heapq.heappop(self._waiting)
-            ticket = self._tickets.get(run_id)
+            entry = heapq.heappop(self._waiting)
+            ticket = self._tickets.get(entry[1])
             if ticket is None:  # completed by a group that was thought dead
                 continue
+            if ticket.trunk is not None and ticket.trunk in taken:
+                passed_over.append(entry)
+                continue
+            self._waiting = sorted([*passed_over, *self._waiting])
             ticket.lane = lane
             hopeless = ticket.deaths >= MAX_DEATHS_AT_ONE_POINT
             return Assignment(ticket.run, _why_given_up(ticket) if hopeless else None, ticket.tokens)
+        self._waiting = passed_over
         return None
 
     def release(self, lane: int) -> None:

@@ -63,6 +63,19 @@ class Evaluation(Record):
     """Total bits / total bytes."""
 
 
+class TrunkUse(Record):
+    """What a run that branches off a trunk found trained already, and did not train itself."""
+
+    trunk_id: str
+    """Directory under `trunks/`; runs with the same one share everything but the budget and the decay."""
+    train_tokens: int
+    """Tokens taken over; 0 for the first run of a trunk."""
+    wall_seconds: float
+    """Wall-clock seconds they took when they were trained."""
+    device_seconds: float
+    """The same times the workers of that time."""
+
+
 class RunRecord(Record):
     """One run, finished one way or another."""
 
@@ -81,6 +94,9 @@ class RunRecord(Record):
     """6 N D with N = num_params_non_embedding (Kaplan et al. 2020, eq. 2.2 times D), FLOP."""
     train_flops: float
     """Forward and backward of every matrix product, attention and the output projection included, FLOP."""
+    trunk: TrunkUse | None = None
+    """What was taken over from a trunk; null without branching. All numbers of the record are those of the run from its
+    first token, as if it had trained alone; `own_tokens` and `own_device_seconds` leave out what was taken over."""
     sources: dict[str, SourceUse]
     final: Evaluation | None = None
     """The last evaluation; null unless complete."""
@@ -97,6 +113,21 @@ class RunRecord(Record):
     """Times the run was started; above 1 it was interrupted and resumed."""
     placement: TrainPlacement
     provenance: dict[str, Any]
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens trained for this run: the sum over runs is what was trained in all."""
+        return self.train_tokens - (self.trunk.train_tokens if self.trunk else 0)
+
+    @property
+    def own_train_flops(self) -> float:
+        """Part of `train_flops` spent for this run, FLOP."""
+        return self.train_flops * self.own_tokens / self.train_tokens if self.train_tokens else 0.0
+
+    @property
+    def own_device_seconds(self) -> float:
+        """Device-seconds spent for this run: the sum over runs is what was spent in all."""
+        return self.device_seconds - (self.trunk.device_seconds if self.trunk else 0.0)
 
 
 def run_directory(root: str, run_id: str) -> UPath:

@@ -23,10 +23,17 @@ def peak_learning_rate(optimizer: OptimizerConfig, num_params_non_embedding: int
     return float(optimizer.peak_learning_rate * scale**optimizer.learning_rate_exponent)
 
 
-def check_schedule(optimizer: OptimizerConfig) -> None:
+def check_schedule(run: RunConfig) -> None:
     """Raise UserError when warm-up and decay together are longer than the run."""
-    total = optimizer.warmup_fraction + optimizer.decay_fraction
-    if optimizer.schedule == "wsd" and total > 1 + 1e-9:
+    optimizer, total_tokens = run.optimizer, run.num_steps * run.tokens_per_step
+    decay = optimizer.decay_fraction if optimizer.schedule == "wsd" else 0.0
+    if optimizer.warmup_tokens is not None:
+        if optimizer.warmup_tokens + decay * total_tokens > total_tokens * (1 + 1e-9):
+            raise UserError(
+                f"optimizer.warmup_tokens = {optimizer.warmup_tokens:,} and optimizer.decay_fraction = {decay} do not fit "
+                f"into a run of {total_tokens:,} tokens: lower one, or leave the shortest budget out."
+            )
+    elif optimizer.warmup_fraction + decay > 1 + 1e-9:
         raise UserError(
             f"optimizer.warmup_fraction = {optimizer.warmup_fraction} and optimizer.decay_fraction = "
             f"{optimizer.decay_fraction} add up to more than the whole run: lower one so that they sum to at most 1."
@@ -39,7 +46,7 @@ def rate_factor(optimizer: OptimizerConfig, tokens: float, total_tokens: float) 
     `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM): linear from 0, constant, linear to 0. `cosine`: linear
     from 0, then half a cosine wave down to a tenth (Hoffmann et al. 2022).
     """
-    warmup_tokens = optimizer.warmup_fraction * total_tokens
+    warmup_tokens = _warmup_tokens(optimizer, total_tokens)
     if tokens < warmup_tokens:
         return tokens / warmup_tokens
     if optimizer.schedule == "wsd":
@@ -54,3 +61,17 @@ def learning_rate(run: RunConfig, peak: float, step: int) -> float:
     """Return the rate of one step of a run, counted from 0."""
     middle = (step + 0.5) * run.tokens_per_step
     return peak * rate_factor(run.optimizer, middle, run.num_steps * run.tokens_per_step)
+
+
+def trunk_steps(run: RunConfig) -> int:
+    """Return how many steps at the start of a `wsd` run have a rate that does not depend on its budget.
+
+    Rounded down by up to one step, so that rounding errors of the decay's start never count as shared.
+    """
+    return max(0, math.floor(run.num_steps * (1 - run.optimizer.decay_fraction) - 0.5))
+
+
+def _warmup_tokens(optimizer: OptimizerConfig, total_tokens: float) -> float:
+    if optimizer.warmup_tokens is not None:
+        return optimizer.warmup_tokens
+    return optimizer.warmup_fraction * total_tokens

@@ -7,12 +7,12 @@ import pytest
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.storage import study_path
 from tests.assets.packed_set import run_on, write_packed_set
+from train.branching import in_training_order
 from train.config import PretrainConfig
 from train.grid import (
     claim_plan,
     expand_grid,
     finish_plan,
-    in_training_order,
     mix,
     plan_pretrain,
     plan_runs,

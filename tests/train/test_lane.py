@@ -65,6 +65,9 @@ def trainer(run, packed, placement, directory, *, device, report):
 
 @pytest.fixture(scope="module")
 def group():
+    if dist.is_initialized():  # by a test of the real engine before this one
+        yield
+        return
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()

@@ -128,3 +128,25 @@ def test_the_record_of_a_failed_run_keeps_what_is_known_and_invents_nothing():
     assert record.train_tokens == 512
     assert record.device_seconds == 6.0
     assert record.train_flops_6nd == 6 * record.num_params_non_embedding * 512
+
+
+def test_branches_of_a_trunk_wait_for_each_other_and_others_pass_them(queue):
+    def branch(seed, num_steps):
+        return _run(seed).model_validate(
+            _run(seed).model_dump()
+            | {
+                "train_tokens": num_steps * 128,
+                "branching": True,
+                "optimizer": {"warmup_tokens": 0},
+            }
+        )
+
+    short, long, other = branch(1, 10), branch(1, 20), branch(2, 10)
+    for order, run in enumerate((short, long, other)):
+        queue.add(run, order)
+    assert queue.assign(0).run == short
+    assert queue.assign(1).run == other
+    assert queue.assign(2) is None
+    assert queue.num_waiting == 1
+    queue.complete(short.run_id)
+    assert queue.assign(2).run == long

@@ -176,3 +176,26 @@ def test_a_submitter_that_gives_up_takes_the_record_from_no_one(play):
         return await second
 
     assert play(scene) == record_of(run_with(1))
+
+
+def test_a_lane_is_woken_when_the_trunk_its_run_waits_for_comes_free(play):
+    shared = {"branching": True, "optimizer": {"warmup_tokens": 0}}
+    short, long = (
+        RunConfig.model_validate(run_with(1).model_dump() | shared | {"train_tokens": tokens})
+        for tokens in (1024, 2048)
+    )
+
+    async def scene(queue):
+        first = asyncio.create_task(queue.submit(short))
+        assert await queue.take(0, "group", SOON) == Assignment(short)
+        second = asyncio.create_task(queue.submit(long))
+        other_lane = asyncio.create_task(queue.take(1, "group", SOON))
+        await asyncio.sleep(0.05)
+        assert not other_lane.done()
+        await queue.done(record_of(short))
+        order = await other_lane
+        await queue.done(record_of(long))
+        await asyncio.gather(first, second)
+        return order
+
+    assert play(scene, num_lanes=2) == Assignment(long)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from synth.errors import UserError
 from train.config import OptimizerConfig, RunConfig
-from train.schedule import check_schedule, learning_rate, peak_learning_rate, rate_factor
+from train.schedule import check_schedule, learning_rate, peak_learning_rate, rate_factor, trunk_steps
 from train.sizes import SIZES
 
 WSD = OptimizerConfig(schedule="wsd", warmup_fraction=0.1, decay_fraction=0.2)
@@ -65,10 +65,45 @@ def test_peak_rate_without_a_reference_is_the_configured_one():
     assert peak_learning_rate(OptimizerConfig(peak_learning_rate=4e-3), 40_000) == 4e-3
 
 
+def run_with(num_steps=100, **optimizer):
+    return RunConfig(
+        packed="p",
+        packed_hash="0",
+        model=SIZES["12k"],
+        mixture={"natural": 1.0},
+        train_tokens=num_steps * 16,
+        rows_per_step=2,
+        sequence_length=8,
+        optimizer=OptimizerConfig(**optimizer),
+    )
+
+
 def test_warmup_and_decay_longer_than_the_run_are_refused():
     with pytest.raises(
         UserError, match=r"optimizer\.warmup_fraction = 0\.6 and optimizer\.decay_fraction = 0\.5"
     ):
-        check_schedule(OptimizerConfig(warmup_fraction=0.6, decay_fraction=0.5))
-    check_schedule(OptimizerConfig(warmup_fraction=0.8, decay_fraction=0.2))
-    check_schedule(OptimizerConfig(schedule="cosine", warmup_fraction=0.9, decay_fraction=0.9))
+        check_schedule(run_with(warmup_fraction=0.6, decay_fraction=0.5))
+    check_schedule(run_with(warmup_fraction=0.8, decay_fraction=0.2))
+    check_schedule(run_with(schedule="cosine", warmup_fraction=0.9, decay_fraction=0.9))
+
+
+def test_a_warmup_in_tokens_is_the_same_for_every_budget_and_must_fit():
+    short, long = (run_with(steps, warmup_tokens=80, decay_fraction=0.2) for steps in (10, 1000))
+    assert [learning_rate(short, 1.0, step) for step in range(6)] == [
+        learning_rate(long, 1.0, step) for step in range(6)
+    ]
+    with pytest.raises(
+        UserError, match=r"warmup_tokens = 80 and optimizer\.decay_fraction = 0\.6 .* 160 tokens"
+    ):
+        check_schedule(run_with(10, warmup_tokens=80, decay_fraction=0.6))
+
+
+@given(decay=st.floats(0, 1), num_steps=st.integers(1, 3000))
+def test_before_a_branch_leaves_its_trunk_the_rate_does_not_depend_on_the_budget(decay, num_steps):
+    run = run_with(num_steps, warmup_tokens=40, decay_fraction=decay)
+    endless = run_with(10**6, warmup_tokens=40, decay_fraction=0.0)
+    steps = trunk_steps(run)
+    assert 0 <= steps < num_steps
+    assert num_steps * (1 - decay) - steps < 2
+    for step in {0, 1, steps // 2, steps - 1} & set(range(steps)):
+        assert learning_rate(run, 3e-3, step) == learning_rate(endless, 3e-3, step)

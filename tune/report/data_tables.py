@@ -261,9 +261,9 @@ def _records_cost(study: Study, step: str, name: str, records: list[RunRecord]) 
         "artefact": name,
         "runs": len(records),
         "wall_seconds": _wall(study, step, name),
-        "device_seconds": sum(record.device_seconds for record in records),
-        "tokens": sum(record.train_tokens for record in records),
-        "flops": sum(record.train_flops for record in records),
+        "device_seconds": sum(record.own_device_seconds for record in records),
+        "tokens": sum(record.own_tokens for record in records),
+        "flops": sum(record.own_train_flops for record in records),
     }
 
 

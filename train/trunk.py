@@ -1,0 +1,79 @@
+"""Trunks on disk: `trunks/<trunk_id>/checkpoints/`, the furthest point runs of one trunk have reached before a decay.
+
+Taking a run over from there changes no bit of it, because a checkpoint resumes bit-identically and all that decides
+the trunk's weights is in its id. A trunk without a checkpoint, or with one that cannot be loaded, costs time alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upath import UPath
+
+from synth.storage import read_json, write_json_atomic
+from train.checkpoint import RunState, load_checkpoint, newest_step, remove_checkpoints, save_checkpoint
+from train.config import RunConfig, TrainPlacement
+from train.distributed import agreed, leads, world_size
+from train.record import TrunkUse
+from train.schedule import trunk_steps
+
+TRUNKS = "trunks"
+USE_FILE = "trunk.json"
+"""In the directory of a run that is not finished: what it took over, so that every attempt counts the same."""
+
+
+def load_state(
+    engine: Any, run: RunConfig, directory: UPath, placement: TrainPlacement
+) -> tuple[RunState, TrunkUse | None]:
+    """Load the run's own newest checkpoint, else the furthest point of its trunk, into a fresh engine.
+
+    Return the loop's state, and what was taken over from the trunk when the run began; None without branching. Called
+    by all workers at once.
+    """
+    state = load_checkpoint(engine, directory, placement)
+    if run.trunk_id is None:
+        return state, None
+    before = agreed(read_use(directory) if leads() else None)
+    if state.step and before is not None:
+        return state, before
+    at_most = before.train_tokens // run.tokens_per_step if before else trunk_steps(run)
+    state = load_checkpoint(engine, _trunk(directory, run.trunk_id), placement, up_to_step=at_most)
+    use = TrunkUse(
+        trunk_id=run.trunk_id,
+        train_tokens=state.step * run.tokens_per_step,
+        wall_seconds=state.wall_seconds,
+        device_seconds=state.wall_seconds * world_size(),
+    )
+    if leads():
+        write_json_atomic(directory / USE_FILE, use.model_dump(mode="json"))
+    return state, use
+
+
+def save_trunk(
+    engine: Any, run: RunConfig, directory: UPath, state: RunState, placement: TrainPlacement
+) -> None:
+    """Keep this point of the run for longer budgets, unless the trunk has one as far. Called by all workers at once."""
+    assert run.trunk_id is not None
+    trunk = _trunk(directory, run.trunk_id)
+    if agreed(newest_step(trunk) if leads() else 0) < state.step:
+        # An attempt that is interrupted before its first own checkpoint starts again from the point before: kept till the end.
+        save_checkpoint(engine, trunk, state, placement, keep_older=True)
+
+
+def leave_trunk(run: RunConfig, directory: UPath) -> None:
+    """Tidy up once the run has its record: of the trunk the furthest point stays. Called by the leading worker."""
+    (directory / USE_FILE).unlink(missing_ok=True)
+    if run.trunk_id is not None and (furthest := newest_step(_trunk(directory, run.trunk_id))):
+        remove_checkpoints(_trunk(directory, run.trunk_id), but=furthest)
+
+
+def _trunk(run_directory: UPath, trunk_id: str) -> UPath:
+    return run_directory.parent.parent / TRUNKS / trunk_id
+
+
+def read_use(directory: UPath) -> TrunkUse | None:
+    """Return what an unfinished run has taken over from its trunk; None when it has not started, or does not branch."""
+    try:
+        return TrunkUse.model_validate(read_json(directory / USE_FILE))
+    except FileNotFoundError:
+        return None
