@@ -74,12 +74,12 @@ def plan_rephrase(config: RephraseConfig) -> Plan:
     }
     warnings: tuple[str, ...] = ()
     if not finished and missing:
-        found, warnings = _estimate(work, len(missing))
+        found, warnings = _estimate(work, missing)
         facts |= found
     return Plan(MADE_BY, str(work.directory), finished, facts, warnings)
 
 
-def _estimate(work: RephraseWork, num_missing: int) -> tuple[dict[str, object], tuple[str, ...]]:
+def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, object], tuple[str, ...]]:
     first = work.read_part(0)
     sample = first.slice(0, SAMPLED_DOCUMENTS)
     tokenizer, counted = _tokenizer(work)
@@ -90,9 +90,12 @@ def _estimate(work: RephraseWork, num_missing: int) -> tuple[dict[str, object], 
         sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk,
         assignment=work.assignment, common_words=common_words_of(work.sources, work.recipes),
     )  # fmt: skip
-    scale = num_missing * len(first) / max(1, len(sample))
+    documents = len(first) * len(missing)
+    if work.last_part_documents is not None and work.num_parts - 1 in missing and work.num_parts > 1:
+        documents -= len(first) - work.last_part_documents
+    scale = documents / max(1, len(sample))
     facts: dict[str, object] = {
-        "documents per part": len(first),
+        "documents to rephrase": documents,
         "rows, estimated": round(len(drafts) * scale),
         "prompt tokens, estimated": round(sum(len(draft.prompt_token_ids) for draft in drafts) * scale),
         "prompt tokens rest on": f"{len(sample)} documents of the first part, {counted}",

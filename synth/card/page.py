@@ -92,7 +92,10 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a fraction in per cent; a dash for one that was not measured."""
-    return "–" if value is None else f"{value:.{digits}%}"
+    if value is None:
+        return "–"
+    least = 10.0 ** -(digits + 2)
+    return f"<{least:.{digits}%}" if 0 < value < least / 2 else f"{value:.{digits}%}"
 
 
 def visible(text: str) -> str:

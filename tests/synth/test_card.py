@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from synth.card.figures import draw_histogram
-from synth.card.page import cell, quoted, visible
+from synth.card.page import cell, percent, quoted, visible
 from synth.card.survey import EDGES, check_accounts, spaced
 from synth.engine import open_engine
 from synth.errors import UserError
@@ -222,6 +222,16 @@ def test_a_price_is_shown_where_one_is_given(fake_config):
         f"price of a billion accepted tokens: {price:,.2f} EUR, at 2.50 a device-hour"
         in (work.directory / "card.md").read_text()
     )
+
+
+def test_a_few_in_a_million_are_not_nothing():
+    assert [percent(value) for value in (None, 0.0, 0.0001, 0.0005, 0.5)] == [
+        "–",
+        "0.0%",
+        "<0.1%",
+        "0.1%",
+        "50.0%",
+    ]
 
 
 def test_an_empty_histogram_is_an_empty_figure():

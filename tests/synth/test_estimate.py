@@ -76,6 +76,7 @@ def test_what_is_done_of_a_set_says_most_about_the_rest(fake_config):
     assert facts["output tokens rest on"] == "the mean answers of the 2 parts done so far"
     assert isinstance(facts["device-hours, estimated"], float)
     make(fake_config())
+    assert plan_rephrase(fake_config(name="some", max_documents=10)).facts["rows, estimated"] == 20
     assert "rows, estimated" not in plan_rephrase(fake_config()).facts
 
 
