@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synth.errors import UserError
-from tune.laws import FittedLaw, SavedLaws
+from tune.config import RecommendConfig
+from tune.laws import FittedLaw, SavedLaws, compute_optimal
+from tune.observations import NATURAL
 from tune.optimum import GRID_STEPS, MIN_POINTS, Curve, fit_curve
 from tune.results import CellOptimum, Interval
 
 Floats = NDArray[np.float64]
 
-LAWS_BY_PREFERENCE = ("chinchilla", "chinchilla_tied", "data", "model")
+JOINT_LAWS = ("chinchilla", "chinchilla_tied", "over_training")
+LAWS_BY_PREFERENCE = (*JOINT_LAWS, "data", "model")
 """The joint laws answer anywhere; a one-axis law only at the N or D it was fitted at."""
 
 DRIFT_PER_DECADE = 0.1
@@ -58,6 +61,37 @@ class MixtureAtTarget:
     def knows_tokens(self) -> bool:
         """Whether its law says how the loss falls with tokens."""
         return "train_tokens" in self.fitted.law.inputs
+
+
+def with_target(config: RecommendConfig, laws: SavedLaws) -> RecommendConfig:
+    """Return the configuration with N and D worked out from a compute budget. Raises UserError where the laws cannot."""
+    if config.target_compute_flops is None:
+        return config
+    per_token = config.target_compute_flops / 6.0
+    n, d = config.target_num_params, config.target_train_tokens
+    if n is None and d is None:
+        joint = next((fit for name in JOINT_LAWS if (fit := laws.find(name, NATURAL)) is not None), None)
+        if joint is None:
+            raise UserError(
+                "target_compute_flops alone needs a joint law of natural text to choose N: fit one, or give target_num_params too"
+            )
+        best = compute_optimal(joint, [config.target_compute_flops]).points[0].num_params
+        if best is None:
+            raise UserError(
+                f"the {joint.law.name} law of natural text has no compute-optimal size for {config.target_compute_flops:.3g} FLOP "
+                "(it shows no trade-off between N and D): give target_num_params too"
+            )
+        n = round(best.value)
+    if n is None:
+        assert d is not None
+        n = round(per_token / d)
+    return config.model_copy(
+        update={
+            "target_num_params": max(n, 1),
+            "target_train_tokens": d or max(round(per_token / n), 1),
+            "target_compute_flops": None,
+        }
+    )
 
 
 def mixtures_at_target(

@@ -164,11 +164,43 @@ class RecommendConfig(JobConfig):
     """Fit to use."""
     searches: tuple[Name, ...] = ()
     """Searches to use beside the laws."""
-    target_num_params: int = Field(ge=1)
-    """Target N, non-embedding parameters."""
-    target_train_tokens: int = Field(ge=1)
-    """Target D, tokens."""
+    target_num_params: int | None = Field(default=None, ge=1)
+    """Target N, non-embedding parameters; null: the compute-optimal one, by the law of natural text."""
+    target_train_tokens: int | None = Field(default=None, ge=1)
+    """Target D, tokens; null: what target_compute_flops leaves for N."""
+    target_compute_flops: float | None = Field(default=None, gt=0)
+    """Training budget 6 N D, FLOP, instead of N, of D, or of both."""
+    natural_tokens_available: int | None = Field(default=None, ge=1)
+    """Natural tokens there are; null: as many as the mixture asks for."""
+    max_natural_passes: float = Field(default=4.0, gt=0)
+    """Passes over the natural tokens that are acceptable; four are nearly as good as fresh ones (arXiv 2305.16264)."""
+    next_cells: int = Field(default=3, ge=0)
+    """Cells to propose for training next."""
     prices: Prices = Prices()
+
+    @model_validator(mode="after")
+    def _one_target(self) -> RecommendConfig:
+        given = [self.target_num_params, self.target_train_tokens].count(None)
+        if self.target_compute_flops is None and given:
+            name = "target_num_params" if self.target_num_params is None else "target_train_tokens"
+            raise ValueError(f"{name} is missing: give it, or target_compute_flops")
+        if self.target_compute_flops is not None and not given:
+            raise ValueError(
+                "target_num_params, target_train_tokens and target_compute_flops are all given: leave one out"
+            )
+        return self
+
+    @property
+    def num_params(self) -> int:
+        """Target N, once it is known."""
+        assert self.target_num_params is not None
+        return self.target_num_params
+
+    @property
+    def train_tokens(self) -> int:
+        """Target D, once it is known."""
+        assert self.target_train_tokens is not None
+        return self.target_train_tokens
 
 
 # --- write_report ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.storage import read_json, study_path
 from train.record import read_record
-from tune.at_target import MixtureAtTarget, mixtures_at_target
+from tune.at_target import MixtureAtTarget, mixtures_at_target, with_target
 from tune.config import RecommendConfig
 from tune.costs import Generation, Training
 from tune.laws import SavedLaws, load_fit
@@ -35,6 +35,8 @@ class Evidence:
     cells: tuple[CellOptimum, ...]
     parents: dict[str, str]
     """Role -> hash."""
+    target: RecommendConfig
+    """The configuration with the target's N and D worked out."""
 
     @property
     def natural(self) -> MixtureAtTarget:
@@ -59,7 +61,8 @@ class Evidence:
 def read_evidence(config: RecommendConfig) -> Evidence:
     """Read laws and searches. Raises as `plan_recommend` does."""
     laws = load_fit(config.root, config.laws)
-    mixtures = mixtures_at_target(laws, config.target_num_params, config.target_train_tokens)
+    config = with_target(config, laws)
+    mixtures = mixtures_at_target(laws, config.num_params, config.train_tokens)
     parents = {"laws": laws.file.hash}
     cells: list[CellOptimum] = []
     for name in config.searches:
@@ -70,7 +73,7 @@ def read_evidence(config: RecommendConfig) -> Evidence:
             CellOptimum.model_validate(read_json(directory / cell / "best.json"))
             for cell in manifest["cells"]
         ]
-    evidence = Evidence(laws, mixtures, tuple(cells), parents)
+    evidence = Evidence(laws, mixtures, tuple(cells), parents, config)
     if not evidence.sources:
         raise UserError(
             f"laws/{config.laws} has no mixture with synthetic tokens that answers at the target: train shares above 0 with "
@@ -96,6 +99,15 @@ def summary(recommendation: Recommendation) -> list[str]:
         f"synthetic tokens {r.synthetic_tokens:.3g}; training {r.training_flops:.3g} FLOP, generation "
         + ("not known" if r.generation_flops is None else f"{r.generation_flops:.3g} FLOP"),
         f"pays: {r.pays} ({r.pays_reason})",
+    ]
+    lines += [
+        f"if {each.what}: share of {each.synthetic} {_percent(each.best_share)}, loss {-each.gain_nats:+.3g} nats against natural text, pays: {each.pays}"
+        for each in r.sensitivity
+    ]
+    lines += [
+        f"train next: {each.model} on {each.train_tokens:,} tokens, {each.runs} runs, {each.flops:.3g} FLOP; expected width of "
+        f"the laws' interval then {each.expected_interval_width:.0%}"
+        for each in r.next_cells
     ]
     if r.cost is not None:
         lines.append(f"cost at the given prices: {r.cost:,.2f}")
@@ -161,7 +173,7 @@ def warnings_of(
                 for each in mixture.fitted.record.warnings
             )
         if mixture.knows_tokens and mixture.share > 0.0:
-            tokens, _ = mixture.tokens_to(evidence.natural.loss.value, np.empty(0), config.target_num_params)
+            tokens, _ = mixture.tokens_to(evidence.natural.loss.value, np.empty(0), config.num_params)
             if not np.isfinite(tokens):
                 yield f"{mixture.group} never reaches the loss of natural text at the target"
     yield from generation.unknown
@@ -172,8 +184,8 @@ def scale_warnings(config: RecommendConfig, evidence: Evidence) -> Iterator[str]
     """Say how far the target lies beyond the runs behind the laws."""
     used = [row for row in evidence.laws.file.rows if row["used"]]
     targets = {
-        "num_params": ("N", config.target_num_params),
-        "train_tokens": ("D", config.target_train_tokens),
+        "num_params": ("N", config.num_params),
+        "train_tokens": ("D", config.train_tokens),
     }
     for name, (symbol, target) in targets.items():
         trained = [float(row[name]) for row in used if row[name] is not None]

@@ -8,13 +8,14 @@ from synth.errors import IdentityMismatch
 from synth.identity import artefact_hash, provenance
 from synth.plan import Plan
 from synth.progress import Progress
-from synth.storage import read_json, study_path, write_json_atomic
-from tune.at_target import combine_shares, curve_at_target
+from synth.storage import read_json, study_path, write_json_atomic, write_text_atomic
+from tune.answer import answer_at, sensitivity_of
 from tune.config import RecommendConfig
-from tune.costs import Generation, costs_of, generation_of, training_of
+from tune.costs import costs_of
 from tune.evidence import Evidence, evidence_lines, read_evidence, scale_warnings, summary, warnings_of
+from tune.next_runs import next_cells, next_plan
 from tune.results import Recommendation
-from tune.verdict import equal_losses, verdict_on
+from tune.verdict import equal_losses
 
 KIND = "recommendation"
 
@@ -28,13 +29,17 @@ def plan_recommend(config: RecommendConfig) -> Plan:
     evidence = read_evidence(config)
     finished = _read_finished(config, _identity(config, evidence), evidence) is not None
     facts: dict[str, object] = {
-        "target N, parameters": config.target_num_params,
-        "target D, tokens": config.target_train_tokens,
+        "target N, parameters": evidence.target.num_params,
+        "target D, tokens": evidence.target.train_tokens,
         "mixtures with a law at the target": ", ".join(each.group for each in evidence.mixtures),
         "cells searched": len(evidence.cells),
     }
     return Plan(
-        "recommend_mixture", str(_path(config)), finished, facts, tuple(scale_warnings(config, evidence))
+        "recommend_mixture",
+        str(_path(config)),
+        finished,
+        facts,
+        tuple(scale_warnings(evidence.target, evidence)),
     )
 
 
@@ -48,6 +53,10 @@ def recommend_mixture(config: RecommendConfig) -> Recommendation:
     found = _read_finished(config, identity, evidence)
     if found is None:
         found = recommend(config, evidence, identity)
+        plan = _plan_name(evidence)
+        if found.next_cells and plan is not None:
+            text = next_plan(config.root, plan, found.next_cells, f"{plan}-next")
+            write_text_atomic(study_path(config.root, "recommendations", f"{config.name}.next.toml"), text)
         write_json_atomic(_path(config), found.model_dump(mode="json"))
     progress = Progress("recommend_mixture", 1, "recommendations")
     for line in summary(found):
@@ -59,39 +68,28 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
     """Return the recommendation: the share and source of the lowest predicted loss at the target.
 
     The share is that of the curve through the laws' predictions at the target, moved towards what searches of the
-    same source found (`tune.at_target.combine_shares`). Both losses are read off that curve, so that their difference
-    means something; tokens to equal loss come from the mixtures' own laws.
+    same source found (`tune.at_target.combine_shares`), and up to where the natural tokens there are suffice. Losses
+    and what follows from them come from the laws.
     """
-    n, d = config.target_num_params, config.target_train_tokens
-    curves = {
-        source: curve_at_target(evidence.of(source), evidence.confidence) for source in evidence.sources
-    }
-    source = min(curves, key=lambda name: curves[name].best_loss().value)
-    curve, mixtures = curves[source], evidence.of(source)
-    cells = [cell for cell in evidence.cells if cell.synthetic == source]
-    share = combine_shares(curve.best_share(), cells, n, d, evidence.confidence)
-    nearest = min(mixtures, key=lambda each: abs(each.share - share.value))
-    plan = evidence.laws.file.recipe.get("plan")
-    generation = (
-        generation_of(config.root, plan, source, config.prices)
-        if isinstance(plan, str)
-        else Generation(unknown=("the laws are of a table of runs, so what generation took is not known",))
-    )
-    training = training_of(config.root, nearest.fitted.record.rows_used, config.prices)
+    asked, config = config, evidence.target
+    answer = answer_at(config, evidence)
+    n, d, share = config.num_params, config.train_tokens, answer.share
     synthetic_tokens = share.value * d
-    costs = costs_of(n, d, synthetic_tokens, config.prices, generation, training)
-    pays, pays_reason = verdict_on(config, evidence.natural, nearest, generation, training)
+    costs = costs_of(n, d, synthetic_tokens, config.prices, answer.generation, answer.training)
+    available = config.natural_tokens_available
+    plan = _plan_name(evidence)
+    cells = next_cells(config.root, plan, answer.mixtures, answer.curve, config.next_cells) if plan else ()
     return Recommendation(
         hash=identity,
-        recipe=config.identity(),
+        recipe=asked.identity(),
         parents=evidence.parents,
         target_num_params=n,
         target_train_tokens=d,
         best_share=share,
-        best_group=nearest.group,
-        synthetic=source,
-        predicted_loss=curve.at(share.value),
-        natural_only_loss=curve.at(0.0),
+        best_group=answer.nearest.group,
+        synthetic=answer.source,
+        predicted_loss=answer.curve.at(share.value),
+        natural_only_loss=evidence.natural.loss,
         equal_loss=tuple(equal_losses(config, evidence)),
         synthetic_tokens=synthetic_tokens,
         training_flops=costs.training_flops,
@@ -99,12 +97,25 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         training_device_hours=costs.training_device_hours,
         generation_device_hours=costs.generation_device_hours,
         cost=costs.money,
-        pays=pays,
-        pays_reason=pays_reason,
-        evidence=tuple(evidence_lines(config, evidence, source, curves, generation, training)),
-        warnings=tuple(warnings_of(config, evidence, source, curve, generation)),
+        pays=answer.pays,
+        pays_reason=answer.pays_reason,
+        natural_passes=None if available is None else (1.0 - share.value) * d / available,
+        sensitivity=tuple(sensitivity_of(config, evidence, answer)),
+        next_cells=cells,
+        evidence=tuple(
+            evidence_lines(config, evidence, answer.source, answer.curves, answer.generation, answer.training)
+        ),
+        warnings=(
+            *answer.warnings,
+            *warnings_of(config, evidence, answer.source, answer.curve, answer.generation),
+        ),
         provenance=provenance(),
     )
+
+
+def _plan_name(evidence: Evidence) -> str | None:
+    plan = evidence.laws.file.recipe.get("plan")
+    return plan if isinstance(plan, str) else None
 
 
 # --- identity --------------------------------------------------------------------------------------------------

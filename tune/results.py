@@ -228,6 +228,32 @@ class EqualLoss(Record):
     """Target tokens / tokens: above 1, the mixture needs fewer."""
 
 
+class NextCell(Record):
+    """A cell worth training next, with every share of the plan."""
+
+    model: str
+    num_params: int
+    train_tokens: int
+    runs: int
+    """Runs of the recommended source and natural text."""
+    flops: float
+    """6 N D of these runs, FLOP."""
+    expected_interval_width: float
+    """Expected width of the best share's interval by the laws after this cell and those before it."""
+
+
+class Sensitivity(Record):
+    """What the answer would be had one thing been different."""
+
+    what: str
+    synthetic: str
+    best_share: Interval
+    predicted_loss: Interval
+    gain_nats: float
+    """Loss of natural text alone less the predicted loss, nats per token."""
+    pays: Literal["yes", "no", "unclear"]
+
+
 class Recommendation(Record):
     """`recommendations/<name>.json`."""
 
@@ -258,6 +284,11 @@ class Recommendation(Record):
     pays: Literal["yes", "no", "unclear"]
     """Whether the mixture still wins when the generation compute is charged to it."""
     pays_reason: str
+    natural_passes: float | None = None
+    """Passes over the available natural tokens that the mixture needs; null when it was not said how many there are."""
+    sensitivity: tuple[Sensitivity, ...] = ()
+    next_cells: tuple[NextCell, ...] = ()
+    """What to train next, the most telling first; `recommendations/<name>.next.toml` is the plan for it."""
     evidence: tuple[str, ...]
     """Fits, searches and runs behind the numbers."""
     warnings: tuple[str, ...]

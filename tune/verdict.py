@@ -21,14 +21,14 @@ def equal_losses(config: RecommendConfig, evidence: Evidence) -> Iterator[EqualL
     for mixture in evidence.mixtures[1:]:
         if not mixture.knows_tokens:
             continue
-        tokens, samples = mixture.tokens_to(natural.loss.value, natural.losses, config.target_num_params)
+        tokens, samples = mixture.tokens_to(natural.loss.value, natural.losses, config.num_params)
         if np.isfinite(tokens):
             yield EqualLoss(
                 group=mixture.group,
                 tokens=interval_from(tokens, samples, evidence.confidence),
                 speed_up=interval_from(
-                    config.target_train_tokens / tokens,
-                    config.target_train_tokens / samples,
+                    config.train_tokens / tokens,
+                    config.train_tokens / samples,
                     evidence.confidence,
                 ),
             )
@@ -49,7 +49,7 @@ def verdict_on(
         return "no", "the mixture nearest to the best share is natural text alone"
     if not natural.knows_tokens:
         return "unclear", "the law of natural text does not say how the loss falls with tokens"
-    n, d = config.target_num_params, config.target_train_tokens
+    n, d = config.num_params, config.train_tokens
     cost = costs_of(n, d, mixture.share * d, config.prices, generation, training)
     natural_cost = costs_of(
         n, 1.0, 0.0, config.prices, generation, training

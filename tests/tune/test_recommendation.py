@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 
 import numpy as np
 import pytest
@@ -277,3 +278,75 @@ def test_what_is_not_known_stays_null(tmp_path):
     )
     assert any("give prices.generator_num_params" in each for each in found.warnings)
     assert any("give prices.generation_tokens_per_device_second" in each for each in found.warnings)
+
+
+# --- budgets, supply, what if, what next -------------------------------------------------------------------------
+
+
+def test_a_compute_budget_is_spent_as_the_law_of_natural_text_says(study):
+    budget = 6.0 * TARGET_N * TARGET_D
+    found = recommend_mixture(
+        RecommendConfig(root=study, name="budget", target_compute_flops=budget, next_cells=0)
+    )
+    assert 6.0 * found.target_num_params * found.target_train_tokens == pytest.approx(budget, rel=1e-3)
+    best = found.natural_only_loss.value
+    for factor in (0.7, 1.4):
+        sizes = {"target_num_params": round(found.target_num_params * factor)}
+        other = recommend_mixture(
+            RecommendConfig(
+                root=study, name=f"budget-{factor}", target_compute_flops=budget, next_cells=0, **sizes
+            )
+        )
+        assert other.natural_only_loss.value > best - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"target_num_params": 10}, "target_train_tokens is missing: give it, or target_compute_flops"),
+        ({}, "target_num_params is missing"),
+        ({"target_num_params": 1, "target_train_tokens": 1, "target_compute_flops": 1.0}, "leave one out"),
+    ],
+)
+def test_a_target_that_is_not_one_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        RecommendConfig(**changes)
+
+
+def test_scarce_natural_text_raises_the_share_and_says_so(study):
+    scarce = recommend_mixture(asked(study, name="scarce", natural_tokens_available=100_000, next_cells=0))
+    assert scarce.best_share.value == pytest.approx(0.6)  # four passes over 100,000 are 40 % of the target
+    assert scarce.natural_passes == pytest.approx(4.0)
+    assert any("the share is raised to 60%" in each for each in scarce.warnings)
+    plenty = recommend_mixture(asked(study, name="plenty", natural_tokens_available=10**9, next_cells=0))
+    assert plenty.best_share.value < 0.55
+
+
+def test_says_what_would_change_the_answer(study):
+    found = recommend_mixture(asked(study, name="what-if", next_cells=0))
+    by_what = {each.what: each for each in found.sensitivity}
+    assert len(by_what) == 6
+    larger = by_what["D were 2 times as large"]
+    truth = true_loss(TARGET_N, 2 * TARGET_D, 0.0) - true_loss(TARGET_N, 2 * TARGET_D, BEST_SHARE)
+    assert larger.gain_nats == pytest.approx(truth, abs=0.05)
+    assert larger.predicted_loss.value < found.predicted_loss.value
+
+
+def test_the_next_cells_narrow_the_interval_and_their_plan_can_be_run(study):
+    found = recommend_mixture(asked(study, name="next"))
+    widths = [each.expected_interval_width for each in found.next_cells]
+    assert len(widths) == 3
+    assert widths == sorted(widths, reverse=True)
+    own = PretrainConfig.model_validate(
+        {**tomllib.loads(study_path(study, "recommendations", "next.next.toml").read_text()), "root": study}
+    )
+    old = {
+        each.run.run_id
+        for each in plan_runs(own.model_copy(update={"axes": own.axes[:2]}), PackedInfo.read(study, "tiny"))
+    }
+    runs = {each.run.run_id for each in plan_runs(own, PackedInfo.read(study, "tiny"))}
+    assert old < runs
+    assert len(runs - old) == sum(each.runs for each in found.next_cells)
+    assert len({(each.model, each.train_tokens) for each in found.next_cells}) == 3
+    trained = {(m, d) for m, d in [*(("98k", d) for d in BUDGETS), *((m, 131_072) for m in MODELS)]}
+    assert not {(each.model, each.train_tokens) for each in found.next_cells} & trained

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.csv
 import pytest
+from scipy.stats import spearmanr
 
 from rayjobs.fit_laws import main
 from synth.storage import study_path
-from tune.laws import CHINCHILLA, CHINCHILLA_TIED, Objective, fit, isoflop, load_directory
+from tune.laws import CHINCHILLA, CHINCHILLA_TIED, Objective, fit, isoflop, law_named, load_directory
 from tune.laws.bootstrap import pairs_bootstrap
 from tune.laws.estimate import optimise
+from tune.laws.minimise import FOR_A_PREDICTION
+from tune.laws.table import pin_gauge
+from tune.mixture_regression import MixtureRegressor
 
 DATA = Path(
     os.environ.get("SYNTHSCALE_REFERENCE_DATA", Path(__file__).parents[2] / ".." / "shared" / "reference")
@@ -198,3 +202,59 @@ def test_the_compute_optimal_exponent_is_the_published_one(rows):
     exponent = fitted.record.frontier.num_params_exponent
     assert exponent.value == pytest.approx(0.513, abs=2e-3)
     assert exponent.standard_error == pytest.approx(0.020, abs=0.004)
+
+
+# --- RegMix ----------------------------------------------------------------------------------------------------
+
+
+def regmix(name):
+    table = read_csv(DATA / "regmix" / f"{name}.csv")
+    return {key.removeprefix("train_the_pile_").removeprefix("metric/the_pile_").removesuffix("_val_loss"): values
+            for key, values in table.items() if key != "index"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixtures():
+    """(sources, training shares, held-out shares, 60M shares) of RegMix."""
+    parts = [regmix(name) for name in ("train_mixture_1m", "test_mixture_1m", "test_mixture_60m")]
+    return [list(parts[0]), *(np.column_stack(list(part.values())) for part in parts)]
+
+
+def test_the_regressor_ranks_unseen_runs_as_well_as_published(mixtures):
+    """Published: 0.96 to 0.998 by domain on 1M runs, 0.9892 for Pile-CC, 0.985 for Pile-CC on 60M runs."""
+    sources, seen, held_out, larger = mixtures
+    losses, unseen, at_60m = (
+        regmix(name) for name in ("train_pile_loss_1m", "test_pile_loss_1m", "test_pile_loss_60m")
+    )
+    ranks = {}
+    for domain in losses:
+        regressor = MixtureRegressor.fit(sources, seen, losses[domain])
+        ranks[domain] = (
+            spearmanr(regressor.predict(held_out), unseen[domain])[0],
+            spearmanr(regressor.predict(larger), at_60m[domain])[0],
+        )
+    assert len(ranks) == 13
+    assert min(rank for rank, _ in ranks.values()) >= 0.96
+    assert ranks["pile_cc"][0] >= 0.9892
+    assert ranks["pile_cc"][1] >= 0.985
+
+
+def test_the_mixing_law_ranks_worse_than_the_regressor(mixtures):
+    sources, seen, held_out, _ = mixtures
+    rows = dict(zip(sources, seen.T, strict=True)) | {"loss": regmix("train_pile_loss_1m")["pile_cc"]}
+    law = law_named("exponential_mixing", pin_gauge(sources, rows))
+    assert "pile_cc" not in law.shares or len(law.shares) == 16
+    optimum = optimise(law, rows, Objective("mse_log"), law.starts(0.0)[:300] + 0.0, FOR_A_PREDICTION)
+    predicted = law.log_prediction(
+        optimum.theta[None], law.columns(dict(zip(sources, held_out.T, strict=True)))
+    )[0]
+    assert 0.94 < spearmanr(predicted, regmix("test_pile_loss_1m")["pile_cc"])[0] < 0.9892
+
+
+def test_caps_hold_in_the_best_mixture(mixtures):
+    sources, seen, _, _ = mixtures
+    regressor = MixtureRegressor.fit(sources, seen, regmix("train_pile_loss_1m")["pile_cc"])
+    free, capped = regressor.best_mixture(), regressor.best_mixture({"pile_cc": 0.3})
+    assert free["pile_cc"] > 0.6
+    assert capped["pile_cc"] <= 0.3 + 1e-9
+    assert sum(capped.values()) == pytest.approx(1.0)
