@@ -255,6 +255,8 @@ class TrainPlacement(Config):
     """Rows one worker passes forward at once; the rest of a step is gradient accumulation."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
     """A run that lasts longer than this leaves a checkpoint about this often, seconds."""
+    tensorboard: bool = False
+    """Write TensorBoard event files beside every run's metrics.jsonl: `tensorboard --logdir <root>/runs`."""
     max_restarts: int = Field(default=3, ge=0)
     """Times a lane may lose a worker and start again before its job stops."""
 

@@ -23,6 +23,7 @@ from synth.storage import study_path, write_json_atomic
 from train.branching import in_training_order, tokens_to_train
 from train.config import Mixture, ModelConfig, PretrainConfig, RunConfig, RunTemplate, TrainPlacement
 from train.deepspeed_config import deepspeed_config
+from train.events import check_events
 from train.flops import count_parameters, train_flops
 from train.mixture import RowUse, check_epochs
 from train.record import RunRecord, read_record, read_records
@@ -126,6 +127,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     packed = PackedInfo.read(config.root, config.packed)
     planned = plan_runs(config, packed)
     check_placement([each.run for each in planned], packed, config.placement)
+    check_events(config.root, config.placement)
     use = check_budgets(planned, packed)
     directory = plan_directory(config.root, config.name)
     if (directory / RECIPE_FILE).exists():

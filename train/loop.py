@@ -37,6 +37,7 @@ from train.distributed import (
 )
 from train.divergence import LossWatch
 from train.evaluation import evaluate, evaluation_steps
+from train.events import EventLog
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.metrics import MetricsLog, StepMetrics, finite
 from train.mixture import MixtureSampler, check_epochs
@@ -103,7 +104,11 @@ def _train(
     rate = peak_learning_rate(run.optimizer, count_parameters(run.model, packed.vocab_size).non_embedding)
     with open_engine(_fresh_module(run, packed), run, placement, rate) as engine:
         training = _Training(run, packed, placement, directory, engine, rate)
-        reason = training.run_to_end(report or (lambda tokens: None))
+        try:
+            reason = training.run_to_end(report or (lambda tokens: None))
+        finally:
+            if training.events is not None:
+                training.events.close()
         if leads():
             training.metrics.flush()
         record = agreed(training.record(reason, attempts))
@@ -135,6 +140,7 @@ class _Training:
         state, self.trunk = load_state(engine, run, directory, placement)
         self.leaves_trunk_at = trunk_steps(run) if run.branching else None
         wall_seconds = max(state.wall_seconds, self.metrics.resume(state.step)) if leads() else 0.0
+        self.events = EventLog(directory, state.step) if placement.tensorboard and leads() else None
         self.began = self.checkpointed = self.mark = time.perf_counter()
         self.began -= wall_seconds
         self.step = state.step
@@ -251,6 +257,8 @@ class _Training:
         self.line_step, self.line_train_seconds = self.step, self.train_seconds
         if leads():
             self.metrics.add(line)
+        if self.events is not None:
+            self.events.add(line)
 
     def _evaluate(self) -> None:
         evaluation = evaluate(
@@ -261,6 +269,8 @@ class _Training:
             device=self.engine.device,
         )
         self.evaluations.append(evaluation)
+        if self.events is not None:
+            self.events.add_evaluation(evaluation, self.step)
 
     def _checkpoint(self) -> None:
         if leads():
