@@ -98,7 +98,7 @@ def sigkill():
 
 
 RESULTS = (
-    "corpora/*/*/part-*.parquet", "synthetic/*/part-*.parquet", "packed/*/**/*.bin", "runs/*/record.json",
+    "corpora/*/*/part-*.parquet", "synthetic/*/part-*.parquet", "packed/*/**/*.tokens", "runs/*/record.json",
     "searches/*/*/best.json", "laws/*/fit.json", "recommendations/*.json",
 )  # fmt: skip
 NOT_RESULTS = {"provenance", "wall_seconds", "device_seconds", "tokens_per_second", "attempts", "training_device_hours",

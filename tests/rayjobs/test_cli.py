@@ -1,6 +1,7 @@
 """What a person sees on the command line: help with units, one sentence for a mistake, exit code 2, flags that win."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -113,3 +114,19 @@ def test_every_shipped_study_dry_runs_without_ray(path, tmp_path):
     for section in study.SECTIONS.values():
         assert f"\n{section.name} -> " in done.stdout
     assert not (tmp_path / "study").exists(), "a dry run leaves nothing behind"
+
+
+def test_a_curve_has_the_same_bits_however_many_threads_there_are():
+    script = (
+        "import rayjobs, hashlib, numpy as np; from tune.optimum import fit_curve\n"
+        "fits = [fit_curve([0, 1 / 3, 2 / 3, 1], 5 + np.random.default_rng(n).random(4)) for n in range(4)]\n"
+        "print(hashlib.sha256(b''.join(fit.draws.tobytes() for fit in fits)).hexdigest())"
+    )
+    bits = {
+        subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": threads}, cwd=ROOT,
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for threads in ("1", "2", "4")
+    }  # fmt: skip
+    assert len(bits) == 1
