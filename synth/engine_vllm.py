@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pydantic
 
 from synth.config import EngineConfig, RephrasePlacement
 from synth.engine import (
@@ -226,7 +227,13 @@ class VllmEngine:
             "Engine core proc",
         )
         causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
-        return (causes or [f"{type(error).__name__}: {first_line(error)}"])[-1].rstrip(".")
+        return (causes or [_reason_of(error)])[-1].rstrip(".")
+
+
+def _reason_of(error: Exception) -> str:
+    if isinstance(error, pydantic.ValidationError):  # its first line only counts what is wrong
+        return "; ".join(" ".join(each["msg"].split()) for each in error.errors())
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def device_name(placement: RephrasePlacement) -> str:
