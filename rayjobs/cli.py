@@ -196,7 +196,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", help="TOML file with any of the fields below; flags win over it"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, start nothing")  # fmt: skip
-    parser.add_argument("--dashboard", action=argparse.BooleanOptionalAction, default=True, help="with a local Ray of its own: serve its dashboard on loopback (the default)")  # fmt: skip
+    parser.add_argument("--dashboard", action=argparse.BooleanOptionalAction, default=False, help="with a local Ray of its own: serve its dashboard on loopback")  # fmt: skip
 
 
 def _add_looks(parser: argparse.ArgumentParser, looks: Sequence[Look]) -> None:

@@ -13,12 +13,12 @@ STARTS = 3
 """Times a local Ray is started: a node gives itself 30 s, which a cold or busy machine can miss once."""
 
 
-def connect(job: str, *, dashboard: bool = True) -> None:
+def connect(job: str, *, dashboard: bool = False) -> None:
     """Connect to the cluster in RAY_ADDRESS (`ray job submit` sets it), or start one on this machine.
 
     Does nothing when already connected. A local cluster has the machine's CPUs and GPUs and asks every client
-    for Ray's token; `dashboard` serves its dashboard on loopback and prints the address. Ray Train's clean-up after
-    a lost controller asks the dashboard who is alive, so leave it on where runs may be killed.
+    for Ray's token; `dashboard` serves its dashboard on loopback and prints the address; its processes take a
+    good part of a small machine. Ray Train's watcher of lost controllers asks it who is alive, and says so without it.
 
     Raises UserError when no local Ray comes up.
     """
