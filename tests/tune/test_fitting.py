@@ -151,22 +151,23 @@ def test_what_was_written_predicts_as_the_fit_did(study):
     root, _, file = study
     laws = load_fit(root)
     assert laws.groups == ("natural", "hq 33 %", "hq 100 %")
-    fitted = laws.find("chinchilla", "hq 33 %")
-    assert fitted.record == next(
-        fit for fit in file.fits if (fit.law, fit.group) == ("chinchilla", "hq 33 %")
-    )
-    assert fitted.samples.shape == (40, 5)
+    written = next(fit for fit in file.fits if (fit.axis, fit.group) == ("both", "hq 33 %"))
+    assert written.law in ("chinchilla", "chinchilla_tied")
+    fitted = laws.find(written.law, "hq 33 %")
+    assert fitted.record == written
+    assert fitted.samples.shape == (40, len(written.parameters))
     inside = fitted.predict(num_params=98_000, train_tokens=800_000)
     truth = 40 * 98_000**-0.3 + 90 * 800_000**-0.32 + 2.5 - 0.1 / 3
     assert inside.value == pytest.approx(truth, rel=0.01)
     assert inside.low < inside.value < inside.high
-    assert laws.find("chinchilla", "qa 33 %") is None
+    assert laws.find(written.law, "qa 33 %") is None
 
 
 def test_figures_say_which_runs_they_show(study):
-    root, entries, _ = study
+    root, entries, file = study
     directory = study_path(root, "laws", "laws")
-    for name in ("data-law.svg", "model-law.svg", "chinchilla-law.svg", "residuals.svg"):
+    joint = next(fit.law for fit in file.fits if fit.axis == "both").replace("_", "-")
+    for name in ("data-law.svg", "model-law.svg", f"{joint}-law.svg", "residuals.svg"):
         assert name in json.loads((directory / "manifest.json").read_text())["figures"]
         figure = (directory / name).read_text()
         assert figure.startswith("<svg")
