@@ -39,7 +39,7 @@ def test_a_study_killed_in_every_long_step_ends_like_an_undisturbed_one(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_finished_study_says_so_and_starts_nothing(shrunk_demo, finished_demo, start_job, tmp_path):
     argv, _ = shrunk_demo
     argv[argv.index("--root") + 1] = str(finished_demo)

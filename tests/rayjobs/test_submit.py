@@ -85,7 +85,7 @@ def test_a_stranger_without_the_token_is_turned_away(cluster):
     assert status_of(f"{address}/api/jobs/") in (401, 403)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_the_demo_study_gives_the_same_numbers_when_submitted_and_resubmitting_it_changes_nothing(
     cluster, shrunk_demo, finished_demo, results_of
 ):
