@@ -37,6 +37,27 @@ def test_workers_that_do_not_divide_a_step_are_refused():
         rows_per_microbatch(run_of(8), TrainPlacement(), 3)
 
 
+def test_of_groups_that_may_change_in_size_it_is_said_which_size_does_not_fit():
+    with pytest.raises(
+        UserError, match=r"by 3 workers \(workers_per_lane = \[1, 4\]\): make it a multiple of every"
+    ):
+        rows_per_microbatch(run_of(8), TrainPlacement(workers_per_lane=(1, 4)), 3)
+
+
+@pytest.mark.parametrize("workers", [0, (2, 2), (3, 1), (0, 2), (1, 2, 3), "many", 1.5, ()])
+def test_a_number_of_workers_is_one_or_a_least_and_a_most(workers):
+    with pytest.raises(ValueError, match=r"give a number of workers from 1, or \[least, most\]"):
+        TrainPlacement(workers_per_lane=workers)
+
+
+@pytest.mark.parametrize(("given", "least", "most"), [(2, 2, 2), ([1, 4], 1, 4), ([3], 3, 3), ("2", 2, 2)])
+def test_numbers_of_workers_are_taken_from_files_and_flags(given, least, most):
+    placement = TrainPlacement(workers_per_lane=given)
+    assert (placement.min_workers, placement.max_workers) == (least, most)
+    assert placement.elastic == (least < most)
+    assert TrainPlacement.model_validate(placement.model_dump(mode="json")) == placement
+
+
 def test_a_microbatch_that_does_not_divide_a_share_is_refused():
     with pytest.raises(
         UserError, match=r"rows_per_microbatch = 3 does not divide the 8 rows .* choose a divisor of 8"
