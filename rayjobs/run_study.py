@@ -72,7 +72,7 @@ class _SharedLanes:
 
     def for_step(self, step: Step) -> dict[str, Any]:
         """Return the step's further arguments: the lanes when it trains a queue of runs, nothing otherwise."""
-        if step.job.name not in ("pretrain_models", "search_mixture"):
+        if step.job.name not in ("sweep_learning_rates", "pretrain_models", "search_mixture"):
             if step.job.needs_ray:
                 self._close()
             return {}

@@ -16,6 +16,7 @@ from rayjobs import (
     recommend_mixture,
     rephrase_corpus,
     search_mixture,
+    sweep_learning_rates,
     train_generator,
     write_report,
 )
@@ -23,7 +24,7 @@ from rayjobs.cli import Job
 from synth.config import CorpusConfig, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
 from synth.plan import Plan
-from train.config import GeneratorConfig, PackConfig, PretrainConfig
+from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
 
@@ -41,6 +42,8 @@ class StudyConfig(JobConfig):
     """`rephrase_corpus` for each, by name of the synthetic set."""
     pack: dict[Name, PackConfig] = Field(default_factory=dict)
     """`pack_tokens` for each, by name of the packed set."""
+    learning_rates: dict[Name, RateSweepConfig] = Field(default_factory=dict)
+    """`sweep_learning_rates` for each, by name of the sweep; plans take it with `run.optimizer.learning_rates`."""
     pretrain: dict[Name, PretrainConfig] = Field(default_factory=dict)
     """`pretrain_models` for each, by plan name."""
     search: dict[Name, SearchConfig] = Field(default_factory=dict)
@@ -70,6 +73,7 @@ SECTIONS: dict[str, Job[Any]] = {
     "generators": train_generator.JOB,
     "rephrase": rephrase_corpus.JOB,
     "pack": pack_tokens.JOB,
+    "learning_rates": sweep_learning_rates.JOB,
     "pretrain": pretrain_models.JOB,
     "search": search_mixture.JOB,
     "laws": fit_laws.JOB,
@@ -162,10 +166,20 @@ def _data_mistakes(study: StudyConfig) -> Iterator[str]:
 
 
 def _training_mistakes(study: StudyConfig) -> Iterator[str]:
+    for name, sweep in study.learning_rates.items():
+        where = f"learning_rates.{name}"
+        yield from _unknown(f"{where}.packed", [sweep.packed], study.pack, "pack")
+        yield from _unknown(f"{where}.models", sweep.models, SIZES, "the table of sizes")
+        if sweep.packed in study.pack:
+            sources = study.pack[sweep.packed].sources
+            yield from _unknown(f"{where}.mixture", sweep.mixture, sources, f"pack.{sweep.packed}.sources")
     for section, steps in (("pretrain", study.pretrain), ("search", study.search)):
         for name, step in steps.items():
             where = f"{section}.{name}"
             yield from _unknown(f"{where}.packed", [step.packed], study.pack, "pack")
+            if (rates := step.run.optimizer.learning_rates) is not None:
+                field = f"{where}.run.optimizer.learning_rates"
+                yield from _unknown(field, [rates], study.learning_rates, "learning_rates")
             sources = study.pack[step.packed].sources if step.packed in study.pack else {}
             synthetic = step.synthetic if isinstance(step, PretrainConfig) else (step.synthetic,)
             if sources:

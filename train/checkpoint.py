@@ -39,6 +39,8 @@ class RunState(Record):
     """Finished steps."""
     window_losses: tuple[float, ...] = ()
     """Losses of the steps since the last metrics line, nats per token."""
+    window_source_nats: tuple[float, ...] = ()
+    """Losses in the same steps by source, in the sampler's order, summed over tokens, nats; empty: none yet."""
     steps_above_limit: int = 0
     """Steps in a row with a loss that suggests divergence."""
     evaluations: tuple[Evaluation, ...] = ()

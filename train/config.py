@@ -136,6 +136,32 @@ class OptimizerConfig(Config):
     """Part of the run's tokens spent decaying (wsd only), [0, 1]."""
 
 
+HyperparameterRule = Literal["step_law", "deepseek"]
+"""A published rule for learning rate and batch, see `train.hyperparameters`."""
+
+
+class TemplateOptimizer(OptimizerConfig):
+    """The optimizer of a plan: the numbers themselves, or where each run gets its peak learning rate from."""
+
+    learning_rates: Name | None = None
+    """Sweep whose best rate every size takes as its peak, `learning_rates/<name>`, in place of `peak_learning_rate`."""
+    learning_rate_rule: HyperparameterRule | None = None
+    """Published rule of (N, D) that gives the peak, in place of `peak_learning_rate`: `step_law` (Li et al. 2025) or
+    `deepseek` (Bi et al. 2024); both were fitted to models far larger than a demo's."""
+
+    @model_validator(mode="after")
+    def _one_source_of_the_rate(self) -> TemplateOptimizer:
+        named = [name for name in ("learning_rates", "learning_rate_rule") if getattr(self, name) is not None]
+        own = ("peak_learning_rate", "reference_num_params")
+        changed = [name for name in own if getattr(self, name) != OptimizerConfig.model_fields[name].default]
+        both = [*named, *changed] if named else []
+        if len(both) > 1:
+            raise ValueError(
+                f"{both[0]} and {both[1]} both set the peak learning rate: leave one of them out"
+            )
+        return self
+
+
 OF_A_BRANCH = frozenset(
     {"train_tokens", "decay_fraction", "warmup_fraction", "max_epochs", "evaluations", "branching"}
 )
@@ -151,6 +177,17 @@ def check_branching(run: RunConfig | RunTemplate) -> None:
             f"branching = true needs optimizer.schedule = 'wsd', not {run.optimizer.schedule!r}, whose rate depends on the "
             "budget from the first step on: set one of the two"
         )
+    if isinstance(run, RunTemplate):
+        ruled = {
+            "batch_rule": run.batch_rule,
+            "optimizer.learning_rate_rule": run.optimizer.learning_rate_rule,
+        }
+        for field, rule in ruled.items():
+            if rule is not None:
+                raise ValueError(
+                    f"branching = true with {field} = {rule!r}, which depends on the budget, and branches of one trunk share "
+                    "all but that: give a number or a sweep instead"
+                )
     if run.optimizer.warmup_tokens is None:
         raise ValueError(
             "branching = true needs optimizer.warmup_tokens, because all budgets share one warm-up: set it, for instance "
@@ -250,6 +287,9 @@ def _one_or_two(workers: Any) -> Any:
     return least if len(numbers) == 1 else (least, most)
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class TrainPlacement(Config):
     """Where and how wide runs are trained; never part of a run's identity, always part of its record."""
 
@@ -267,11 +307,19 @@ class TrainPlacement(Config):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage."""
     rows_per_microbatch: int = Field(default=8, ge=1)
-    """Rows one worker passes forward at once; the rest of a step is gradient accumulation."""
+    """Rows one worker passes forward at once; the rest of a step is gradient accumulation. Halved when the device has
+    not the memory for them."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
     """A run that lasts longer than this leaves a checkpoint about this often, seconds."""
-    tensorboard: bool = False
-    """Write TensorBoard event files beside every run's metrics.jsonl: `tensorboard --logdir <root>/runs`."""
+    recompute_activations: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: a third more work for a fraction of
+    the memory, and the same bits."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where else a run's metrics go: `tensorboard` (event files beside metrics.jsonl), `mlflow`, `wandb`; the last two
+    must be installed, and take addresses and keys from their own settings."""
+    peak_flops_per_device: float | None = Field(default=None, gt=0)
+    """Peak speed of a worker's device in the run's precision, FLOP/s, for model FLOPs utilisation; null takes the data
+    sheet's for a known GPU, and leaves utilisation out on any other device."""
     max_restarts: int = Field(default=3, ge=0)
     """Times a lane may lose a worker and start again before its job stops."""
 
@@ -308,7 +356,9 @@ class RunTemplate(Config):
 
     rows_per_step: int = Field(default=8, ge=1)
     """Rows in one optimiser step: the global batch."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_rule: HyperparameterRule | None = None
+    """Published rule of (N, D) that gives the rows of a step, to the nearest power of two, in place of `rows_per_step`."""
+    optimizer: TemplateOptimizer = TemplateOptimizer()
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the forward and backward pass."""
     max_epochs: float | None = Field(default=1.0, gt=0)
@@ -320,8 +370,15 @@ class RunTemplate(Config):
     budget and the decays instead of the sum of all. Needs schedule `wsd`, `optimizer.warmup_tokens`, one evaluation."""
 
     @model_validator(mode="after")
-    def _can_branch(self) -> RunTemplate:
+    def _sensible(self) -> RunTemplate:
         check_branching(self)
+        if (
+            self.batch_rule is not None
+            and self.rows_per_step != RunTemplate.model_fields["rows_per_step"].default
+        ):
+            raise ValueError(
+                "batch_rule and rows_per_step both set the rows of a step: leave one of them out"
+            )
         return self
 
 
@@ -344,6 +401,54 @@ class PretrainConfig(JobConfig):
     """Every run is repeated with each of these seeds."""
     run: RunTemplate = RunTemplate()
     placement: TrainPlacement = TrainPlacement()
+
+
+# --- sweep_learning_rates --------------------------------------------------------------------------------------
+
+
+class RateSweepConfig(JobConfig):
+    """`sweep_learning_rates`: short runs of every size at several peak rates -> `learning_rates/<name>/`, the best of each.
+
+    A plan or a search uses them with `run.optimizer.learning_rates = "<name>"`.
+    """
+
+    name: Name = "rates"
+    """Name of the sweep: `learning_rates/<name>`."""
+    packed: Name = "packed"
+    """Packed set to train on."""
+    mixture: Mixture = Field(default_factory=lambda: {"natural": 1.0})
+    """Share of the training tokens from each source; one rate then serves all mixtures of a study."""
+    models: tuple[str, ...] = Field(min_length=1)
+    """Model sizes by name, see `train.sizes`."""
+    train_tokens: int = Field(ge=1)
+    """Budget of each run, tokens. The best rate falls as budgets grow, so take one near those it is for."""
+    rates_per_size: int = Field(default=5, ge=3)
+    """Peak rates tried at first, around the one that `run.optimizer` gives the size; an odd number."""
+    rate_ratio: float = Field(default=2.0, gt=1)
+    """Each rate is the one below times this."""
+    max_rates_per_size: int = Field(default=11, ge=3)
+    """Most rates tried when the best lies at the edge and the grid is extended past it."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Every rate is trained with each of these seeds."""
+    run: RunTemplate = RunTemplate()
+    """Everything else of the runs: use that of the plan the rates are for."""
+    placement: TrainPlacement = TrainPlacement()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> RateSweepConfig:
+        if self.rates_per_size % 2 == 0:
+            raise ValueError(
+                f"rates_per_size = {self.rates_per_size}: take an odd number, so that one is the middle"
+            )
+        if self.max_rates_per_size < self.rates_per_size:
+            raise ValueError(
+                f"max_rates_per_size = {self.max_rates_per_size} is below rates_per_size = {self.rates_per_size}: raise it"
+            )
+        if self.run.optimizer.learning_rates is not None:
+            raise ValueError(
+                "run.optimizer.learning_rates names a sweep, and this is one: give the rate to start from"
+            )
+        return self
 
 
 # --- train_generator -------------------------------------------------------------------------------------------

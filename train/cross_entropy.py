@@ -27,34 +27,42 @@ def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     weight's gradient are accumulated in float32. Where a gradient is wanted too, no single position counts more than
     87 nats (the least float32 probability); the gradient itself is exact.
     """
-    loss: torch.Tensor = _SummedCrossEntropy.apply(hidden, weight, targets)
+    loss, _ = cross_entropy(hidden, weight, targets)
     return loss
+
+
+def cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same sum, and besides the cross-entropy of each position in nats, float32 [M], without a gradient."""
+    loss: torch.Tensor
+    nats: torch.Tensor
+    loss, nats = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return loss, nats
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         gradient = any(ctx.needs_input_grad)
         budget = BLOCK_LOGITS_GPU if hidden.is_cuda else BLOCK_LOGITS
         block = max(1, budget // weight.shape[0])
         minus_one = torch.full((1, 1), -1.0, device=hidden.device)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        nats = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if gradient else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if gradient else None
         for start in range(0, hidden.shape[0], block):
             states, wanted = hidden[start : start + block], targets[start : start + block, None]
             logits = states @ weight.T
             if grad_hidden is None or grad_weight is None:
-                total -= (
-                    torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-                    .gather(1, wanted)
-                    .sum(dtype=torch.float64)
-                )
+                log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                nats[start : start + block] = log_probabilities.gather(1, wanted)[:, 0].neg_()
                 continue
             probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-            total -= (
-                probabilities.gather(1, wanted).clamp_min_(_LEAST_PROBABILITY).log_().sum(dtype=torch.float64)
-            )
+            likelihood = probabilities.gather(1, wanted)[:, 0].clamp_min_(_LEAST_PROBABILITY)
+            nats[start : start + block] = likelihood.log_().neg_()
             # d loss / d logits = softmax - one-hot
             difference = probabilities.scatter_add_(1, wanted, minus_one.expand(wanted.shape)).to(
                 hidden.dtype
@@ -65,7 +73,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
             else:
                 grad_weight += difference.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return total.float()
+        ctx.mark_non_differentiable(nats)
+        return nats.sum(dtype=torch.float64).float(), nats
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -78,7 +78,7 @@ def _row_nats(
         start = min(batch, num_batches - 1) * rows_per_batch
         tokens = torch.from_numpy(rows[start : start + rows_per_batch].astype(np.int64)).to(device)
         with torch.no_grad():
-            found = module(tokens, by_row=True)
+            _, found = module(tokens, by_row=True)
         if batch < num_batches:
             nats[start : start + rows_per_batch] = found
     result: NDArray[np.float64] = total(nats).cpu().numpy()

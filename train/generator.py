@@ -30,6 +30,7 @@ from synth.storage import MARKER, list_names, read_parquet, study_path, write_pa
 from train.config import GeneratorConfig, PackConfig, PackSource, RunConfig, TokenizerConfig
 from train.flops import count_parameters, train_flops
 from train.grid import run_of
+from train.hyperparameters import rows_per_step_of
 from train.record import RECORD_FILE, RunRecord, read_record, run_directory
 from train.sizes import model_of
 from train.tokens import PackedInfo, PackedSet
@@ -73,7 +74,9 @@ def plan_generator(config: GeneratorConfig) -> Plan:
     if (directory / RECIPE_FILE).exists():
         claim_directory(directory, KIND, recipe, parents)
     model = model_of(config.model)
-    per_step = config.run.rows_per_step * config.sequence_length
+    num_params = count_parameters(model, config.vocab_size).non_embedding
+    rows = rows_per_step_of(config.run, num_params, config.train_tokens, config.sequence_length)
+    per_step = rows * config.sequence_length
     num_steps = config.train_tokens // per_step
     if not num_steps:
         raise UserError(
@@ -184,7 +187,14 @@ def run_config(config: GeneratorConfig) -> RunConfig:
     packed = PackedInfo.read(config.root, _own_name(config))
     model = model_of(config.model)
     return run_of(
-        config.run, _own_name(config), packed, model, config.train_tokens, {SOURCE: 1.0}, config.seed
+        config.run,
+        _own_name(config),
+        packed,
+        model,
+        config.train_tokens,
+        {SOURCE: 1.0},
+        config.seed,
+        root=config.root,
     )
 
 

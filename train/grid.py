@@ -23,13 +23,15 @@ from synth.storage import study_path, write_json_atomic
 from train.branching import in_training_order, tokens_to_train
 from train.config import Mixture, ModelConfig, PretrainConfig, RunConfig, RunTemplate, TrainPlacement
 from train.deepspeed_config import deepspeed_config
-from train.events import check_events
 from train.flops import count_parameters, train_flops
+from train.hyperparameters import optimizer_of, rows_per_step_of
 from train.mixture import RowUse, check_epochs
+from train.rates import rate_facts, rate_parents, rate_warnings
 from train.record import RunRecord, read_record, read_records
 from train.schedule import check_schedule
 from train.sizes import model_of
 from train.tokens import PackedInfo
+from train.trackers import check_trackers
 
 KIND = "plan"
 MADE_BY = "pretrain_models"
@@ -71,8 +73,23 @@ def run_of(
     train_tokens: int,
     mixture: Mixture,
     seed: int,
+    *,
+    root: str,
 ) -> RunConfig:
-    """Return the run of a template on a packed set. Raises ValueError when the budget is below one step."""
+    """Return the run of a template on a packed set, with the numbers the template stands for at this size and budget.
+
+    Raises UserError when the budget is below one step, or the sweep the template names has no rate for this size;
+    IncompleteArtefact when that sweep is not finished.
+    """
+    num_params = count_parameters(model, packed.vocab_size).non_embedding
+    rows_per_step = rows_per_step_of(template, num_params, train_tokens, packed.sequence_length)
+    per_step = rows_per_step * packed.sequence_length
+    if train_tokens < per_step:
+        raise UserError(
+            f"train_tokens = {train_tokens:,} is less than one step of {per_step:,} tokens (run.rows_per_step = "
+            f"{rows_per_step} x sequence_length = {packed.sequence_length}): raise it or lower run.rows_per_step."
+        )
+    of_the_template = {"rows_per_step", "batch_rule", "optimizer"}
     return RunConfig(
         packed=packed_name,
         packed_hash=packed.hash,
@@ -81,7 +98,9 @@ def run_of(
         train_tokens=train_tokens,
         sequence_length=packed.sequence_length,
         seed=seed,
-        **{name: getattr(template, name) for name in RunTemplate.model_fields},
+        rows_per_step=rows_per_step,
+        optimizer=optimizer_of(template, model, num_params, train_tokens, root),
+        **{name: getattr(template, name) for name in RunTemplate.model_fields if name not in of_the_template},
     )
 
 
@@ -127,20 +146,21 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     packed = PackedInfo.read(config.root, config.packed)
     planned = plan_runs(config, packed)
     check_placement([each.run for each in planned], packed, config.placement)
-    check_events(config.root, config.placement)
+    check_trackers(config.root, config.placement)
     use = check_budgets(planned, packed)
     directory = plan_directory(config.root, config.name)
     if (directory / RECIPE_FILE).exists():
-        claim_directory(directory, KIND, config.identity(), {"packed": packed.hash})
+        claim_directory(directory, KIND, config.identity(), _parents(config, packed))
     records = read_plan_records(config.root, planned)
     missing = [each for each in planned if each.run.run_id not in records]
     own_tokens = tokens_to_train(
         [each.run for each in missing], [record.config for record in records.values()]
     )
-    facts = _work(planned, missing, own_tokens, packed) | _models(planned, packed) | _passes(use)
+    facts = _work(planned, missing, own_tokens, packed) | _models(planned, packed)
+    facts |= rate_facts(config.root, config.run, (each.model for each in planned)) | _passes(use)
     facts |= count_statuses(records.values())
     if missing:
-        facts["device-hours, estimated"] = _device_hours(missing, own_tokens, config.root, config.placement)
+        facts["device-hours, estimated"] = device_hours(missing, own_tokens, config.root, config.placement)
     return Plan(
         MADE_BY,
         str(directory),
@@ -153,7 +173,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
 def claim_plan(config: PretrainConfig, packed: PackedInfo, planned: Sequence[PlannedRun]) -> str:
     """Make `plans/<name>` this plan's own, list its runs there and return its identity. Raises IdentityMismatch."""
     directory = plan_directory(config.root, config.name)
-    identity = claim_directory(directory, KIND, config.identity(), {"packed": packed.hash})
+    identity = claim_directory(directory, KIND, config.identity(), _parents(config, packed))
     write_json_atomic(directory / PLAN_FILE, {"runs": [_row(each, packed.vocab_size) for each in planned]})
     return identity
 
@@ -226,14 +246,14 @@ def _run(
     share: float,
     seed: int,
 ) -> RunConfig:
-    per_step = config.run.rows_per_step * packed.sequence_length
-    if train_tokens < per_step:
-        raise UserError(
-            f"axes: train_tokens = {train_tokens:,} is less than one step of {per_step:,} tokens (run.rows_per_step = "
-            f"{config.run.rows_per_step} x sequence_length = {packed.sequence_length}): raise it or lower run.rows_per_step."
-        )
     mixture = mix(config.natural, synthetic, share)
-    return run_of(config.run, config.packed, packed, model_of(model), train_tokens, mixture, seed)
+    return run_of(
+        config.run, config.packed, packed, model_of(model), train_tokens, mixture, seed, root=config.root
+    )
+
+
+def _parents(config: PretrainConfig, packed: PackedInfo) -> dict[str, str]:
+    return {"packed": packed.hash} | rate_parents(config.root, config.run)
 
 
 def _check_sources(config: PretrainConfig, packed: PackedInfo) -> None:
@@ -305,7 +325,7 @@ def _passes(use: Sequence[Mapping[str, RowUse]]) -> dict[str, object]:
     return {f"most passes over {name}": round(epochs, 3) for name, epochs in sorted(most.items())}
 
 
-def _device_hours(
+def device_hours(
     missing: Sequence[PlannedRun], own_tokens: Mapping[str, int], root: str, placement: TrainPlacement
 ) -> float | str:
     """Return device-hours at the speed this study's finished runs of the same models had, or why there is no number."""
@@ -324,6 +344,8 @@ def _device_hours(
 
 
 def _warnings(config: PretrainConfig, planned: Sequence[PlannedRun]) -> Iterator[str]:
+    longest = max(each.run.train_tokens for each in planned)
+    yield from rate_warnings(config.root, config.run, (each.model for each in planned), longest)
     if not config.synthetic and any(share > 0 for share in config.shares):
         yield "synthetic is empty, so only share 0 is trained"
     if len(config.seeds) == 1:

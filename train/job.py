@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -14,9 +15,9 @@ from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.progress import Progress
 from synth.storage import study_path
-from train import generator, packing
+from train import generator, packing, rate_sweep
 from train.branching import in_training_order
-from train.config import GeneratorConfig, PackConfig, PretrainConfig, RunConfig
+from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig, RunConfig
 from train.grid import (
     check_placement,
     claim_plan,
@@ -27,6 +28,8 @@ from train.grid import (
     summary,
 )
 from train.lanes.job import Lanes
+from train.rates import MADE_BY as SWEEP
+from train.rates import SweptRates
 from train.record import RunRecord
 from train.tokens import PackedInfo
 
@@ -118,6 +121,33 @@ def pretrain_models(config: PretrainConfig, lanes: Lanes | None = None) -> list[
     if not any(record.status == "complete" for record in records):
         raise UserError(f"no run of plans/{config.name} is complete: {summary(records)}.")
     return records
+
+
+def sweep_learning_rates(config: RateSweepConfig, lanes: Lanes | None = None) -> SweptRates:
+    """Train every size at several peak rates, more where the best lies at the edge, on these lanes or its own; return the
+    best of each.
+
+    Raises UserError (see `plan_sweep`; or when no rate of a size trained to its end), LanesLost when no lane is left; what
+    is recorded by then stays recorded.
+    """
+    rate_sweep.plan_sweep(config)
+    packed = PackedInfo.read(config.root, config.packed)
+    identity = rate_sweep.claim_sweep(config, packed)
+    found = rate_sweep.read_sweep_records(config, packed)
+    with contextlib.ExitStack() as stack:
+        while missing := [each.run for each in rate_sweep.missing_runs(config, packed, found)]:
+            if lanes is None:
+                width = min(config.placement.lanes, len(missing))
+                placement = config.placement.model_copy(update={"lanes": width})
+                lanes = stack.enter_context(Lanes(config.root, placement))
+            runs = in_training_order(missing, packed.vocab_size)
+            progress = _token_progress(SWEEP, runs, runs)
+            found |= {record.run_id: record for record in lanes.run_all(runs, progress)}
+            progress.say(summary([found[run.run_id] for run in runs]))
+    rates = rate_sweep.finish_sweep(config, packed, identity, found)
+    for sentence in rate_sweep.sentences(rates):
+        Progress(SWEEP, 0, "tokens").say(sentence)
+    return rates
 
 
 def _train_missing(

@@ -24,6 +24,7 @@ from synth.storage import read_json, write_json_atomic
 from train.checkpoint import CheckpointWriter, RunState, remove_checkpoints
 from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
+from train.devices import device_name, memory_in_use, peak_flops
 from train.distributed import (
     agreed,
     join_process_group,
@@ -38,14 +39,15 @@ from train.distributed import (
 )
 from train.divergence import LossWatch
 from train.evaluation import evaluate, evaluation_steps
-from train.events import EventLog
 from train.flops import count_parameters, train_flops, train_flops_6nd
+from train.memory import FIT_FILE, MicrobatchTooLarge, note_smaller_microbatch, read_fit
 from train.metrics import MetricsLog, StepMetrics, finite
 from train.mixture import MixtureSampler, check_epochs
 from train.model import Pretrainer, Vocabulary, build_llama
-from train.record import RECORD_FILE, RunRecord
+from train.record import RECORD_FILE, DeviceUse, RunRecord
 from train.schedule import check_schedule, learning_rate, peak_learning_rate, trunk_steps
 from train.tokens import PackedSet
+from train.trackers import Trackers
 from train.trunk import leave_trunk, load_state, save_trunk, trunk_writer
 
 CONFIG_FILE = "config.json"
@@ -72,8 +74,10 @@ def train_run(
     before the record is written (`train.export.export_checkpoint` makes it a checkpoint others can load); it may be
     called again if the run is interrupted right then.
 
-    A run that diverges has a record that says so. Raises UserError for a run that cannot be trained as it is configured
-    and placed; whatever else is raised is for the caller to record.
+    A run that diverges has a record that says so. Where the device has not the memory for a microbatch, the run goes on
+    with half of it. Raises UserError for a run that cannot be trained as it is configured and placed, OutOfDeviceMemory for
+    one that does not fit however it is cut, MicrobatchTooLarge when several workers are to be called again, all together;
+    whatever else is raised is for the caller to record.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -81,15 +85,44 @@ def train_run(
     join_process_group(device.type)
     _check(run, packed, placement)
     attempts = _claim(run, directory) if leads() else 0
-    try:
-        record = _train(run, packed, placement, directory, attempts, report, deliver)
-    finally:
-        gc.collect()  # an engine is full of cycles, and the next run wants its memory
+    record = None
+    while record is None:
+        try:
+            record = _train_if_it_fits(run, packed, placement, directory, attempts, report, deliver)
+        finally:
+            gc.collect()  # an engine is full of cycles, and the next run wants its memory
     if leads():
         write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
         remove_checkpoints(directory)
         leave_trunk(run, directory)
         (directory / ATTEMPTS_FILE).unlink(missing_ok=True)
+        (directory / FIT_FILE).unlink(missing_ok=True)
+    return record
+
+
+def _train_if_it_fits(
+    run: RunConfig,
+    packed: PackedSet,
+    placement: TrainPlacement,
+    directory: UPath,
+    attempts: int,
+    report: Callable[[int], None] | None,
+    deliver: Callable[[LlamaForCausalLM], None] | None,
+) -> RunRecord | None:
+    """Train with the largest microbatch not known to be too large; None when it was, and a smaller one is to be tried."""
+    fit = agreed(read_fit(directory) if leads() else None)
+    assert fit is not None
+    placed = fit.placed(placement)
+    try:
+        record = _train(run, packed, placed, directory, attempts, report, deliver)
+    except torch.OutOfMemoryError as error:
+        note_smaller_microbatch(run, placed, world_size(), directory, error)
+        if world_size() > 1:  # another worker may be waiting for this one, and cannot be told
+            raise MicrobatchTooLarge(f"no memory for {placed.rows_per_microbatch} rows at once") from error
+        return None
+    if record.device is not None and fit.did_not_fit:
+        device = record.device.model_copy(update={"did_not_fit": fit.did_not_fit})
+        record = record.model_copy(update={"device": device})
     return record
 
 
@@ -103,12 +136,14 @@ def _train(
     deliver: Callable[[LlamaForCausalLM], None] | None,
 ) -> RunRecord:
     rate = peak_learning_rate(run.optimizer, count_parameters(run.model, packed.vocab_size).non_embedding)
-    with open_engine(_fresh_module(run, packed), run, placement, rate) as engine:
+    with open_engine(_fresh_module(run, packed, placement), run, placement, rate) as engine:
         training = _Training(run, packed, placement, directory, engine, rate)
+        ended = "interrupted"
         try:
             reason = training.run_to_end(report or (lambda tokens: None))
+            ended = "diverged" if reason else "complete"
         finally:
-            training.close()
+            training.close(ended)
         if training.trunk_checkpoints is not None:
             training.trunk_checkpoints.wait()
         wait_for_all()  # nobody still writes what the leading worker is about to remove
@@ -145,16 +180,22 @@ class _Training:
         state, self.trunk = load_state(engine, run, directory, placement)
         self.leaves_trunk_at = trunk_steps(run) if run.branching else None
         wall_seconds = max(state.wall_seconds, self.metrics.resume(state.step)) if leads() else 0.0
-        self.events = EventLog(directory, state.step) if placement.tensorboard and leads() else None
+        self.trackers = Trackers(run, placement, directory, state.step) if leads() else None
         self.began = self.checkpointed = self.mark = time.perf_counter()
         self.began -= wall_seconds
         self.before = state
         self.step = state.step
         self.window = list(state.window_losses)
+        num_sources = len(self.sampler.names)
+        self.window_source_nats = np.array(state.window_source_nats or [0.0] * num_sources)
+        self.pending_source_nats = torch.zeros(num_sources, dtype=torch.float64, device=engine.device)
         self.evaluations = list(state.evaluations)
         self.watch = LossWatch(packed.vocab_size, state.steps_above_limit)
         self.train_seconds = self.line_train_seconds = state.train_seconds
         self.line_step = state.step
+        self.device_name = device_name(engine.device)
+        self.peak_flops = peak_flops(self.device_name, run.precision, placement)
+        self.peak_memory_bytes = memory_in_use(engine.device)
 
     def run_to_end(self, report: Callable[[int], None]) -> str | None:
         """Train the steps that are left; return why the run diverged, or None."""
@@ -208,6 +249,13 @@ class _Training:
             device_seconds=self._device_seconds(wall_seconds),
             trunk=self.trunk,
             tokens_per_second=train_tokens / self.train_seconds,
+            device=DeviceUse(
+                name=self.device_name,
+                peak_flops_per_second=self.peak_flops,
+                mfu_fraction=self._mfu(train_tokens / self.train_seconds),
+                peak_memory_bytes=max(self.peak_memory_bytes, memory_in_use(self.engine.device)),
+                rows_per_microbatch=self.microbatch,
+            ),
             attempts=attempts,
             placement=self.placement,
             provenance=provenance(),
@@ -216,22 +264,32 @@ class _Training:
     def _train_step(self, rate: float) -> torch.Tensor:
         """Do one optimiser step; return this worker's mean loss in it, a scalar still on the device."""
         set_learning_rate(self.engine, rate)
-        microbatches = self._rows().split(self.microbatch)
+        rows, of_source = self._rows()
+        microbatches = rows.split(self.microbatch)
         loss = torch.zeros((), device=self.engine.device)
-        for rows in microbatches:
-            part = self.engine(rows)
+        row_nats = []
+        for microbatch in microbatches:
+            part, nats = self.engine(microbatch)
             self.engine.backward(part)
             self.engine.step()
             loss += part.detach()
+            row_nats.append(nats)
+        self.pending_source_nats += of_source @ torch.cat(row_nats)
         return loss / len(microbatches)
 
-    def _rows(self) -> torch.Tensor:
-        """Return this worker's rows of the step, int64 [rows_per_step / workers, T+1]."""
+    def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return this worker's rows of the step, int64 [R, T+1] with R = rows_per_step / workers, and which of them each
+        source has, 0 or 1, float64 [sources, R]."""
         share = self.run.rows_per_step // world_size()
         start = self.step * self.run.rows_per_step + rank() * share
         sources, rows = self.sampler.slots(start, start + share)
         tokens = self.packed.gather(self.sampler.names, sources, rows)
-        return torch.from_numpy(tokens.astype(np.int64)).to(self.engine.device, non_blocking=True)
+        of_source = np.arange(len(self.sampler.names))[:, None] == sources
+        device = self.engine.device
+        return (
+            torch.from_numpy(tokens.astype(np.int64)).to(device, non_blocking=True),
+            torch.from_numpy(of_source.astype(np.float64)).to(device, non_blocking=True),
+        )
 
     def _exchange(self, pending: list[torch.Tensor]) -> tuple[str | None, bool]:
         """Average the losses of the last steps over the workers; return why the run diverged, and whether the leading
@@ -239,8 +297,11 @@ class _Training:
         busy = self.checkpoints.busy
         since = time.perf_counter() - self.checkpointed
         late = leads() and not busy and since >= self.placement.checkpoint_every_seconds
-        values = torch.stack([*pending, torch.tensor(float(late), device=self.engine.device)]).double()
-        *losses, ask = (total(values) / world_size()).tolist()
+        steps = torch.stack([*pending, torch.tensor(float(late), device=self.engine.device)]).double()
+        values = total(torch.cat([steps, self.pending_source_nats])).tolist()
+        *losses, ask = (value / world_size() for value in values[: len(steps)])
+        self.window_source_nats += values[len(steps) :]
+        self.pending_source_nats.zero_()
         pending.clear()
         now = time.perf_counter()
         self.train_seconds, self.mark = self.train_seconds + now - self.mark, now
@@ -252,21 +313,45 @@ class _Training:
 
     def _write_line(self, rate: float) -> None:
         seconds = self.train_seconds - self.line_train_seconds
+        speed = (self.step - self.line_step) * self.run.tokens_per_step / seconds
+        memory_bytes = memory_in_use(self.engine.device)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, memory_bytes)
         line = StepMetrics(
             step=self.step,
             train_tokens=self.step * self.run.tokens_per_step,
             loss_nats_per_token=finite(math.fsum(self.window) / len(self.window)),
             learning_rate=rate,
             gradient_norm=finite(float(self.engine.get_global_grad_norm())),
-            tokens_per_second=(self.step - self.line_step) * self.run.tokens_per_step / seconds,
+            tokens_per_second=speed,
+            loss_by_source=self._loss_by_source(),
+            mfu_fraction=self._mfu(speed),
+            memory_bytes=memory_bytes,
             wall_seconds=time.perf_counter() - self.began,
         )
         self.window.clear()
+        self.window_source_nats[:] = 0.0
         self.line_step, self.line_train_seconds = self.step, self.train_seconds
         if leads():
             self.metrics.add(line)
-        if self.events is not None:
-            self.events.add(line)
+        if self.trackers is not None:
+            self.trackers.add(line)
+
+    def _loss_by_source(self) -> dict[str, float | None]:
+        """Return the mean loss of the window's rows of each source, nats per token."""
+        rows = self.run.rows_per_step
+        before = self.sampler.counts((self.step - len(self.window)) * rows)
+        counts = {name: count - before[name] for name, count in self.sampler.counts(self.step * rows).items()}
+        return {
+            name: finite(float(nats) / (counts[name] * self.run.sequence_length))
+            for name, nats in zip(self.sampler.names, self.window_source_nats, strict=True)
+            if counts[name]
+        }
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        if self.peak_flops is None:
+            return None
+        flops = train_flops(self.run.model, self.packed.vocab_size, self.run.sequence_length, train_tokens=1)
+        return flops * tokens_per_second / (self.peak_flops * world_size())
 
     def _evaluate(self) -> None:
         evaluation = evaluate(
@@ -277,8 +362,8 @@ class _Training:
             device=self.engine.device,
         )
         self.evaluations.append(evaluation)
-        if self.events is not None:
-            self.events.add_evaluation(evaluation, self.step)
+        if self.trackers is not None:
+            self.trackers.add_evaluation(evaluation, self.step)
 
     def _checkpoint(self) -> None:
         if leads():
@@ -288,7 +373,8 @@ class _Training:
 
     def _leave_trunk(self) -> None:
         assert self.trunk_checkpoints is not None
-        of_the_trunk = self._state().model_copy(update={"window_losses": (), "evaluations": ()})
+        private = {"window_losses": (), "window_source_nats": (), "evaluations": ()}
+        of_the_trunk = self._state().model_copy(update=private)
         save_trunk(self.engine, self.run, self.directory, of_the_trunk, self.trunk_checkpoints)
 
     def _state(self) -> RunState:
@@ -296,6 +382,7 @@ class _Training:
         return RunState(
             step=self.step,
             window_losses=tuple(self.window),
+            window_source_nats=tuple(self.window_source_nats.tolist()),
             steps_above_limit=self.watch.steps_above_limit,
             evaluations=tuple(self.evaluations),
             wall_seconds=wall_seconds,
@@ -307,18 +394,19 @@ class _Training:
         """Return wall-clock seconds times workers; before the last checkpoint there may have been another number."""
         return self.before.device_seconds + (wall_seconds - self.before.wall_seconds) * world_size()
 
-    def close(self) -> None:
-        """End what goes on beside the training."""
+    def close(self, ended: str) -> None:
+        """End what goes on beside the training, and say to who follows it how the run ended."""
         self.checkpoints.abandon()
-        if self.events is not None:
-            self.events.close()
+        if self.trackers is not None:
+            self.trackers.close(ended)
 
 
-def _fresh_module(run: RunConfig, packed: PackedSet) -> Pretrainer:
+def _fresh_module(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> Pretrainer:
     vocabulary = Vocabulary(packed.vocab_size, packed.eot_id)
-    return Pretrainer(
-        build_llama(run.model, vocabulary, run.sequence_length, run.seed), vocabulary.end_of_text
-    )
+    llama = build_llama(run.model, vocabulary, run.sequence_length, run.seed)
+    if placement.recompute_activations:
+        llama.gradient_checkpointing_enable({"use_reentrant": False})
+    return Pretrainer(llama, vocabulary.end_of_text)
 
 
 def _check(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> None:

@@ -37,6 +37,13 @@ class StepMetrics:
     """Global norm of this step's gradient before clipping; null when it is not finite."""
     tokens_per_second: float
     """Throughput since the line before (or since the run was resumed), evaluation and checkpoints left out."""
+    loss_by_source: dict[str, float | None]
+    """The same loss over the rows of each source alone, nats; a source without a row in these steps is left out."""
+    mfu_fraction: float | None
+    """Model FLOPs utilisation since the line before: `train_flops` a second over the peak of the devices, [0, 1] (Chowdhery
+    et al. 2022, appendix B); null when no peak is known."""
+    memory_bytes: int
+    """Memory of the leading worker: on a GPU the most allocated since the line before, else the process's resident set."""
     wall_seconds: float
     """Seconds of all attempts so far; what an interruption cost between two flushes is not known and not in it."""
 
@@ -45,6 +52,17 @@ def log_steps(num_steps: int) -> range:
     """Return the numbers of finished steps that get a line; the last step's is written besides."""
     every = math.ceil(num_steps / MAX_LINES)
     return range(every, num_steps + 1, every)
+
+
+def scalars_of(line: StepMetrics) -> dict[str, float]:
+    """Return the numbers of a line by name, as trackers want them: sources as `loss_by_source/<name>`, nulls left out."""
+    values: dict[str, float | None] = {}
+    for name, value in asdict(line).items():
+        if isinstance(value, dict):
+            values |= {f"{name}/{source}": loss for source, loss in value.items()}
+        elif name != "step":
+            values[name] = value
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.config import ModelConfig
-from train.cross_entropy import summed_cross_entropy
+from train.cross_entropy import cross_entropy, summed_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,20 @@ class Pretrainer(nn.Module):
         self.llama = llama
         self.end_of_text = end_of_text
 
-    def forward(self, rows: torch.Tensor, *, by_row: bool = False) -> torch.Tensor:
-        """Return the mean cross-entropy, nats per predicted token, float32 scalar.
+    def forward(self, rows: torch.Tensor, *, by_row: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean cross-entropy, nats per predicted token, float32 scalar, and that of each row summed over its
+        tokens, nats, float64 [B], which has no gradient.
 
-        With `by_row`, return instead the summed cross-entropy of each row, nats, float64 [B].
+        With `by_row` the projection runs row by row, so that a row's loss does not depend on the other rows.
         """
         hidden, targets = self.hidden_states(rows[:, :-1]), rows[:, 1:]
         weight = self.llama.lm_head.weight
         if by_row:
             pairs = zip(hidden, targets, strict=True)
-            return torch.stack(
-                [summed_cross_entropy(states, weight, wanted).double() for states, wanted in pairs]
-            )
-        return summed_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()) / targets.numel()
+            sums = torch.stack([summed_cross_entropy(states, weight, wanted) for states, wanted in pairs])
+            return sums.mean() / targets.shape[1], sums.detach().double()
+        total, nats = cross_entropy(hidden.flatten(0, 1), weight, targets.flatten())
+        return total / targets.numel(), nats.view(targets.shape).sum(dim=1, dtype=torch.float64)
 
     def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows of tokens, int64 [B, T] -> [B, T, H]."""

@@ -62,6 +62,31 @@ class Evaluation(Record):
     bits_per_byte: float
     """Total bits / total bytes."""
 
+    def scalars(self) -> dict[str, float]:
+        """Return the losses by name, as trackers want them: the averages, and nats per token of each domain."""
+        averages = ("loss_nats_per_token", "macro_loss_nats_per_token", "bits_per_byte")
+        return {name: getattr(self, name) for name in averages} | {
+            domain: loss.loss_nats_per_token for domain, loss in self.domains.items()
+        }
+
+
+class DeviceUse(Record):
+    """What a run was trained on, and how well it used it."""
+
+    name: str
+    """Name of the leading worker's device."""
+    peak_flops_per_second: float | None
+    """Peak speed of one device in the run's precision, FLOP/s: as configured or from its data sheet; null when unknown."""
+    mfu_fraction: float | None
+    """Model FLOPs utilisation of training without evaluation, `train_flops` a second over the peak of all workers' devices,
+    [0, 1]; null when no peak is known."""
+    peak_memory_bytes: int
+    """Most memory seen in this attempt: allocated on the leading worker's GPU, else resident in its process."""
+    rows_per_microbatch: int
+    """Rows a worker passed forward at once. Another number adds gradients up in another order: losses differ by float noise."""
+    did_not_fit: tuple[int, ...] = ()
+    """Larger numbers of rows that the device had no memory for; steps done before that were done with them."""
+
 
 class TrunkUse(Record):
     """What a run that branches off a trunk found trained already, and did not train itself."""
@@ -109,6 +134,8 @@ class RunRecord(Record):
     """wall_seconds x workers."""
     tokens_per_second: float
     """Training throughput without evaluation."""
+    device: DeviceUse | None = None
+    """What it was trained on; null when it failed."""
     attempts: int = 1
     """Times the run was started; above 1 it was interrupted and resumed."""
     placement: TrainPlacement

@@ -76,7 +76,14 @@ def trial_run(config: SearchConfig, packed: PackedInfo, cell: Cell, share: float
     """Return the run of a share: the same run, with the same id, that a grid has at this share."""
     mixture = mix(config.natural, config.synthetic, share)
     return run_of(
-        config.run, config.packed, packed, model_of(cell.model), cell.train_tokens, mixture, config.seed
+        config.run,
+        config.packed,
+        packed,
+        model_of(cell.model),
+        cell.train_tokens,
+        mixture,
+        config.seed,
+        root=config.root,
     )
 
 

@@ -25,6 +25,7 @@ from train.config import RunConfig
 from train.flops import train_flops_6nd
 from train.grid import check_placement
 from train.mixture import check_epochs
+from train.rates import rate_parents
 from train.record import RunRecord, read_record
 from train.tokens import PackedInfo
 from tune.cells import (
@@ -250,12 +251,6 @@ def check_search(config: SearchConfig, packed: PackedInfo) -> None:
 
 
 def _checked_run(config: SearchConfig, packed: PackedInfo, cell: Cell, share: float) -> RunConfig:
-    per_step = config.run.rows_per_step * packed.sequence_length
-    if cell.train_tokens < per_step:
-        raise UserError(
-            f"cells: train_tokens = {cell.train_tokens:,} is less than one step of {per_step:,} tokens (run.rows_per_step "
-            f"= {config.run.rows_per_step} x sequence_length = {packed.sequence_length}): raise it or lower run.rows_per_step."
-        )
     run = trial_run(config, packed, cell, share)
     check_epochs(run, packed.num_rows)
     return run
@@ -263,7 +258,8 @@ def _checked_run(config: SearchConfig, packed: PackedInfo, cell: Cell, share: fl
 
 def claim_search(config: SearchConfig, packed: PackedInfo) -> str:
     """Make `searches/<name>` this search's own and return its identity. Raises IdentityMismatch."""
-    return claim_directory(search_directory(config), KIND, config.identity(), {"packed": packed.hash})
+    parents = {"packed": packed.hash} | rate_parents(config.root, config.run)
+    return claim_directory(search_directory(config), KIND, config.identity(), parents)
 
 
 def _plan_warnings(config: SearchConfig) -> list[str]:

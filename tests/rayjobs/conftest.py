@@ -101,8 +101,8 @@ RESULTS = (
     "corpora/*/*/part-*.parquet", "synthetic/*/part-*.parquet", "packed/*/**/*.tokens", "runs/*/record.json",
     "searches/*/*/best.json", "laws/*/fit.json", "recommendations/*.json",
 )  # fmt: skip
-NOT_RESULTS = {"provenance", "wall_seconds", "device_seconds", "tokens_per_second", "attempts", "training_device_hours",
-               "generation_device_hours"}  # fmt: skip
+NOT_RESULTS = {"provenance", "wall_seconds", "device_seconds", "tokens_per_second", "attempts", "device",
+               "training_device_hours", "generation_device_hours"}  # fmt: skip
 
 
 @pytest.fixture

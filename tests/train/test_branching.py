@@ -128,7 +128,7 @@ def test_a_plan_counts_shared_tokens_once(tmp_path):
         packed="tiny",
         shares=(0.0,),
         axes=({"models": ("12k",), "train_tokens": (20 * step, 40 * step, 50 * step)},),
-        run=RunTemplate(branching=True, optimizer=OptimizerConfig(warmup_tokens=step, decay_fraction=0.2)),
+        run=RunTemplate(branching=True, optimizer={"warmup_tokens": step, "decay_fraction": 0.2}),
     )
     facts = plan_pretrain(config).facts
     # 20 steps; from step 15 to 40; from step 31 to 50

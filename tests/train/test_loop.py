@@ -47,7 +47,15 @@ def losses(root, run) -> list[tuple]:
 
 def results(record: RunRecord) -> dict:
     """What a record says, without where, when and how fast."""
-    timing = {"wall_seconds", "device_seconds", "tokens_per_second", "attempts", "placement", "provenance"}
+    timing = {
+        "wall_seconds",
+        "device_seconds",
+        "tokens_per_second",
+        "attempts",
+        "placement",
+        "provenance",
+        "device",
+    }
     return record.model_dump(exclude=timing)
 
 

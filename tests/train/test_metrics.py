@@ -7,7 +7,7 @@ import pytest
 from upath import UPath
 
 from train.config import RunConfig
-from train.metrics import MAX_LINES, MetricsLog, StepMetrics, finite, log_steps
+from train.metrics import MAX_LINES, MetricsLog, StepMetrics, finite, log_steps, scalars_of
 from train.sizes import SIZES
 
 
@@ -24,7 +24,18 @@ def run_of(num_steps):
 
 
 def line(step, wall_seconds=0.0):
-    return StepMetrics(step, step * 16, 1 / 3 + step, 1e-3, 0.5, 100.0, wall_seconds or float(step))
+    return StepMetrics(
+        step=step,
+        train_tokens=step * 16,
+        loss_nats_per_token=1 / 3 + step,
+        learning_rate=1e-3,
+        gradient_norm=0.5,
+        tokens_per_second=100.0,
+        loss_by_source={"natural": 1 / 3 + step, "hq": None},
+        mfu_fraction=None,
+        memory_bytes=10**9,
+        wall_seconds=wall_seconds or float(step),
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,3 +80,16 @@ def test_a_resumed_run_drops_what_it_will_do_again_and_keeps_the_time_it_took(tm
 
 def test_a_run_that_never_flushed_starts_from_nothing():
     assert MetricsLog(UPath("memory://metrics/none"), run_of(10)).resume(0) == 0.0
+
+
+def test_trackers_get_the_numbers_of_a_line_by_name_and_no_nulls():
+    assert scalars_of(line(2)) == {
+        "train_tokens": 32,
+        "loss_nats_per_token": 1 / 3 + 2,
+        "learning_rate": 1e-3,
+        "gradient_norm": 0.5,
+        "tokens_per_second": 100.0,
+        "loss_by_source/natural": 1 / 3 + 2,
+        "memory_bytes": 10**9,
+        "wall_seconds": 2.0,
+    }

@@ -73,7 +73,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state_alone(
 def test_a_fresh_model_knows_nothing(name):
     rows = torch.randint(1, 128, (4, 65), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert pretrainer(name)(rows).item() == pytest.approx(torch.tensor(128.0).log().item(), rel=0.08)
+        assert pretrainer(name)(rows)[0].item() == pytest.approx(torch.tensor(128.0).log().item(), rel=0.08)
 
 
 def test_the_loss_is_transformers_own_when_no_document_begins_in_the_row():
@@ -81,10 +81,24 @@ def test_the_loss_is_transformers_own_when_no_document_begins_in_the_row():
     rows = torch.randint(1, 128, (3, 33), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         reference = model.llama(rows, labels=rows).loss
-        torch.testing.assert_close(model(rows), reference, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            model(rows, by_row=True).sum().float() / (3 * 32), reference, atol=1e-5, rtol=1e-5
-        )
+        for by_row in (False, True):
+            mean, row_nats = model(rows, by_row=by_row)
+            torch.testing.assert_close(mean, reference, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(row_nats.sum().float() / (3 * 32), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_of_a_row_is_that_of_the_row_alone_and_leaves_the_gradient_as_it_is():
+    model = pretrainer()
+    rows = torch.randint(1, 128, (3, 33), generator=torch.Generator().manual_seed(0))
+    mean, row_nats = model(rows)
+    assert not row_nats.requires_grad
+    for row, nats in zip(rows, row_nats, strict=True):
+        torch.testing.assert_close(model(row[None])[0].double() * 32, nats, atol=1e-4, rtol=1e-5)
+    mean.backward()
+    gradient = model.llama.lm_head.weight.grad.clone()
+    model.zero_grad()
+    model.llama(rows, labels=rows).loss.backward()
+    torch.testing.assert_close(gradient, model.llama.lm_head.weight.grad, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("positions", "vocabulary"), [(1, 300_000), (1000, 2048), (513, 1024)])

@@ -50,7 +50,7 @@ def record_files(root):
 
 
 def numbers(root):
-    clocks = {"wall_seconds", "device_seconds", "tokens_per_second", "provenance", "attempts"}
+    clocks = {"wall_seconds", "device_seconds", "tokens_per_second", "provenance", "attempts", "device"}
     return {record.run_id: record.model_dump(exclude=clocks) for record in read_records(str(root))}
 
 

@@ -289,7 +289,16 @@ def write_search(config: PretrainConfig, packed: PackedInfo, synthetic: str) -> 
     for model, tokens in SEARCHED:
         shape = model_of(model)
         runs = {
-            share: run_of(config.run, "packed", packed, shape, tokens, mix("natural", synthetic, share), 0)
+            share: run_of(
+                config.run,
+                "packed",
+                packed,
+                shape,
+                tokens,
+                mix("natural", synthetic, share),
+                0,
+                root=config.root,
+            )
             for share in (0.0, 0.2, 1 / 3, 0.5, 2 / 3, 1.0)
         }
         records = {share: record_of(run) for share, run in runs.items()}

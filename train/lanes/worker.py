@@ -19,6 +19,7 @@ from synth.errors import UserError
 from synth.storage import read_json
 from train.config import RunConfig, TrainPlacement
 from train.lanes.queue import Assignment, Order, Word, failed_record
+from train.memory import MicrobatchTooLarge
 from train.record import RunRecord, TrunkUse, run_directory, write_record
 from train.tokens import PackedInfo, PackedSet
 
@@ -65,7 +66,12 @@ class Refused:
     why: str
 
 
-Outcome = RunRecord | Failed | Refused
+@dataclass(frozen=True)
+class TooLarge:
+    """A run that its workers had no memory for as it was cut; the next attempt takes fewer rows at once."""
+
+
+Outcome = RunRecord | Failed | Refused | TooLarge
 
 
 class LaneWorker:
@@ -108,6 +114,8 @@ class LaneWorker:
         beats = Beats(self._link if self._leads else None, run.run_id)
         began = time.perf_counter()
         outcome = self._settle(Failed(assignment.give_up) if assignment.give_up else self._try(run, beats))
+        while isinstance(outcome, TooLarge):  # all ranks are here, so none is stuck in a collective
+            outcome = self._settle(self._try(run, beats))
         gc.collect()  # what a run that raised has left behind
         if not self._leads:
             return
@@ -133,7 +141,7 @@ class LaneWorker:
         except Exception as error:  # whatever else a run raises is recorded as its end, and the lane goes on
             self._link.complain(run.run_id, _named(error))
             self._check_device()
-            return Failed(_named(error))
+            return TooLarge() if isinstance(error, MicrobatchTooLarge) else Failed(_named(error))
 
     def _check_device(self) -> None:
         """Raise if the run has broken the device's context, which only a new process can mend."""

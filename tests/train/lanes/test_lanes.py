@@ -89,13 +89,21 @@ def run_on_seed(run, seed):
 def numbers(root, run_id):
     """Everything a run computed, provenance and clocks aside."""
     record = read_record(root, run_id)
-    clocks = {"wall_seconds", "device_seconds", "tokens_per_second", "provenance", "placement", "attempts"}
+    clocks = {
+        "wall_seconds",
+        "device_seconds",
+        "tokens_per_second",
+        "provenance",
+        "placement",
+        "attempts",
+        "device",
+    }
     lines = (run_directory(root, run_id) / "metrics.jsonl").read_text().splitlines()
     steps = [
         {
             name: value
             for name, value in json.loads(line).items()
-            if name not in ("tokens_per_second", "wall_seconds")
+            if name not in ("tokens_per_second", "wall_seconds", "memory_bytes")
         }
         for line in lines
     ]

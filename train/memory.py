@@ -1,0 +1,87 @@
+"""What happens when a device has not the memory for a run: fewer rows at once, and a word about it in the record. No torch.
+
+A step's gradient is the sum over its rows however they are cut, so a microbatch of half the size trains the same run in
+more passes; only the order of the additions changes, which is float noise. What fits is kept in the run's directory until
+it has its record, so that an attempt in a fresh process begins with it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from upath import UPath
+
+from synth.errors import UserError
+from synth.storage import read_json, write_json_atomic
+from train.config import RunConfig, TrainPlacement
+from train.deepspeed_config import deepspeed_config, rows_per_microbatch
+from train.record import Record
+
+_LOG = logging.getLogger(__name__)
+
+FIT_FILE = "microbatch.json"
+"""In the directory of a run that is not finished: what an attempt learnt about its memory."""
+
+
+class MicrobatchTooLarge(RuntimeError):
+    """A worker of several has run out of memory; an attempt of all of them, begun anew, takes fewer rows at once."""
+
+
+class OutOfDeviceMemory(RuntimeError):
+    """A run does not fit on its device however few rows are passed at once."""
+
+
+class MemoryFit(Record):
+    """Contents of `microbatch.json`."""
+
+    rows_per_microbatch: int | None = None
+    """Rows to pass forward at once; null: as many as the placement says."""
+    did_not_fit: tuple[int, ...] = ()
+    """Numbers of rows there was no memory for."""
+
+    def placed(self, placement: TrainPlacement) -> TrainPlacement:
+        """Return the placement with what fits."""
+        if self.rows_per_microbatch is None or self.rows_per_microbatch >= placement.rows_per_microbatch:
+            return placement
+        return placement.model_copy(update={"rows_per_microbatch": self.rows_per_microbatch})
+
+
+def read_fit(directory: UPath) -> MemoryFit:
+    """Return what earlier attempts at a run learnt about its memory."""
+    try:
+        return MemoryFit.model_validate(read_json(directory / FIT_FILE))
+    except FileNotFoundError:
+        return MemoryFit()
+
+
+def note_smaller_microbatch(
+    run: RunConfig, placement: TrainPlacement, world_size: int, directory: UPath, error: BaseException
+) -> None:
+    """Write down that this placement's microbatch does not fit and the next smaller one is to be tried.
+
+    Raises OutOfDeviceMemory, in one sentence with the remedies, when there is none.
+    """
+    rows = rows_per_microbatch(run, placement, world_size)
+    share = run.rows_per_step // world_size
+    smaller = next((each for each in range(rows // 2, 0, -1) if share % each == 0), None)
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if smaller is None:
+        raise OutOfDeviceMemory(
+            f"the model does not fit on its device even with rows_per_microbatch = 1: set placement.recompute_activations = "
+            f"true, raise placement.zero_stage or workers_per_lane, or give it a larger device ({said})"
+        ) from error
+    fit = MemoryFit(rows_per_microbatch=smaller, did_not_fit=(*read_fit(directory).did_not_fit, rows))
+    try:
+        deepspeed_config(run, fit.placed(placement), world_size, num_params=1)
+    except UserError as refusal:
+        raise OutOfDeviceMemory(
+            f"rows_per_microbatch = {rows} does not fit on the device and fewer are not possible: {refusal} ({said})"
+        ) from error
+    write_json_atomic(directory / FIT_FILE, fit.model_dump(mode="json"))
+    _LOG.warning(
+        "run %s: no memory for rows_per_microbatch = %d (%s); it goes on with %d",
+        run.run_id,
+        rows,
+        said,
+        smaller,
+    )
