@@ -120,7 +120,8 @@ def write_corpus(root: str, num_parts: int, per_part: int = 64) -> None:
 
 def make_set(root: str) -> dict[str, float]:
     """Make a whole set on the fake engine in this process; return seconds and the peak memory after a tenth and at the end."""
-    from synth.rephrase import RephraseWorker, finish_work, open_work
+    from synth.rephrase import finish_work, open_work
+    from synth.worker import RephraseWorker
 
     config = RephraseConfig.model_validate(
         {"root": root, "corpus": "natural", "recipes": ["hq"], "engine": {"kind": "fake", "model": "fake"}}

@@ -141,9 +141,10 @@ class EngineConfig(Config):
 
     not_identity = frozenset({"endpoint", "served_model", "api_key_file"})
 
-    kind: Literal["vllm", "http", "fake"] = "vllm"
-    """`vllm` runs the model in-process; `http` asks a server that speaks OpenAI's completions API;
-    `fake` is a deterministic stand-in for rehearsing a job without a model."""
+    kind: Literal["vllm", "ray_data_llm", "http", "fake"] = "vllm"
+    """`vllm` runs the model in-process; `ray_data_llm` hands it to Ray Data LLM, which tells and survives less (see
+    docs/engines.md); `http` asks a server that speaks OpenAI's completions API; `fake` is a deterministic stand-in for
+    rehearsing a job without a model."""
     model: str
     """Hugging Face repository id, or a directory (local or under the study root as `root:generators/<name>`)."""
     revision: str | None = None
@@ -338,3 +339,12 @@ class TuneEngineConfig(RephraseConfig):
     """`tune_engine`: a `rephrase_corpus` configuration, and which engine settings to try for it -> `tunings/`."""
 
     search: EngineSearch = EngineSearch()
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Self:
+        if self.engine.kind == "ray_data_llm":
+            raise ValueError(
+                "engine.kind = 'ray_data_llm' cannot be tuned, it does not tell its device time: tune kind 'vllm' and set "
+                "what was found under placement"
+            )
+        return self
