@@ -257,6 +257,9 @@ class RephrasePart:
             entry = await self._worker.make_part(part)
         except UserError as error:
             return {"entry": [""], "failure": [str(error)]}
+        except OSError as error:
+            said = f"part {part}: {first_line(error)}: mend the store or the disk, then run the job again; what is done stays done."
+            return {"entry": [""], "failure": [said]}
         return {"entry": [entry.model_dump_json()], "failure": [""]}
 
 

@@ -26,7 +26,7 @@ from synth.rows import (
     tally_rows,
 )
 from synth.shuffle import part_name
-from synth.storage import read_json, write_json_atomic, write_parquet_atomic
+from synth.storage import read_bytes, read_json, write_json_atomic, write_parquet_atomic
 from synth.supervisor import Outcome, Quarantined
 
 
@@ -124,7 +124,7 @@ class PartWriter:
                 part=drafted.part, documents=drafted.documents,
                 documents_not_routed=drafted.documents - len({draft.doc_id for draft in drafts}),
                 recipes=tally_rows(table, drafts, outcomes),
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=num_bytes, **vars(generated), **vars(cost),
+                sha256=hashlib.sha256(read_bytes(path)).hexdigest(), bytes=num_bytes, **vars(generated), **vars(cost),
                 quarantined=[
                     {"row": draft.key, "reason": outcome.reason, "detail": outcome.detail}
                     for draft, outcome in zip(drafts, outcomes, strict=True) if isinstance(outcome, Quarantined)

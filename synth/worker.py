@@ -61,9 +61,11 @@ class RephraseWorker:
         part's rows kill the engine more often than `max_engine_deaths_per_part`.
         """
         work, began = self.work, time.monotonic()
-        if entry := read_entry(work.directory, part, work.num_parts):
-            return entry
         loop = asyncio.get_running_loop()
+        if entry := await loop.run_in_executor(
+            self._thread, read_entry, work.directory, part, work.num_parts
+        ):
+            return entry
         await self._supervisor.ready(part)
         drafted = await loop.run_in_executor(self._thread, self._draft, part)
         answers = [asyncio.create_task(self._answer(drafted, at)) for at in range(len(drafted.drafts))]
