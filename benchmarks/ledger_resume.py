@@ -8,13 +8,14 @@ Two things are measured, each in processes of its own:
   (`missing_parts`), and until it has added up and checked every ledger entry at the end (`read_entries`, `summarise`),
   against a bare listing of the directory.
 * memory: the peak resident memory of a worker that makes a whole set on the fake engine, for a corpus and for one ten
-  times as large with parts of the same size.
+  times as large with parts of the same size; the same of the driver and of the actor when the job runs on Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -23,10 +24,12 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -36,6 +39,8 @@ from synth.identity import claim_directory, finish, provenance
 from synth.ledger import LedgerEntry, Tally, entry_path, missing_parts, read_entries, summarise
 from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
+
+SET_PARTS = (10, 100)
 
 WORDS = (
     "the",
@@ -118,13 +123,51 @@ def write_corpus(root: str, num_parts: int, per_part: int = 64) -> None:
     finish(directory, identity, splits=splits)
 
 
-def make_set(root: str) -> dict[str, float]:
-    """Make a whole set on the fake engine in this process; return seconds and the peak memory after a tenth and at the end."""
-    from synth.rephrase import RephraseWorker, finish_work, open_work
-
-    config = RephraseConfig.model_validate(
+def set_config(root: str) -> RephraseConfig:
+    """Return the job the memory is measured of."""
+    return RephraseConfig.model_validate(
         {"root": root, "corpus": "natural", "recipes": ["hq"], "engine": {"kind": "fake", "model": "fake"}}
     )
+
+
+def make_set_on_ray(root: str) -> dict[str, float]:
+    """Make a whole set on the fake engine by the job itself; return seconds and the peak memory of driver and actor."""
+    import ray
+
+    from synth.job import rephrase_corpus
+
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    peaks, over = {"driver": 0.0, "actor": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "RephrasePart" in process.name() or "MapWorker" in " ".join(process.cmdline()):
+                        peaks["actor"] = max(peaks["actor"], process.memory_info().rss / 2**20)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    manifest = rephrase_corpus(set_config(root))
+    seconds = time.perf_counter() - began
+    over.set()
+    watcher.join()
+    ray.shutdown()
+    return {
+        "seconds": seconds,
+        "driver_mib": _peak_mib(),
+        "actor_mib": peaks["actor"],
+        "parts": manifest["parts"],
+    }
+
+
+def make_set(root: str) -> dict[str, float]:
+    """Make a whole set on the fake engine in this process; return seconds and the peak memory after a tenth and at the end."""
+    from synth.rephrase import finish_work, open_work
+    from synth.worker import RephraseWorker
+
+    config = set_config(root)
     work = open_work(config)
     work.claim()
 
@@ -149,7 +192,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-ACTIONS = {"resume": resume, "make_set": make_set}
+ACTIONS = {"resume": resume, "make_set": make_set, "make_set_on_ray": make_set_on_ray}
 
 
 def alone(action: str, *arguments: Any) -> dict[str, Any]:
@@ -167,17 +210,25 @@ def measure(num_parts: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         write_ledger(root, num_parts)
         resumed = alone("resume", root, num_parts)
-    sets = {}
-    for parts in (10, 100):
+    sets: dict[str, dict[str, Any]] = {"make_set": {}, "make_set_on_ray": {}}
+    for action, parts in itertools.product(sets, SET_PARTS):
         with tempfile.TemporaryDirectory() as root:
             write_corpus(root, parts)
-            sets[f"{parts} parts"] = alone("make_set", root)
-    small, large = (found["peak_memory_mib"] for found in sets.values())
+            sets[action][f"{parts} parts"] = alone(action, root)
+
+    def growth(action: str, name: str) -> float:
+        small, large = (found[name] for found in sets[action].values())
+        return float(large / small)
+
     return {
         "finished_parts": num_parts - 1,
         "resume": resumed,
         "memory": sets,
-        "memory_of_ten_times_the_corpus_over_the_corpus": large / small,
+        "memory_of_ten_times_the_corpus_over_the_corpus": {
+            "worker": growth("make_set", "peak_memory_mib"),
+            "driver on Ray": growth("make_set_on_ray", "driver_mib"),
+            "actor on Ray": growth("make_set_on_ray", "actor_mib"),
+        },
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
         "versions": {"python": platform.python_version()} | provenance()["packages"],
     }

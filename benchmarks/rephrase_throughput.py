@@ -35,9 +35,9 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.config import RephraseConfig
-from synth.engine_vllm import VllmEngine
+from synth.engine_vllm import VllmEngine, sampling_arguments
 from synth.identity import claim_directory, finish, provenance
-from synth.ledger import entry_path, read_entries
+from synth.ledger import entry_path, read_entries, summarise
 from synth.rephrase import RephraseWork, open_work
 from synth.rows import draft_rows, prepare_recipe
 from synth.shuffle import part_name
@@ -129,17 +129,8 @@ def prompts_of(work: RephraseWork) -> list[dict[str, Any]]:
             work.read_part(part), prepared, engine.tokenizer, seed=config.seed, samples_per_chunk=1
         )
         for draft in drafts:
-            sampling = draft.prepared.recipe.sampling
-            requests.append(
-                {
-                    "prompt_token_ids": list(draft.prompt_token_ids),
-                    "sampling": {
-                        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
-                        "repetition_penalty": sampling.repetition_penalty, "stop": list(sampling.stop), "seed": draft.seed,
-                        "max_tokens": draft.prepared.max_output_tokens,
-                    },
-                }
-            )  # fmt: skip
+            sampling = sampling_arguments(draft.request(draft.key))
+            requests.append({"prompt_token_ids": list(draft.prompt_token_ids), "sampling": sampling})
     return requests
 
 
@@ -219,8 +210,8 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
     written = [
         os.stat(str(entry_path(work.directory, entry.part, work.num_parts))).st_mtime for entry in entries
     ]
-    began = min(at - entry.wall_seconds for at, entry in zip(written, entries, strict=True))
-    started = sum(entry.engine_start_seconds for entry in entries)
+    began = min(at - (entry.wall_seconds or 0.0) for at, entry in zip(written, entries, strict=True))
+    started = summarise(entries)["engine_start_seconds"]
     rows = [
         row
         for part in range(work.num_parts)
@@ -233,7 +224,7 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
         "seconds": max(written) - began - started,
         "output_tokens": sum(row["completion_tokens"] for row in rows),
         "rows": len(rows),
-        "engine_busy_seconds": sum(entry.device_seconds for entry in entries),
+        "engine_busy_seconds": summarise(entries)["device_seconds"],
         "texts": [row["text"] if row["raw_text"] is None else row["raw_text"] for row in rows],
     }
 

@@ -110,6 +110,16 @@ class CorpusPlacement(Config):
     """Parallel reading tasks; 0 takes one per CPU of the cluster."""
 
 
+class Decontamination(Config):
+    """Which training documents are too much like the held-out split."""
+
+    ngram: int = Field(default=13, ge=1)
+    """Words in a row that count as shared when a held-out document has them too, lower case, without punctuation."""
+    max_fraction: Fraction = 0.2
+    """A training document of whose words more than this lie in shared n-grams is dropped and counted, [0, 1]; the recipes
+    reject answers at the same bound. 1 drops none."""
+
+
 class CorpusConfig(JobConfig):
     """`build_corpus`: sources -> `corpora/<name>/{train,held_out}/part-*.parquet`."""
 
@@ -122,7 +132,10 @@ class CorpusConfig(JobConfig):
     min_characters: int = Field(default=200, ge=1)
     """Documents shorter than this are dropped and counted, characters."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Keep at most this many documents (lowest document hash first, so a larger limit only adds), documents."""
+    """Keep at most this many documents (lowest document hash first, so a larger limit only adds), documents; those that
+    decontaminate drops are taken off this number."""
+    decontaminate: Decontamination = Decontamination()
+    """Drop training documents that share too much of their text with the held-out split."""
     documents_per_part: int = Field(default=256, ge=1)
     """Documents per Parquet part: the unit of commit of everything downstream, documents."""
     disjoint_from: tuple[Name, ...] = ()
@@ -141,9 +154,10 @@ class EngineConfig(Config):
 
     not_identity = frozenset({"endpoint", "served_model", "api_key_file"})
 
-    kind: Literal["vllm", "http", "fake"] = "vllm"
-    """`vllm` runs the model in-process; `http` asks a server that speaks OpenAI's completions API;
-    `fake` is a deterministic stand-in for rehearsing a job without a model."""
+    kind: Literal["vllm", "ray_data_llm", "http", "fake"] = "vllm"
+    """`vllm` runs the model in-process; `ray_data_llm` hands it to Ray Data LLM, which tells and survives less (see
+    docs/engines.md); `http` asks a server that speaks OpenAI's completions API; `fake` is a deterministic stand-in for
+    rehearsing a job without a model."""
     model: str
     """Hugging Face repository id, or a directory (local or under the study root as `root:generators/<name>`)."""
     revision: str | None = None
@@ -338,3 +352,12 @@ class TuneEngineConfig(RephraseConfig):
     """`tune_engine`: a `rephrase_corpus` configuration, and which engine settings to try for it -> `tunings/`."""
 
     search: EngineSearch = EngineSearch()
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Self:
+        if self.engine.kind == "ray_data_llm":
+            raise ValueError(
+                "engine.kind = 'ray_data_llm' cannot be tuned, it does not tell its device time: tune kind 'vllm' and set "
+                "what was found under placement"
+            )
+        return self

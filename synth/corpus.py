@@ -16,6 +16,7 @@ from upath import UPath
 from synth.config import CorpusConfig, CorpusSource
 from synth.documents import SPLITS
 from synth.errors import UserError
+from synth.held_out import CompareTask, IndexTask, compare_bucket, index_documents
 from synth.identity import RECIPE_FILE, artefact_hash, claim_directory, finish, is_finished, read_manifest
 from synth.inputs import CorpusUnit, Unit, list_source
 from synth.plan import Plan
@@ -127,6 +128,14 @@ class CorpusBuild:
         yield self._stage(
             "merge", "buckets", merge_bucket, [MergeTask(self._space, b, fraction) for b in buckets]
         )
+        if self._compares:
+            rule, kept = self.config.decontaminate, self._limited()
+            held_out = tuple(counts["held_out"] for counts in kept)
+            yield self._stage(
+                "index", "indices", index_documents, [IndexTask(self._space, 0, rule.ngram, held_out)]
+            )
+            tasks = [CompareTask(self._space, b, rule, counts["train"]) for b, counts in enumerate(kept)]
+            yield self._stage("compare", "buckets", compare_bucket, tasks)
         yield self._stage("write", "buckets", write_parts, self._parts_tasks()[1])
 
     def read_stage(self) -> Stage:
@@ -139,12 +148,14 @@ class CorpusBuild:
         Raises UserError when no document is left, RuntimeError when a row is unaccounted for.
         """
         read, merged = read_entries(self._space, "read"), read_entries(self._space, "merge")
+        compared = read_entries(self._space, "compare") if self._compares else []
         num_parts, _ = self._parts_tasks()
         splits = self._split_counts(num_parts)
         num_kept = sum(split["documents"] for split in splits.values())
         num_merged = sum(sum(entry["kept"].values()) for entry in merged)
-        dropped = collections.Counter(over_max_documents=num_merged - num_kept)
-        for entry in (*read, *merged):
+        num_limited = sum(sum(counts.values()) for counts in self._limited())
+        dropped = collections.Counter(over_max_documents=num_merged - num_limited)
+        for entry in (*read, *merged, *compared):
             dropped.update(entry["dropped"])
         dropped = +dropped
         num_rows = sum(entry["rows"] for entry in read)
@@ -202,11 +213,24 @@ class CorpusBuild:
             for number, (where, source, unit) in enumerate(units)
         ]
 
-    def _parts_tasks(self) -> tuple[dict[str, int], list[PartsTask]]:
+    @property
+    def _compares(self) -> bool:
+        """Whether training documents are compared with the held-out split."""
+        return self.config.held_out_fraction > 0 and self.config.decontaminate.max_fraction < 1
+
+    def _limited(self) -> list[dict[str, int]]:
+        """Return how many merged documents of each bucket and split are taken."""
         kept = [entry["kept"] for entry in read_entries(self._space, "merge")]
-        if self.config.max_documents is not None:
-            kept = lowest_documents(self._space, kept, self.config.max_documents)
-        return plan_parts(self._space, kept, self.config.documents_per_part)
+        if self.config.max_documents is None:
+            return kept
+        return lowest_documents(self._space, kept, self.config.max_documents)
+
+    def _parts_tasks(self) -> tuple[dict[str, int], list[PartsTask]]:
+        kept = self._limited()
+        if self._compares:
+            left = read_entries(self._space, "compare")
+            kept = [counts | {"train": entry["kept"]} for counts, entry in zip(kept, left, strict=True)]
+        return plan_parts(self._space, kept, self.config.documents_per_part, compared=self._compares)
 
     def _split_counts(self, num_parts: dict[str, int]) -> dict[str, dict[str, Any]]:
         domains: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}

@@ -30,18 +30,26 @@ class NgramIndex:
     def __init__(self, texts_words: Iterable[Sequence[str]], ngram_words: int = NGRAM_WORDS) -> None:
         self.ngram_words = ngram_words
         hashes = [ngram_hashes(words, ngram_words) for words in texts_words]
-        self._hashes: NDArray[np.uint64] = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
+        self.hashes: NDArray[np.uint64] = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
+        """Every n-gram's hash, ascending."""
+
+    @classmethod
+    def of_hashes(cls, hashes: NDArray[np.uint64], ngram_words: int) -> NgramIndex:
+        """Return an index of another one's hashes."""
+        index = cls((), ngram_words)
+        index.hashes = hashes
+        return index
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self.hashes)
 
     def covered_fraction(self, words: Sequence[str]) -> float:
         """Return the fraction of words that lie in an n-gram of the index, [0, 1]."""
         grams = ngram_hashes(words, self.ngram_words)
-        if not len(grams) or not len(self._hashes):
+        if not len(grams) or not len(self.hashes):
             return 0.0
-        at = np.minimum(np.searchsorted(self._hashes, grams), len(self._hashes) - 1)
-        starts = np.flatnonzero(self._hashes[at] == grams)
+        at = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
+        starts = np.flatnonzero(self.hashes[at] == grams)
         if not len(starts):
             return 0.0
         covered = np.zeros(len(words), bool)

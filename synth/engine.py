@@ -1,8 +1,8 @@
 """The seam between rephrasing and the thing that generates: one request in, one result out, six ways to fail.
 
 `synth.engine_vllm` runs vLLM in the process, `synth.engine_http` asks a server, `synth.engine_fake` is a deterministic
-stand-in that can be told to misbehave. Everything above this line sees only what is declared here, and one suite of
-tests holds all of them to it.
+stand-in that can be told to misbehave; `synth.engine_factory` picks one. Everything above this line sees only what is
+declared here, and one suite of tests holds all of them to it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from synth.config import EngineConfig, RephrasePlacement
-from synth.errors import UserError, first_line
-from synth.model_source import ModelSource
-from synth.prompt import HuggingFaceTokenizer, Tokenizer
+from synth.errors import UserError
+from synth.prompt import Tokenizer
 from synth.recipe import Sampling
 
 
@@ -37,13 +35,14 @@ class GenerationResult:
     """One answer and what it took."""
 
     text: str
-    finish_reason: str
-    """`stop` (the model ended or met a stop string) or `length` (cut off at max_output_tokens)."""
+    finish_reason: str | None
+    """`stop` (the model ended or met a stop string) or `length` (cut off at max_output_tokens); None where the engine
+    does not tell."""
     stop_reason: str | None
     """The stop string or token id that ended it; None for the model's own end of text."""
     prompt_tokens: int
-    cached_prompt_tokens: int
-    """Prompt tokens whose state the engine had already; depends on what ran before."""
+    cached_prompt_tokens: int | None
+    """Prompt tokens whose state the engine had already; depends on what ran before. None where the engine does not tell."""
     completion_tokens: int
     seconds: float
     """From submission to the last token, waiting included."""
@@ -117,37 +116,3 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Take the engine down, dead or alive; harmless when it is down."""
-
-
-def open_engine(config: EngineConfig, placement: RephrasePlacement, model: ModelSource) -> Engine:
-    """Return the engine a configuration asks for, not yet started."""
-    if config.kind == "fake":
-        from synth.engine_fake import FakeEngine
-
-        return FakeEngine.from_config(config)
-    if config.kind == "http":
-        from synth.engine_http import HttpEngine
-
-        return HttpEngine(config, placement, model)
-    from synth.engine_vllm import VllmEngine
-
-    return VllmEngine(config, placement, model)
-
-
-def device_name(config: EngineConfig, placement: RephrasePlacement) -> str:
-    """Return what an engine would compute on here: a GPU's name, a CPU's with its number of threads."""
-    if config.kind in ("fake", "http"):
-        return config.kind
-    from synth.engine_vllm import device_name as name_of_device
-
-    return name_of_device(placement)
-
-
-def load_tokenizer(config: EngineConfig, model: ModelSource) -> HuggingFaceTokenizer:
-    """Load the tokenizer of a model's own directory. Raises EngineStartFailed when there is none that loads."""
-    try:
-        return HuggingFaceTokenizer(str(model.local_directory()))
-    except (OSError, ValueError) as error:
-        raise EngineStartFailed(
-            f"engine.model = {config.model!r} has no tokenizer that loads: {first_line(error)}"
-        ) from error

@@ -28,11 +28,10 @@ from synth.engine import (
     RequestRefused,
     RequestTimedOut,
     RequestTooLong,
-    load_tokenizer,
 )
 from synth.errors import first_line
 from synth.model_source import ModelSource
-from synth.prompt import HuggingFaceTokenizer
+from synth.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
 START_SECONDS = 300.0
 """Time a server has to answer for the first time, or to come back after it went away: a large model loads for minutes."""

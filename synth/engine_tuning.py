@@ -25,9 +25,9 @@ from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
 from synth.engine import EngineStartFailed
 from synth.errors import UserError, first_line
 from synth.identity import content_hash, provenance
-from synth.ledger import LedgerEntry
+from synth.ledger import LedgerEntry, summarise
 from synth.plan import Plan
-from synth.rephrase import RephraseWork, RephraseWorker, open_work
+from synth.rephrase import RephraseWork, open_work
 from synth.storage import list_names, study_path
 from synth.tunings import (
     TUNINGS,
@@ -38,6 +38,7 @@ from synth.tunings import (
     length_histogram,
     recipe_hashes,
 )
+from synth.worker import RephraseWorker
 
 SAMPLE_PARTS = 8
 """Parts a sample is divided into, so that a trial crosses part boundaries as a job does."""
@@ -142,14 +143,15 @@ def _measured(
     settings: EngineSettings, placement: RephrasePlacement, entries: Sequence[LedgerEntry], seconds: float
 ) -> Trial:
     devices = placement.gpus_per_engine or 1.0
-    started = sum(entry.engine_start_seconds for entry in entries) / devices
-    if any(entry.engine_deaths for entry in entries):
+    summary = summarise(entries)
+    started = summary["engine_start_seconds"] / devices
+    if summary["engine_deaths"]:
         return Trial(settings=settings, status="out_of_memory", detail="the engine died at work")
     at_work = seconds - started
     return Trial(
         settings=settings, status="measured", engine_start_seconds=round(started, 3), seconds=round(at_work, 3),
-        accepted_tokens_per_device_second=sum(entry.total.accepted_tokens for entry in entries) / at_work / devices,
-        output_tokens_per_device_second=sum(entry.total.completion_tokens for entry in entries) / at_work / devices,
+        accepted_tokens_per_device_second=summary["accepted_tokens"] / at_work / devices,
+        output_tokens_per_device_second=summary["completion_tokens"] / at_work / devices,
     )  # fmt: skip
 
 

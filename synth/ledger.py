@@ -7,7 +7,7 @@ A part is done when its entry is there. What a job still has to do is what the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,16 @@ from synth.storage import list_names, read_json, study_path, write_json_atomic
 MADE_BY = "rephrase_corpus"
 LEDGER = "ledger"
 QUARANTINE = "quarantine"
+
+_TOTALS = (
+    "documents",
+    "documents_not_routed",
+    "bytes",
+    "engine_deaths",
+    "retries",
+    "device_seconds",
+    "engine_start_seconds",
+)
 
 _READERS = 16
 """Entries read at once: on an object store each is one slow little request."""
@@ -39,9 +49,10 @@ class Tally(BaseModel):
     reasons: dict[str, int] = {}
     """Why rows were rejected or quarantined; a row with several reasons counts under each."""
     finish_reasons: dict[str, int] = {}
+    """`stop`, `length`, or `not_told` of an engine that gives none."""
     prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    """Prompt tokens the engine did not compute again; depends on what it served before."""
+    cached_prompt_tokens: int | None = 0
+    """Prompt tokens the engine did not compute again; depends on what it served before. None where it does not tell."""
     completion_tokens: int = 0
     accepted_tokens: int = 0
     """Completion tokens of kept rows."""
@@ -56,7 +67,9 @@ class Tally(BaseModel):
         values: dict[str, Any] = {}
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            values[name] = dict(Counter(mine) + Counter(theirs)) if isinstance(mine, dict) else mine + theirs
+            values[name] = (
+                dict(Counter(mine) + Counter(theirs)) if isinstance(mine, dict) else _sum((mine, theirs))
+            )
         return Tally.model_construct(**values)
 
 
@@ -79,13 +92,14 @@ class LedgerEntry(BaseModel):
     engine_version: str
     tuning: str | None = None
     """File under `tunings/` whose engine settings were taken."""
-    device_seconds: float
-    """Time at work x devices of the engine (a CPU engine counts as one), this part's share where several were in flight."""
-    engine_start_seconds: float
+    device_seconds: float | None
+    """Time at work x devices of the engine (a CPU engine counts as one), this part's share where several were in flight.
+    As the four below null of an engine that does not tell."""
+    engine_start_seconds: float | None
     """Engine starts on this part's account x devices of the engine."""
-    engine_deaths: int
-    retries: int
-    wall_seconds: float
+    engine_deaths: int | None
+    retries: int | None
+    wall_seconds: float | None
     quarantined: list[dict[str, Any]]
     """Each quarantined row by its key, with reason and the engine's own words."""
 
@@ -93,6 +107,12 @@ class LedgerEntry(BaseModel):
     def total(self) -> Tally:
         """All recipes together."""
         return sum(self.recipes.values(), Tally())
+
+
+def _sum(values: Sequence[float | None]) -> Any:
+    """Return the sum, None as soon as one of the values is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def synthetic_directory(root: str, name: str) -> UPath:
@@ -151,32 +171,25 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
     `wasted_tokens` are completion tokens of rows that were not kept.
 
     `device_hours_per_billion_accepted_tokens` and `accepted_tokens_per_device_second` count the devices' time at
-    work; starts of engines are beside it. Both are None when no token was accepted or no time was taken.
+    work; starts of engines are beside it. Both are None when no token was accepted or no time was taken. A total of
+    which one part is not known is None.
     """
     recipes: dict[str, Tally] = {}
-    totals: Counter[str] = Counter()
-    device_seconds = start_seconds = 0.0
+    totals: dict[str, Any] = dict.fromkeys(_TOTALS, 0)
     versions: set[str] = set()
     formats: set[str] = set()
     tunings: set[str] = set()
     for entry in entries:
         for name, tally in entry.recipes.items():
             recipes[name] = recipes.get(name, Tally()) + tally
-        totals.update(
-            documents=entry.documents,
-            documents_not_routed=entry.documents_not_routed,
-            engine_deaths=entry.engine_deaths,
-            retries=entry.retries,
-            bytes=entry.bytes,
-        )
-        device_seconds += entry.device_seconds
-        start_seconds += entry.engine_start_seconds
+        for name in _TOTALS:
+            totals[name] = _sum((totals[name], getattr(entry, name)))
         versions.add(entry.engine_version)
         formats.add(entry.prompt_format)
         if entry.tuning:
             tunings.add(entry.tuning)
     total = sum(recipes.values(), Tally())
-    accepted = total.accepted_tokens
+    accepted, device_seconds = total.accepted_tokens, totals["device_seconds"]
     return {
         "documents": totals["documents"],
         "documents_not_routed": totals["documents_not_routed"],
@@ -186,14 +199,18 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
         "recipes": {name: tally.model_dump() for name, tally in recipes.items()},
         "engine_deaths": totals["engine_deaths"],
         "retries": totals["retries"],
-        "device_seconds": round(device_seconds, 3),
-        "engine_start_seconds": round(start_seconds, 3),
+        "device_seconds": _rounded(device_seconds),
+        "engine_start_seconds": _rounded(totals["engine_start_seconds"]),
         "accepted_tokens_per_device_second": accepted / device_seconds if accepted and device_seconds else None,
         "device_hours_per_billion_accepted_tokens": device_seconds / 3600 / (accepted / 1e9) if accepted and device_seconds else None,
         "engine_versions": sorted(versions),
         "prompt_formats": sorted(formats),
         "tunings": sorted(tunings),
     }  # fmt: skip
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def open_synthetic(root: str, name: str) -> tuple[list[UPath], dict[str, Any]]:

@@ -83,6 +83,9 @@ _MARKDOWN = (
     (re.compile(r"\n{3,}"), "\n\n"),
 )
 
+UNKNOWN_ENDING = "unknown"
+"""An answer as long as it was allowed to be, of an engine that does not say whether it had come to its end."""
+
 _QUOTES = {'"': '"', "“": "”", "«": "»", "'": "'", "「": "」"}
 _FENCE = re.compile(r"```[\w-]*\n(?P<inner>.*?)\n?```\s*", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*(?=\s|$)|[。！？]")
@@ -118,8 +121,11 @@ class Measures:
     """Fraction of the answer's words that lie in a 13-gram of the held-out split; None when none was asked for."""
 
 
-def post_process(text: str, steps: PostProcessing, finish_reason: str) -> str:
-    """Return an answer without what is not part of it: reasoning, preamble, quotes, the sentence the cap cut off."""
+def post_process(text: str, steps: PostProcessing, ending: str) -> str:
+    """Return an answer without what is not part of it: reasoning, preamble, quotes, the sentence the cap cut off.
+
+    `ending` is `stop`, `length`, or UNKNOWN_ENDING for an answer that may have been cut off.
+    """
     cleaned = _answer(text, steps).strip()
     if steps.strip_preamble:
         if match := _PREAMBLE.match(cleaned):
@@ -130,7 +136,7 @@ def post_process(text: str, steps: PostProcessing, finish_reason: str) -> str:
     if steps.strip_markdown:
         for pattern, replacement in _MARKDOWN:
             cleaned = pattern.sub(replacement, cleaned)
-    if steps.drop_unfinished_sentence and finish_reason == "length":
+    if steps.drop_unfinished_sentence and ending != "stop":
         ends = [match.end() for match in _SENTENCE_END.finditer(cleaned)]
         cleaned = cleaned[: ends[-1]] if ends else cleaned
     return cleaned.strip()
@@ -183,14 +189,15 @@ def measure(
     )
 
 
-def reject_reasons(measures: Measures, finish_reason: str, thresholds: Thresholds) -> list[str]:
-    """Return why an answer is rejected, every reason that holds; [] keeps it."""
+def reject_reasons(measures: Measures, ending: str, thresholds: Thresholds) -> list[str]:
+    """Return why an answer is rejected, every reason that holds; [] keeps it. `ending` as in `post_process`."""
     if measures.words == 0:
         return ["empty"]
     limit = thresholds
     checks = {
         "too_short": measures.words < limit.min_words,
-        "truncated": limit.reject_truncated and finish_reason == "length",
+        "truncated": limit.reject_truncated and ending == "length",
+        "truncation_unknown": limit.reject_truncated and ending == UNKNOWN_ENDING,
         "refusal": limit.reject_refusals and measures.is_refusal,
         "preamble": limit.reject_preambles and measures.has_preamble,
         "length_ratio_low": measures.length_ratio < limit.min_length_ratio,

@@ -18,15 +18,25 @@ import pyarrow as pa
 from synth.assignment import Assignment, heuristic_quality
 from synth.chunking import Measure, Span, chunk_spans, count_characters, count_words
 from synth.decontamination import NgramIndex
-from synth.engine import GenerationRequest
+from synth.engine import GenerationRequest, GenerationResult
 from synth.errors import UserError
 from synth.ledger import Tally
 from synth.prompt import PromptTemplate, Tokenizer
-from synth.quality import has_answer_mark, measure, post_process, reject_reasons, words_of
+from synth.quality import (
+    UNKNOWN_ENDING,
+    has_answer_mark,
+    measure,
+    post_process,
+    reject_reasons,
+    words_of,
+)
 from synth.recipe import Recipe
 from synth.supervisor import Outcome, Quarantined
 
 KEPT, REJECTED, QUARANTINED = "kept", "rejected", "quarantined"
+
+NOT_TOLD = "not_told"
+"""Under this a tally counts answers of an engine that gives no finish reason; the rows themselves hold null."""
 
 REPHRASED_SCHEMA = pa.schema(
     [
@@ -75,7 +85,7 @@ REPHRASED_SCHEMA = pa.schema(
 
 `chunk_start`, `chunk_end` are characters of the document. `raw_text` is the answer as generated where post-processing
 changed it, else null. `verdict` is kept, rejected or quarantined (no answer: `finish_reason` and the measures are
-null); `keep` says the same for readers. `quality` is the document's score where a recipe routes by it. Only what the recipe, the model and the document decide is here; what a run
+null; an engine that gives no finish reason leaves it null on all its rows); `keep` says the same for readers. `quality` is the document's score where a recipe routes by it. Only what the recipe, the model and the document decide is here; what a run
 happened to do (cached prompt tokens, times, engine deaths) is in the ledger, so that a resumed run gives the same bytes.
 """
 
@@ -342,13 +352,14 @@ def finished_row(
         return row | {"verdict": REJECTED, "reject_reasons": [draft.skipped or EMPTY_INPUT]}
     if isinstance(outcome, Quarantined):
         return row | {"verdict": QUARANTINED, "reject_reasons": [outcome.reason]}
-    text = post_process(outcome.text, recipe.post_processing, outcome.finish_reason)
+    ending = ending_of(outcome, draft.prepared.max_output_tokens)
+    text = post_process(outcome.text, recipe.post_processing, ending)
     measures = measure(
         text, draft.chunk_text, draft.prepared.template.words, thresholds=recipe.thresholds,
         has_mark=has_answer_mark(outcome.text, recipe.post_processing), held_out=held_out,
         trained_with_source=recipe.post_processing.prepend_source,
     )  # fmt: skip
-    reasons = reject_reasons(measures, outcome.finish_reason, recipe.thresholds)
+    reasons = reject_reasons(measures, ending, recipe.thresholds)
     if recipe.post_processing.prepend_source and not reasons:
         text = f"{draft.chunk_text.strip()}\n\n{text}"
     return row | vars(measures) | {
@@ -357,6 +368,16 @@ def finished_row(
         "finish_reason": outcome.finish_reason, "stop_reason": outcome.stop_reason,
         "prompt_tokens": outcome.prompt_tokens, "completion_tokens": outcome.completion_tokens,
     }  # fmt: skip
+
+
+def ending_of(result: GenerationResult, max_output_tokens: int) -> str:
+    """Return how an answer ended, for its verdict: `stop`, `length`, or UNKNOWN_ENDING where nobody knows.
+
+    Of an engine that does not say, an answer shorter than it was allowed to be has ended by itself.
+    """
+    if result.finish_reason is not None:
+        return result.finish_reason
+    return "stop" if result.completion_tokens < max_output_tokens else UNKNOWN_ENDING
 
 
 def finished_table(
@@ -390,9 +411,9 @@ def tally_rows(
         tallies[row["recipe"]] += Tally(
             rows=1, kept=int(kept), rejected=int(row["verdict"] == REJECTED),
             quarantined=int(row["verdict"] == QUARANTINED), reasons=dict(Counter(row["reject_reasons"])),
-            finish_reasons={row["finish_reason"]: 1} if row["finish_reason"] else {},
+            finish_reasons={row["finish_reason"] or NOT_TOLD: 1} if isinstance(outcome, GenerationResult) else {},
             prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"],
-            cached_prompt_tokens=getattr(outcome, "cached_prompt_tokens", 0),
+            cached_prompt_tokens=outcome.cached_prompt_tokens if isinstance(outcome, GenerationResult) else 0,
             accepted_tokens=row["completion_tokens"] if kept else 0,
             input_truncated_tokens=draft.input_truncated_tokens, source_characters=len(draft.chunk_text),
             kept_characters=len(row["text"]) if kept else 0,

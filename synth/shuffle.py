@@ -1,10 +1,11 @@
 """From rows in any order to parts sorted by document id, without duplicates, in bounded memory.
 
-Three stages, each a set of independent tasks whose files have fixed names under `corpora/<name>/.work`:
+Stages, each a set of independent tasks whose files have fixed names under `corpora/<name>/.work`:
 
 1. `read`: a unit of input becomes sorted runs, one row group for each bucket (a range of ids), and a ledger entry.
 2. `merge`: a bucket's row groups of all runs become one sorted file for each split, every document once.
-3. `write`: the parts that begin in a bucket are cut from the sorted files; their bytes depend on the documents alone.
+3. `index` and `compare` (`synth.held_out`), unless they are off: what is too much like the held-out split is left out.
+4. `write`: the parts that begin in a bucket are cut from the sorted files; their bytes depend on the documents alone.
 
 A ledger entry (`<stage>/<number>.json`) is written after the task's files: a task with an entry is never redone.
 Runs are named in the order of the sources, so the first copy of a document is the one that stays; the ids of the
@@ -92,6 +93,10 @@ class Workspace:
         """The sorted documents of a bucket and split."""
         return self.scratch / "merge" / f"{bucket:06d}-{split}.parquet"
 
+    def compared(self, bucket: int) -> UPath:
+        """The sorted training documents of a bucket that are not too much like the held-out split."""
+        return self.scratch / "compare" / f"{bucket:06d}-train.parquet"
+
     def bucket_of(self, doc_id: str) -> int:
         """The bucket of a document: equal ranges of the first 32 bits of the id."""
         return int(doc_id[:8], 16) * self.num_buckets >> 32
@@ -130,6 +135,8 @@ class PartsTask:
     first_part: dict[str, int]
     slices: dict[str, tuple[Slice, ...]]
     """Split -> the rows of its parts, in order."""
+    compared: bool
+    """Whether training documents are those that a comparison with the held-out split has left."""
 
 
 # --- read -------------------------------------------------------------------------------------------------------
@@ -220,11 +227,16 @@ def merge_bucket(task: MergeTask) -> None:
     entry: dict[str, Any] = {"dropped": dropped, "kept": {}}
     for split, mask in zip(SPLITS, (~held_out, held_out), strict=True):
         side = documents.filter(pa.array(mask))
-        buffer = io.BytesIO()
-        pq.write_table(side, buffer, compression="zstd", compression_level=1, row_group_size=ROWS_PER_GROUP)
-        write_bytes_atomic(space.merged(split, bucket), buffer.getvalue())
+        write_sorted(space.merged(split, bucket), side)
         entry["kept"][split] = side.num_rows
     write_json_atomic(space.ledger("merge", bucket), entry)
+
+
+def write_sorted(path: UPath, documents: pa.Table) -> None:
+    """Write the sorted documents of a bucket and split, for stages that read rows out of their middle."""
+    buffer = io.BytesIO()
+    pq.write_table(documents, buffer, compression="zstd", compression_level=1, row_group_size=ROWS_PER_GROUP)
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 def _row_groups(space: Workspace, bucket: int) -> Iterator[pa.Table]:
@@ -277,11 +289,11 @@ def lowest_documents(space: Workspace, kept: list[dict[str, int]], limit: int) -
 
 
 def plan_parts(
-    space: Workspace, kept: list[dict[str, int]], documents_per_part: int
+    space: Workspace, kept: list[dict[str, int]], documents_per_part: int, *, compared: bool = False
 ) -> tuple[dict[str, int], list[PartsTask]]:
     """Return the parts of each split in all, and the tasks that write them: one for each bucket a part begins in.
 
-    `kept[bucket][split]` is the number of documents to take from the start of that merged file.
+    `kept[bucket][split]` is the number of documents to take from the start of that bucket's sorted file.
     """
     num_parts: dict[str, int] = {}
     first_part: dict[str, list[int]] = {}
@@ -312,6 +324,7 @@ def plan_parts(
             num_parts=num_parts,
             first_part={split: first_part[split][bucket] for split in SPLITS},
             slices={split: slices[split][bucket] for split in SPLITS},
+            compared=compared,
         )
         for bucket in range(len(kept))
         if any(slices[split][bucket] for split in SPLITS)
@@ -358,10 +371,13 @@ def _parts(task: PartsTask, split: str) -> Iterator[pa.Table]:
 
 def _sliced(task: PartsTask, split: str) -> Iterator[pa.Table]:
     for bucket, start, stop in task.slices[split]:
-        with task.space.merged(split, bucket).open("rb") as handle, pq.ParquetFile(handle) as merged:
+        path = task.space.merged(split, bucket)
+        if task.compared and split == "train":
+            path = task.space.compared(bucket)
+        with path.open("rb") as handle, pq.ParquetFile(handle) as documents:
             for group in range(start // ROWS_PER_GROUP, -(-stop // ROWS_PER_GROUP)):
                 first = group * ROWS_PER_GROUP
-                rows = merged.read_row_group(group).cast(DOCUMENT_SCHEMA)
+                rows = documents.read_row_group(group).cast(DOCUMENT_SCHEMA)
                 yield rows[max(0, start - first) : stop - first]
 
 

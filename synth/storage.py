@@ -2,17 +2,20 @@
 
 Every path is a `upath.UPath`: `pathlib` on a local disk, fsspec on `s3://`, `gs://`, `memory://`. A local write
 goes to a temporary name in the same directory, is flushed, then renamed; an object-store write is one PUT, which
-is atomic by the store's own contract.
+is atomic by the store's own contract. A store that fails is asked again for about a minute.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +25,17 @@ MARKER = "manifest.json"
 """The file written last into every artefact directory: with it the artefact is finished, without it resumable."""
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the hidden name a local file has until it is whole."""
+
+
+STORE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Pauses before an object store that fails is asked again; its own client has tried several times by then, too."""
+
+_STORE_CLIENTS = frozenset(
+    {"botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure"}
+)
+"""Packages whose exceptions mean that a store does not answer; they are no OSErrors."""
+
+_T = TypeVar("_T")
 
 
 def study_path(root: str, *parts: str) -> UPath:
@@ -40,10 +54,39 @@ def is_local(path: UPath) -> bool:
     return isinstance(path, Path)
 
 
+def _patiently(path: UPath, action: Callable[[], _T]) -> _T:
+    """Return what an action on a path returns; on an object store, after more attempts if it takes them.
+
+    Raises OSError when the store does not answer at last, and at once whatever another attempt would not change.
+    """
+    if is_local(path):
+        return action()
+    for pause in STORE_RETRY_SECONDS:
+        try:
+            return action()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+        time.sleep(pause)
+    try:
+        return action()
+    except Exception as error:
+        if not _may_pass(error):
+            raise
+        raise OSError(f"the store does not answer: {type(error).__name__}: {error}") from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether an error says that a store is not there at the moment, not that a file is missing or damaged."""
+    if isinstance(error, OSError):
+        return isinstance(error, (ConnectionError, TimeoutError)) or error.errno == errno.EIO
+    return type(error).__module__.split(".")[0] in _STORE_CLIENTS
+
+
 def write_bytes_atomic(path: UPath, data: bytes) -> None:
     """Write a whole file or nothing. Raises OSError when the disk is full or the store cannot be written."""
     if not is_local(path):
-        path.write_bytes(data)
+        _patiently(path, lambda: path.write_bytes(data))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
@@ -76,9 +119,14 @@ def write_json_atomic(path: UPath, value: Any) -> None:
     write_text_atomic(path, text + "\n")
 
 
+def read_bytes(path: UPath) -> bytes:
+    """Read a whole file. Raises FileNotFoundError when it is not there."""
+    return _patiently(path, path.read_bytes)
+
+
 def read_json(path: UPath) -> Any:
     """Read a JSON file. Raises FileNotFoundError when it is not there."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(_patiently(path, lambda: path.read_text(encoding="utf-8")))
 
 
 def write_parquet_atomic(path: UPath, table: pa.Table) -> int:
@@ -93,16 +141,21 @@ def write_parquet_atomic(path: UPath, table: pa.Table) -> int:
 def read_parquet(path: UPath, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or some of its columns.
 
-    Raises pyarrow.ArrowInvalid when it is truncated, OSError when a page is not what was written.
+    Raises pyarrow.ArrowInvalid when it is truncated, OSError when a page is not what was written or the store does not
+    answer.
     """
-    with path.open("rb") as handle:
-        return pq.read_table(handle, columns=columns, page_checksum_verification=True)
+
+    def read() -> pa.Table:
+        with path.open("rb") as handle:
+            return pq.read_table(handle, columns=columns, page_checksum_verification=True)
+
+    return _patiently(path, read)
 
 
 def list_names(directory: UPath, suffix: str = "") -> list[str]:
     """Return the sorted names in a directory that end in `suffix`, temporary files left out; [] if there is none."""
     try:
-        names = [child.name for child in directory.iterdir()]
+        names = _patiently(directory, lambda: [child.name for child in directory.iterdir()])
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
@@ -111,7 +164,7 @@ def list_names(directory: UPath, suffix: str = "") -> list[str]:
 def list_directories(directory: UPath) -> list[str]:
     """Return the sorted names of the directories in a directory, hidden ones left out; [] if there is none."""
     try:
-        names = [child.name for child in directory.iterdir() if child.is_dir()]
+        names = _patiently(directory, lambda: [child.name for child in directory.iterdir() if child.is_dir()])
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name and not name.startswith("."))

@@ -79,7 +79,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "number": number, "percent": percent, "quoted": quoted, "visible": visible, "cell": cell,
+        "number": number, "hours": hours, "percent": percent, "quoted": quoted, "visible": visible, "cell": cell,
     }  # fmt: skip
     environment.globals |= {"histogram": draw_histogram, "bar": draw_bar}
     return environment
@@ -88,6 +88,11 @@ def _environment(*, html: bool) -> jinja2.Environment:
 def number(value: float | None, digits: int = 0) -> str:
     """Return a number with thousands separated; a dash for one that was not measured."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def hours(seconds: float | None) -> str:
+    """Return seconds in hours; a dash for a time that was not measured."""
+    return number(None if seconds is None else seconds / 3600, 3)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

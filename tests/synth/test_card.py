@@ -12,11 +12,12 @@ import pytest
 from synth.card.figures import draw_histogram
 from synth.card.page import cell, percent, quoted, visible
 from synth.card.survey import EDGES, check_accounts, spaced
-from synth.engine import open_engine
+from synth.engine_factory import open_engine
 from synth.errors import UserError
 from synth.ledger import read_entries
-from synth.rephrase import RephraseWorker, finish_work, open_work
+from synth.rephrase import finish_work, open_work
 from synth.storage import read_json, read_parquet, study_path, write_parquet_atomic
+from synth.worker import RephraseWorker
 
 NASTY = "</pre><script>alert(1)</script> {{ 7 * 7 }} <img src=http://example.org/x> |pipe| `tick` \u202eevil\x1b[31m ~~~~"
 

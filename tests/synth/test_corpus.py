@@ -399,3 +399,45 @@ def test_held_out_is_a_nested_share_independent_of_the_order_of_ids():
             assert share == pytest.approx(fraction, abs=4 * np.sqrt(fraction / 10_000))
     assert not any(is_held_out(i, 0.0) for i in ids)
     assert all(is_held_out(i, 1.0) for i in ids)
+
+
+# --- what is too much like the held-out split -------------------------------------------------------------------------
+
+
+def with_copies(of_held_out: float, count: int = 200) -> list[str]:
+    """Texts of different words, and for every held-out one a copy that shares so much of its words with it."""
+    written = []
+    for number in range(count):
+        words = [f"w{number}x{at}" for at in range(60)]
+        written.append(" ".join(words))
+        if is_held_out(document_id(written[-1]), 0.1):
+            shared = round(60 * of_held_out)
+            written.append(" ".join([*words[:shared], *(f"own{number}x{at}" for at in range(60 - shared))]))
+    return written
+
+
+@pytest.mark.parametrize(("shared", "rule", "left_out"), [(0.5, {}, True), (0.5, {"max_fraction": 0.6}, False), (0.15, {}, False),
+                                                          (0.5, {"max_fraction": 1.0}, False), (0.25, {"ngram": 16}, False)])  # fmt: skip
+def test_training_documents_too_much_like_the_held_out_split_are_dropped_and_counted(
+    tmp_path, small_runs, shared, rule, left_out
+):
+    written = with_copies(shared)
+    path = write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": text} for text in written])
+    config = file_config(tmp_path, path, held_out_fraction=0.1, decontaminate=rule)
+    manifest = build(config)
+    held_out = documents(config, "held_out")["text"].to_pylist()
+    train = documents(config, "train")["text"].to_pylist()
+    originals = [text for text in held_out if "own" not in text]
+    copies = {text for text in written if "own" in text} - set(held_out)
+    assert len(originals) > 10
+    assert sorted([*held_out, *train]) == sorted(set(written) - (copies if left_out else set()))
+    assert manifest["dropped"] == ({"like_held_out": len(copies)} if left_out else {})
+    assert manifest["rows_read"] == manifest["documents_kept"] + sum(manifest["dropped"].values())
+
+
+def test_the_limit_is_taken_before_the_comparison_and_the_account_still_closes(tmp_path, small_runs):
+    path = write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": text} for text in with_copies(0.5)])
+    manifest = build(file_config(tmp_path, path, held_out_fraction=0.1, max_documents=100))
+    dropped = manifest["dropped"]
+    assert manifest["documents_kept"] + dropped["like_held_out"] == 100
+    assert manifest["documents_kept"] + sum(dropped.values()) == manifest["rows_read"]

@@ -12,7 +12,8 @@ import pytest
 
 from synth import engine_http
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine import EngineDead, GenerationRequest, RequestTooLong, open_engine
+from synth.engine import EngineDead, GenerationRequest, RequestTooLong
+from synth.engine_factory import open_engine
 from synth.model_source import find_model
 from synth.recipe import Sampling
 from tests.assets.completions_server import CompletionsServer

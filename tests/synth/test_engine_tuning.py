@@ -17,7 +17,7 @@ from synth.engine_tuning import (
 )
 from synth.errors import UserError
 from synth.ledger import open_synthetic
-from synth.rephrase import RephraseWorker, finish_work, open_work
+from synth.rephrase import finish_work, open_work
 from synth.tunings import (
     EngineSettings,
     Trial,
@@ -27,6 +27,7 @@ from synth.tunings import (
     tuned_placement,
     write_tuning,
 )
+from synth.worker import RephraseWorker
 
 GPU = RephrasePlacement(gpus_per_engine=1.0)
 SEARCH = EngineSearch(

@@ -14,10 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from synth.config import EngineConfig, RephrasePlacement
+from synth.config import EngineConfig, RephraseConfig, RephrasePlacement
 from synth.engine import EngineStartFailed
 from synth.engine_vllm import VllmEngine
+from synth.ledger import open_synthetic
 from synth.model_source import find_model
+from synth.rephrase import finish_work, open_work
+from synth.worker import RephraseWorker
 
 REPOSITORY = Path(__file__).parents[2]
 PLACEMENT = RephrasePlacement(kv_cache_gib=0.25, max_num_seqs=32)
@@ -139,3 +142,52 @@ def test_the_engine_process_goes_with_a_parent_that_is_killed(tiny_model, tmp_pa
     for process in left:
         process.kill()
     assert not left
+
+
+@pytest.mark.drill
+def test_an_engine_process_killed_at_work_costs_a_start_and_changes_no_row(natural, tiny_model):
+    """The driver and the worker live on; the same with the driver killed is in test_rephrase_job.py."""
+
+    def made(name, done=lambda part: None):
+        config = RephraseConfig.model_validate(
+            {
+                "root": natural, "name": name, "corpus": "natural", "recipes": ("hq", "continue"),
+                "engine": {"model": str(tiny_model), "max_model_len": 1024, "dtype": "float32"},
+                "recipe_overrides": {"sampling": {"max_output_tokens": 64, "temperature": 1.0}},
+                "placement": {"kv_cache_gib": 0.25, "max_num_seqs": 4},
+            }
+        )  # fmt: skip
+        work = open_work(config)
+        work.claim()
+
+        async def everything():
+            worker, gate = RephraseWorker(work), asyncio.Semaphore(2)
+
+            async def make(part):
+                async with gate:
+                    await worker.make_part(part)
+                done(part)
+
+            try:
+                await asyncio.gather(*map(make, range(work.num_parts)))
+            finally:
+                await worker.close()
+
+        asyncio.run(everything())
+        finish_work(work)
+        parts, manifest = open_synthetic(natural, name)
+        return {part.name: part.read_bytes() for part in parts}, manifest
+
+    def kill_once(part):
+        if not killed:
+            killed.extend(p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name())
+            for process in killed:
+                process.kill()
+
+    killed = []
+    rows, manifest = made("killed", kill_once)
+    assert killed
+    assert manifest["engine_deaths"] >= 1
+    calm, undisturbed = made("undisturbed")
+    assert rows == calm
+    assert undisturbed["engine_deaths"] == manifest["quarantined"] == 0

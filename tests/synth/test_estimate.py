@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 
-from synth.engine import open_engine
+from synth.engine_factory import open_engine
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts
-from synth.rephrase import RephraseWorker, finish_work, open_work
+from synth.rephrase import finish_work, open_work
+from synth.worker import RephraseWorker
 
 
 def make(config, parts=None):

@@ -115,9 +115,10 @@ def test_a_megabyte_in_one_line_is_cut_and_judged_in_seconds(line):
 
 
 def test_an_injected_instruction_changes_no_row_but_its_own(fake_config, make_corpus, tmp_path):
-    from synth.engine import open_engine
-    from synth.rephrase import RephraseWorker, finish_work, open_work
+    from synth.engine_factory import open_engine
+    from synth.rephrase import finish_work, open_work
     from synth.storage import read_parquet
+    from synth.worker import RephraseWorker
 
     def rows_of(name, injected):
         root = str(tmp_path / name)

@@ -6,8 +6,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from synth.engine_fake import CharacterTokenizer
-from synth.prompt import HuggingFaceTokenizer, PromptTemplate
+from synth.prompt import PromptTemplate
 from synth.recipe import load_recipe
+from synth.tokenizer import HuggingFaceTokenizer
 
 HOSTILE = [
     "{document}",

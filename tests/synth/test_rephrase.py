@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from synth import supervisor
-from synth.engine import open_engine
+from synth.engine_factory import open_engine
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts, open_synthetic, read_entries
-from synth.rephrase import RephraseWorker, finish_work, open_work
+from synth.rephrase import finish_work, open_work
 from synth.storage import read_json
+from synth.worker import RephraseWorker
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,8 @@ import asyncio, sys
 from synth import supervisor
 from synth.config import RephraseConfig
 from synth.ledger import missing_parts
-from synth.rephrase import RephraseWorker, finish_work, open_work
+from synth.rephrase import finish_work, open_work
+from synth.worker import RephraseWorker
 
 supervisor.RETRY_SECONDS = (0.01, 0.01, 0.01)
 work = open_work(RephraseConfig.model_validate_json(sys.argv[1]))

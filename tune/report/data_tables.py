@@ -221,7 +221,7 @@ def _data_costs(study: Study) -> Iterator[dict[str, Any]]:
             "step": "rephrase_corpus",
             "artefact": name,
             "wall_seconds": _wall(study, "rephrase_corpus", name),
-            "device_seconds": each.manifest["device_seconds"] + each.manifest["engine_start_seconds"],
+            "device_seconds": _generation_seconds(each.manifest),
             "tokens": each.manifest["completion_tokens"],
             "flops": _generation_flops(study, each),
         }
@@ -235,12 +235,24 @@ def _data_costs(study: Study) -> Iterator[dict[str, Any]]:
         }
 
 
+def _generation_seconds(manifest: dict[str, Any]) -> float | None:
+    """Return device seconds at work and starting; None of an engine that does not tell."""
+    times = manifest["device_seconds"], manifest["engine_start_seconds"]
+    return None if None in times else float(sum(times))
+
+
 def _generation_flops(study: Study, synthetic: SyntheticSet) -> float | None:
-    """Return 2 N FLOP for each token read or written (forward pass); None when the generator's size is not known."""
-    generator = study.generators.get(synthetic.generator or "")
-    if generator is None:
+    """Return 2 N FLOP for each token read or written (forward pass); None when the generator's size is not known.
+
+    None also where the engine does not tell which prompt tokens it did not compute.
+    """
+    generator, cached = (
+        study.generators.get(synthetic.generator or ""),
+        synthetic.manifest["cached_prompt_tokens"],
+    )
+    if generator is None or cached is None:
         return None
-    tokens = synthetic.manifest["prompt_tokens"] - synthetic.manifest["cached_prompt_tokens"]
+    tokens = synthetic.manifest["prompt_tokens"] - cached
     return float(2 * generator["num_params_total"] * (tokens + synthetic.manifest["completion_tokens"]))
 
 

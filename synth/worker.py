@@ -1,0 +1,117 @@
+"""Parts made on an engine of our own: several at a time, so that the engine never waits at a part's end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from synth.config import RephrasePlacement
+from synth.engine import Engine
+from synth.engine_factory import device_name, open_engine
+from synth.errors import UserError
+from synth.ledger import LedgerEntry, read_entry
+from synth.part_writer import DraftedPart, GeneratedBy, PartCost, PartWriter
+from synth.rephrase import RephraseWork
+from synth.storage import list_names, study_path
+from synth.supervisor import POISON, Outcome, Quarantined, Supervisor, TooManyDeaths
+from synth.tunings import TUNINGS, find_tuning, tuned_placement
+
+IN_FLIGHT_PER_SEQUENCE = 1.25
+"""Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends."""
+
+
+def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
+    """Return the placement with what tune_engine found for this machine in its open settings, and the tuning's name.
+
+    Raises UserError when a file under `tunings/` is no tuning.
+    """
+    config, placement = work.config, work.config.placement
+    if not placement.use_tuning or not list_names(study_path(config.root, TUNINGS), ".json"):
+        return placement, None
+    device = device_name(config.engine, placement)
+    tuning = find_tuning(config.root, config.engine, work.model.hash, device, work.recipes, work.sources[0])
+    if tuning is None:
+        return placement, None
+    return tuned_placement(placement, tuning.settings), tuning.name
+
+
+class RephraseWorker:
+    """Makes parts of one synthetic set on one engine, several at a time on one event loop."""
+
+    def __init__(self, work: RephraseWork, engine: Engine | None = None) -> None:
+        config, (placement, self.tuning) = work.config, tuned_for(work)
+        self.work, self.placement = work, placement
+        self._engine = engine or open_engine(config.engine, placement, work.model)
+        self._supervisor = Supervisor(
+            self._engine,
+            math.ceil(placement.num_seqs * IN_FLIGHT_PER_SEQUENCE),
+            config.max_engine_deaths_per_part,
+            placement.request_timeout_seconds,
+        )
+        self._writer = PartWriter(work)
+        # One thread: tokenizers are not made for several, and the event loop must never wait for their work.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rephrase")
+
+    async def make_part(self, part: int) -> LedgerEntry:
+        """Make one part unless it is done; return its ledger entry.
+
+        Raises UserError: the engine does not start, the input is damaged, the output cannot be written, or the
+        part's rows kill the engine more often than `max_engine_deaths_per_part`.
+        """
+        work, began = self.work, time.monotonic()
+        loop = asyncio.get_running_loop()
+        if entry := await loop.run_in_executor(
+            self._thread, read_entry, work.directory, part, work.num_parts
+        ):
+            return entry
+        await self._supervisor.ready(part)
+        drafted = await loop.run_in_executor(self._thread, self._draft, part)
+        answers = [asyncio.create_task(self._answer(drafted, at)) for at in range(len(drafted.drafts))]
+        try:
+            outcomes = await asyncio.gather(*answers)
+        except TooManyDeaths as error:
+            raise UserError(
+                f"part {part}: its rows have killed the engine {error.deaths} times, more than "
+                f"max_engine_deaths_per_part = {work.config.max_engine_deaths_per_part}; the rows found guilty are noted and "
+                "will be left out: run the job again, with a higher bound if the engine itself is sound."
+            ) from None
+        finally:
+            for answer in answers:
+                answer.cancel()
+        return await loop.run_in_executor(self._thread, self._commit, drafted, outcomes, began)
+
+    async def close(self) -> None:
+        """Take the engine down."""
+        await self._supervisor.close()
+        self._thread.shutdown()
+
+    def _draft(self, part: int) -> DraftedPart:
+        return self._writer.draft(part, self._engine.tokenizer)
+
+    async def _answer(self, drafted: DraftedPart, at: int) -> Outcome | None:
+        draft = drafted.drafts[at]
+        if not draft.prompt_token_ids:
+            return None
+        if draft.key in drafted.killers:
+            return drafted.killers[draft.key]
+        outcome = await self._supervisor.generate(drafted.part, draft.request(f"{drafted.part}-{at}"))
+        if isinstance(outcome, Quarantined) and outcome.reason == POISON:
+            drafted.killers[draft.key] = outcome
+            self._writer.note_killers(drafted)
+        return outcome
+
+    def _commit(self, drafted: DraftedPart, outcomes: list[Outcome | None], began: float) -> LedgerEntry:
+        usage, devices = (
+            self._supervisor.usage(drafted.part),
+            self.work.config.placement.gpus_per_engine or 1.0,
+        )
+        cost = PartCost(
+            device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
+            engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
+        )  # fmt: skip
+        generated = GeneratedBy(self._engine.version, self._engine.tokenizer.prompt_format, self.tuning)
+        entry = self._writer.commit(drafted, outcomes, generated, cost)
+        self._supervisor.forget(drafted.part)
+        return entry
