@@ -6,7 +6,7 @@ from tune.config import SearchConfig
 JOB = Job(
     name="search_mixture",
     config=SearchConfig,
-    plan=lazily("tune.search:plan_search"),
+    plan=lazily("tune.search_plan:plan_search"),
     run=lazily("tune.job:search_mixture"),
 )
 main = main_of(JOB)

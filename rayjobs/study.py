@@ -181,12 +181,13 @@ def _training_mistakes(study: StudyConfig) -> Iterator[str]:
                 field = f"{where}.run.optimizer.learning_rates"
                 yield from _unknown(field, [rates], study.learning_rates, "learning_rates")
             sources = study.pack[step.packed].sources if step.packed in study.pack else {}
-            synthetic = step.synthetic if isinstance(step, PretrainConfig) else (step.synthetic,)
             if sources:
                 yield from _unknown(
                     f"{where}.natural", [step.natural], sources, f"pack.{step.packed}.sources"
                 )
-                yield from _unknown(f"{where}.synthetic", synthetic, sources, f"pack.{step.packed}.sources")
+                yield from _unknown(
+                    f"{where}.synthetic", step.synthetic, sources, f"pack.{step.packed}.sources"
+                )
             blocks = step.axes if isinstance(step, PretrainConfig) else ()
             models = [model for axis in blocks for model in axis.models]
             cells = step.cells if isinstance(step, SearchConfig) else ()

@@ -1,37 +1,46 @@
-"""The cells of a search of the share: their runs, the shares they start with, when they are done, what they found."""
+"""The cells of a search of the share: their mixtures, their runs, and what they learn from one another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
+import numpy as np
 from upath import UPath
 
 from synth.storage import study_path
-from train.config import RunConfig
+from train.config import Mixture, RunConfig
 from train.flops import count_parameters, train_flops_6nd
 from train.grid import mix, run_of
 from train.record import RunRecord
 from train.sizes import model_of
 from train.tokens import PackedInfo
 from tune.config import Cell, SearchConfig
-from tune.optimum import MIN_POINTS, Curve, fit_curve, share_grid
+from tune.mixture_space import MixtureSpace
 from tune.results import CellOptimum, TrialResult
+from tune.surface import MIN_POINTS, Losses, Surface, fit_surface
+from tune.transfer import Donor, Transfer, fit_transfer
 
-FEW_LOSSES = 5
-"""With fewer losses than this the interval is mostly the prior's."""
-FLAT_FRACTION = 0.5
-"""An optimum is called flat when shares over this part of the range are as good as the best, within a run's noise."""
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides a trial in its cell."""
+
+    shares: tuple[float, ...]
+    """Of each synthetic source, in the order of the configuration."""
+    replicate: int = 0
+    """0 for the search's seed, k for the k-th further one."""
 
 
 @dataclass
 class Trial:
-    """One share of one cell: a run, and its result once it has one."""
+    """One choice of one cell: a run, and its result once it has one."""
 
     cell: str
     run: RunConfig
-    share: float
+    choice: Choice
     result: TrialResult | None = None
 
 
@@ -41,8 +50,13 @@ class CellSearch:
 
     name: str
     cell: Cell
+    num_params: int
+    space: MixtureSpace
+    """Mixtures it may try."""
+    most_trials: int
+    """Trials it may spend."""
     neighbour: str | None = None
-    """Cell whose best share this one tries after its first round."""
+    """Nearest cheaper cell; it learns from that one, from that one's neighbour, and so on."""
     trials: list[Trial] = field(default_factory=list)
     done: bool = False
     optimum: CellOptimum | None = None
@@ -50,8 +64,13 @@ class CellSearch:
 
     @property
     def settled(self) -> list[TrialResult]:
-        """Results so far, in the order the shares were chosen."""
+        """Results so far, in the order the trials were chosen."""
         return [trial.result for trial in self.trials if trial.result is not None]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Choices so far."""
+        return [trial.choice for trial in self.trials]
 
 
 # --- cells and runs --------------------------------------------------------------------------------------------
@@ -72,30 +91,77 @@ def cell_name(cell: Cell) -> str:
     return f"{cell.model}-{cell.train_tokens}"
 
 
-def trial_run(config: SearchConfig, packed: PackedInfo, cell: Cell, share: float) -> RunConfig:
-    """Return the run of a share: the same run, with the same id, that a grid has at this share."""
-    mixture = mix(config.natural, config.synthetic, share)
+def num_params_of(cell: Cell, packed: PackedInfo) -> int:
+    """Return the N of a cell: its non-embedding parameters."""
+    return count_parameters(model_of(cell.model), packed.vocab_size).non_embedding
+
+
+def trial_run(config: SearchConfig, packed: PackedInfo, cell: Cell, choice: Choice) -> RunConfig:
+    """Return the run of a choice: the same run, with the same id, that a grid has at this mixture and seed."""
+    mixture = mixture_of(config.natural, config.synthetic, choice.shares)
+    seed = config.seed + choice.replicate
+    model = model_of(cell.model)
     return run_of(
-        config.run,
-        config.packed,
-        packed,
-        model_of(cell.model),
-        cell.train_tokens,
-        mixture,
-        config.seed,
-        root=config.root,
+        config.run, config.packed, packed, model, cell.train_tokens, mixture, seed, root=config.root
     )
 
 
-def trial_result(share: float, record: RunRecord) -> TrialResult:
+def mixture_of(natural: str, synthetic: Sequence[str], shares: Sequence[float]) -> Mixture:
+    """Return the mixture of these shares; with one source above 0 it is the one a plan has at that share."""
+    used = {name: share for name, share in zip(synthetic, shares, strict=True) if share > 0.0}
+    if len(used) <= 1:
+        name, share = next(iter(used.items()), (None, 0.0))
+        return mix(natural, name, share)
+    rest = 1.0 - math.fsum(used.values())
+    return ({natural: rest} if rest > 1e-9 else {}) | used
+
+
+def trial_result(config: SearchConfig, choice: Choice, record: RunRecord) -> TrialResult:
     """Return what a trial says of its run; a run that is not complete has no loss."""
     loss = record.final.loss_nats_per_token if record.status == "complete" and record.final else None
+    several = len(config.synthetic) > 1
     return TrialResult(
-        share=share,
+        share=math.fsum(choice.shares),
+        shares=dict(zip(config.synthetic, choice.shares, strict=True)) if several else {},
+        replicate=choice.replicate,
         run_id=record.run_id,
         status=record.status,
         loss_nats_per_token=loss,
         reason=record.reason,
+    )
+
+
+def choice_of(config: SearchConfig, result: TrialResult) -> Choice:
+    """Return the choice a result is of."""
+    shares = tuple(result.shares[name] for name in config.synthetic) if result.shares else (result.share,)
+    return Choice(shares, result.replicate)
+
+
+# --- what a cell may try ---------------------------------------------------------------------------------------
+
+
+def share_caps(config: SearchConfig, packed: PackedInfo, cell: Cell) -> dict[str, float]:
+    """Return the highest share each source (natural text included) has rows for within `run.max_epochs` passes."""
+    names = (config.natural, *config.synthetic)
+    if config.run.max_epochs is None:
+        return dict.fromkeys(names, 1.0)
+    rows = cell.train_tokens // (config.run.rows_per_step * packed.sequence_length) * config.run.rows_per_step
+    limit = Fraction(repr(config.run.max_epochs))
+    slack = math.ceil(math.log2(len(names)))  # rows a source may be off its share, see train.mixture
+    caps = {}
+    for name in names:
+        allowed = math.floor(limit * packed.num_rows[name])
+        caps[name] = 1.0 if allowed >= rows else max(0.0, (allowed - slack) / rows)
+    return caps
+
+
+def space_of(config: SearchConfig, caps: Mapping[str, float]) -> MixtureSpace:
+    """Return the mixtures a cell may try: the configured range, as far as every source can supply its share."""
+    low, high = config.share_range
+    return MixtureSpace(
+        share_range=(max(low, 1.0 - caps[config.natural]), high),
+        caps=tuple(caps[name] for name in config.synthetic),
+        steps=config.steps,
     )
 
 
@@ -113,128 +179,57 @@ def order_cells(config: SearchConfig, packed: PackedInfo) -> list[CellSearch]:
             for other in ordered
         }
         cheaper = ordered[:position] if config.method == "adaptive" else []
-        cells.append(CellSearch(name, cell, min(cheaper, key=lambda other: distance[other], default=None)))
+        cells.append(
+            CellSearch(
+                name=name,
+                cell=cell,
+                num_params=n,
+                space=space_of(config, share_caps(config, packed, cell)),
+                most_trials=config.trials_per_cell,
+                neighbour=min(cheaper, key=lambda other: distance[other], default=None),
+            )
+        )
     return cells
 
 
-def num_params_of(cell: Cell, packed: PackedInfo) -> int:
-    """Return the N of a cell: its non-embedding parameters."""
-    return count_parameters(model_of(cell.model), packed.vocab_size).non_embedding
+# --- what is known of a cell -----------------------------------------------------------------------------------
 
 
-# --- what to try, and when to stop -----------------------------------------------------------------------------
-
-
-def first_shares(config: SearchConfig) -> tuple[float, ...]:
-    """Return the shares every cell starts with: the ends and the thirds, where the paper's grid has its runs.
-
-    With fewer than five trials the middle takes the place of the thirds; the `grid` method spreads all its trials.
-    """
-    low, high = config.share_range
-    steps = (
-        config.trials_per_cell - 1
-        if config.method == "grid"
-        else 3
-        if config.trials_per_cell >= FEW_LOSSES
-        else 2
-    )
-    candidates = share_grid(config.share_range)
-    wanted = (low + (high - low) * step / steps for step in range(steps + 1))
-    return tuple(min(candidates, key=lambda share: abs(share - each)) for each in wanted)
-
-
-def is_done(config: SearchConfig, settled: Sequence[TrialResult]) -> bool:
-    """Return whether a cell needs no further trial: all are spent, or the interval of its best share is narrow."""
-    if len(settled) >= config.trials_per_cell:
-        return True
-    if config.stop_interval_width == 0.0 or config.method == "grid":
-        return False
-    curve = curve_of(config, settled)
-    if curve is None:
-        return False
-    best = curve.best_share()
-    return (
-        best.low is not None and best.high is not None and best.high - best.low < config.stop_interval_width
+def losses_of(config: SearchConfig, space: MixtureSpace, settled: Sequence[TrialResult]) -> Losses:
+    """Return the losses of the trials that have one."""
+    complete = complete_trials(settled)
+    return Losses(
+        at=np.array([space.index(choice_of(config, each).shares) for each in complete], dtype=np.intp),
+        values=np.array([each.loss_nats_per_token for each in complete], dtype=np.float64),
+        seeds=np.array([each.replicate for each in complete], dtype=np.int64),
+        known=np.zeros(len(complete)),
     )
 
 
-def curve_of(config: SearchConfig, settled: Sequence[TrialResult]) -> Curve | None:
-    """Return the smooth fit of loss against share; None when too few trials are complete."""
-    points = complete_losses(settled)
-    if len(points) < MIN_POINTS:
-        return None
-    return fit_curve([share for share, _ in points], [loss for _, loss in points], config.share_range)
+def surface_of(config: SearchConfig, space: MixtureSpace, settled: Sequence[TrialResult]) -> Surface | None:
+    """Return the smooth fit of a cell's losses; None when too few trials are complete."""
+    losses = losses_of(config, space, settled)
+    return fit_surface(space.points, losses) if len(losses.values) >= MIN_POINTS else None
 
 
-def complete_losses(settled: Sequence[TrialResult]) -> list[tuple[float, float]]:
-    """Return (share, loss in nats per token) of the trials that have a loss."""
-    return [
-        (each.share, each.loss_nats_per_token) for each in settled if each.loss_nats_per_token is not None
-    ]
+def complete_trials(settled: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials that have a loss."""
+    return [each for each in settled if each.loss_nats_per_token is not None]
 
 
-def neighbour_best(neighbour: CellSearch, cell: CellSearch, config: SearchConfig) -> tuple[float, ...]:
-    """Return the neighbour's best share, unless it has none or this cell has tried it."""
-    if neighbour.optimum is None:
-        return ()
-    best = neighbour.optimum.best_share.value
-    share = min(share_grid(config.share_range), key=lambda each: abs(each - best))
-    return () if any(trial.share == share for trial in cell.trials) else (share,)
-
-
-# --- the answer ------------------------------------------------------------------------------------------------
-
-
-def cell_optimum(config: SearchConfig, packed: PackedInfo, cell: CellSearch) -> CellOptimum:
-    """Return the optimum of a cell from its settled trials. Raises ValueError with fewer complete than MIN_POINTS."""
-    curve = curve_of(config, cell.settled)
-    if curve is None:
-        raise ValueError(
-            f"cell {cell.name}: fewer than {MIN_POINTS} complete trials, so no curve can be drawn"
-        )
-    run = cell.trials[0].run
-    return CellOptimum(
-        search=config.name,
-        natural=config.natural,
-        synthetic=config.synthetic,
-        model=cell.cell.model,
-        num_params=num_params_of(cell.cell, packed),
-        train_tokens=run.num_steps * run.tokens_per_step,
-        trials=tuple(cell.settled),
-        best_share=curve.best_share(),
-        best_loss=curve.best_loss(),
-        natural_only_loss=next((loss for share, loss in complete_losses(cell.settled) if share == 0.0), None),
-        curve=curve.band(),
-        noise_nats=curve.noise_nats(),
-        method=curve.describe(),
-        warnings=_warnings(config, cell.settled, curve),
-    )
-
-
-def _warnings(config: SearchConfig, settled: Sequence[TrialResult], curve: Curve) -> tuple[str, ...]:
-    low, high = config.share_range
-    complete = complete_losses(settled)
-    close_low, close_high = curve.indistinguishable(within=curve.noise_nats())
-    best = curve.best_share().value
-    warnings = []
-    if len(complete) < len(settled):
-        failed = ", ".join(
-            f"{each.share:.3g} ({each.status})" for each in settled if each.loss_nats_per_token is None
-        )
-        warnings.append(
-            f"{len(settled) - len(complete)} of {len(settled)} trials have no loss: share {failed}"
-        )
-    if len(complete) < FEW_LOSSES:
-        warnings.append(
-            f"the curve is drawn through {len(complete)} losses: the interval rests on what is assumed of it"
-        )
-    if close_high - close_low >= FLAT_FRACTION * (high - low):
-        warnings.append(
-            f"flat optimum: shares from {close_low:.2f} to {close_high:.2f} are within the noise of one run "
-            f"({curve.noise_nats():.2g} nats) of the best, so any of them will do"
-        )
-    if best in (low, high) and best not in (0.0, 1.0):
-        warnings.append(f"the best share lies at the end of the range searched, {best:g}: widen share_range")
-    if not curve.looks_like_one_valley:
-        warnings.append("the losses do not look like one smooth valley: repeat the search with another seed")
-    return tuple(warnings)
+def transfer_to(config: SearchConfig, cell: CellSearch, donors: Sequence[CellSearch]) -> Transfer | None:
+    """Return what these cells, all of them done, say of another one; None when they have too few losses."""
+    found = []
+    for donor in donors:
+        losses = losses_of(config, donor.space, donor.settled)
+        if len(losses.values):
+            found.append(
+                Donor(
+                    log_size=math.log(donor.num_params / cell.num_params),
+                    log_budget=math.log(donor.cell.train_tokens / cell.cell.train_tokens),
+                    shares=donor.space.points[losses.at],
+                    seeds=losses.seeds,
+                    losses=losses.values,
+                )
+            )
+    return fit_transfer(cell.space.points, found) if found else None

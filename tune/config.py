@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synth.config import Config, Fraction, JobConfig, Name
 from train.config import RunTemplate, TrainPlacement
+from tune.mixture_space import MOST_SOURCES
 
 LawName = Literal[
     "data",
@@ -54,31 +55,55 @@ class SearchConfig(JobConfig):
     """Packed set to train on."""
     natural: Name = "natural"
     """Source of natural tokens."""
-    synthetic: Name
-    """Source of synthetic tokens whose share is searched."""
+    synthetic: tuple[Name, ...] = Field(min_length=1)
+    """Source of synthetic tokens whose share is searched: one name, or a list whose shares are searched together."""
     cells: tuple[Cell, ...] = Field(min_length=1)
     """Where the best share is wanted."""
     trials_per_cell: int = Field(default=6, ge=3)
-    """Most runs spent on a cell, the two ends (share 0 and 1) included."""
+    """Most runs spent on a cell, those it starts with and repeats with further seeds included."""
     trials_per_round: int = Field(default=2, ge=1)
     """Trials chosen together after the first round: more keeps more lanes busy, fewer uses each loss sooner."""
     method: Literal["adaptive", "grid"] = "adaptive"
     """`adaptive` chooses shares from the losses so far; `grid` spreads all trials evenly, as a reference."""
     share_range: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Lowest and highest share tried."""
+    """Lowest and highest share tried, of all synthetic sources together; what the sources can supply may narrow it."""
+    steps: int | None = Field(default=None, ge=2)
+    """Shares are whole multiples of 1 / steps; null takes 96 for one source, 24, 12, 8 and 6 for two to five."""
+    max_seeds: int = Field(default=1, ge=1)
+    """Seeds a share may be trained with; above 1, shares that only noise tells apart are repeated, each with the same
+    further seeds, so that they differ in nothing but the share."""
     stop_interval_width: Fraction = 0.0
-    """Stop a cell early when the interval of its best share is narrower than this; 0 spends all trials, [0, 1]."""
+    """Stop a cell early when the interval of every source's best share is narrower than this; 0 spends all trials, [0, 1]."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens trained on in the whole search, what every cell starts with included, tokens; null sets no limit."""
     seed: int = 0
-    """Seed of the sampler and of the runs."""
+    """Seed of the sampler and of the runs; the k-th further seed of a share is this plus k."""
     run: RunTemplate = RunTemplate()
     placement: SearchPlacement = SearchPlacement()
+
+    @field_validator("synthetic", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and not value.startswith("[") else value
 
     @model_validator(mode="after")
     def _range_ordered(self) -> SearchConfig:
         low, high = self.share_range
         if low >= high:
             raise ValueError(f"share_range = [{low}, {high}]: the first must be below the second")
+        if len(set(self.synthetic)) < len(self.synthetic):
+            raise ValueError(f"synthetic = {list(self.synthetic)} names a source twice: name each once")
+        if len(self.synthetic) > MOST_SOURCES:
+            raise ValueError(
+                f"synthetic names {len(self.synthetic)} sources, and a search takes {MOST_SOURCES} at most: search the "
+                "most promising ones, or rank mixtures of many with tune.mixture_regression"
+            )
         return self
+
+    @property
+    def mixed(self) -> str:
+        """What is searched in one word: the source, or the sources joined by a plus."""
+        return "+".join(self.synthetic)
 
 
 # --- fit_laws --------------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from train.config import RunConfig, TrainPlacement
 from train.lanes.job import Lanes
 from train.record import read_record
 from train.tokens import PackedInfo
-from tune.cells import Trial, search_directory
+from tune.cells import Choice, Trial, search_directory
 from tune.config import SearchConfig
-from tune.results import TrialResult
-from tune.sampler import SHARE, CurveSampler
-from tune.search import ShareSearch, check_search, claim_search
+from tune.rounds import Question
+from tune.sampler import REPLICATE, SurfaceSampler, search_space
+from tune.search import ShareSearch, claim_search
+from tune.search_plan import check_search
 
 LOSS = "loss"
 
@@ -58,27 +59,34 @@ def search_mixture(config: SearchConfig, lanes: Lanes | None = None) -> dict[str
 
 
 def ask_optuna(
-    config: SearchConfig, settled: Sequence[TrialResult], first: Sequence[float], count: int
-) -> tuple[float, ...]:
-    """Return `count` shares for the next round: those of `first`, then what Optuna samples given the settled trials.
+    config: SearchConfig, question: Question, first: Sequence[Choice], count: int
+) -> tuple[Choice, ...]:
+    """Return `count` choices for the next round: those of `first`, then what Optuna samples given what is known.
 
-    Each round asks a fresh study that is told the settled trials in the order they were chosen, so equal records give
-    equal shares, whatever was killed in between.
+    Each round asks a fresh study that is told the losses in the order their trials were chosen, so equal records give
+    equal choices, whatever was killed in between.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    low, high = config.share_range
+    names = config.synthetic
     study = OptunaSearch(
-        space={SHARE: optuna.distributions.FloatDistribution(low, high)},
+        space=search_space(names, config.max_seeds),
         metric=LOSS,
         mode="min",
-        points_to_evaluate=[{SHARE: share} for share in first],
-        sampler=CurveSampler(),
+        points_to_evaluate=[
+            dict(zip(names, choice.shares, strict=True)) | {REPLICATE: choice.replicate} for choice in first
+        ],
+        sampler=SurfaceSampler(names, config.max_seeds, question),
     )
-    for trial in settled:
-        loss = trial.loss_nats_per_token
-        study.add_evaluated_point({SHARE: trial.share}, loss, error=loss is None)
-    suggested = (study.suggest(f"{len(settled)}-{position}") for position in range(count))
-    return tuple(float(each[SHARE]) for each in suggested if each is not None)
+    losses = question.losses
+    for place, loss, seed in zip(losses.at, losses.values, losses.seeds, strict=True):
+        shares = map(float, question.space.points[place])
+        study.add_evaluated_point(dict(zip(names, shares, strict=True)) | {REPLICATE: int(seed)}, float(loss))
+    suggested = (study.suggest(f"{len(losses.at)}-{position}") for position in range(count))
+    return tuple(
+        Choice(tuple(float(each[name]) for name in names), int(each[REPLICATE]))
+        for each in suggested
+        if each is not None
+    )
 
 
 @contextlib.contextmanager
@@ -127,6 +135,11 @@ def _remove(directory: UPath) -> None:
         directory.fs.rm(directory.path, recursive=True)
 
 
+def _shown(choice: Choice) -> str:
+    seed = f" seed +{choice.replicate}" if choice.replicate else ""
+    return " + ".join(f"{share:.3f}" for share in choice.shares) + seed
+
+
 def _trial(config: dict[str, Any], queue: Any) -> None:
     """Have one run trained by the lanes: a client of the run queue that needs no CPU of its own."""
     record = ray.get(queue.submit.remote(RunConfig.model_validate(config["run"])))
@@ -151,7 +164,7 @@ class _Searcher(ray.tune.search.Searcher):
         if trial is None:
             return None
         self._running[trial_id] = trial
-        return {"cell": trial.cell, SHARE: trial.share, "run": trial.run.model_dump(mode="json")}
+        return {"cell": trial.cell, "run": trial.run.model_dump(mode="json")}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -165,7 +178,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._search.settle(trial, record)
         outcome = f"loss {record.final.loss_nats_per_token:.4f}" if record.final else record.status
         self._progress.total = self._search.num_trials
-        self._progress.set(self._search.num_settled, f"{trial.cell} share {trial.share:.3f}: {outcome}")
+        self._progress.set(self._search.num_settled, f"{trial.cell} share {_shown(trial.choice)}: {outcome}")
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the records of the runs are all the state there is."""

@@ -174,6 +174,11 @@ class TrialResult(Record):
     """One trial of a search: it points to a run, the score is read from the run's record."""
 
     share: float
+    """Synthetic share, of all sources together."""
+    shares: dict[str, float] = Field(default_factory=dict)
+    """By synthetic source, when several are searched."""
+    replicate: int = 0
+    """0 for the search's seed, k for the k-th further one."""
     run_id: str
     status: Literal["complete", "diverged", "failed"]
     loss_nats_per_token: float | None
@@ -186,18 +191,26 @@ class CellOptimum(Record):
     search: str
     natural: str
     synthetic: str
+    """The source searched; of several, their names joined by a plus."""
     model: str
     num_params: int
     train_tokens: int
     trials: tuple[TrialResult, ...]
     best_share: Interval
-    """Minimum of the smooth fit through the losses, not the best single run."""
+    """Synthetic share at the minimum of the smooth fit through the losses, not of the best single run."""
+    best_shares: dict[str, Interval] = Field(default_factory=dict)
+    """The same by source, when several were searched."""
+    region: tuple[tuple[float, ...], ...] = ()
+    """Of several sources: the mixtures (a share a source, in the order of best_shares) one of which is the best, at the
+    confidence of the intervals."""
+    share_caps: dict[str, float] = Field(default_factory=dict)
+    """By source, natural text included: the highest share its tokens allow in this cell; only where that is below 1."""
     best_loss: Interval
     """Loss of the smooth fit at the best share, nats per token."""
     natural_only_loss: float | None
     """Loss of the share 0 run, nats per token."""
     curve: tuple[tuple[float, float, float, float], ...]
-    """Points (share, loss, low, high) of the smooth fit, for drawing."""
+    """Points (share, loss, low, high) of the smooth fit, for drawing; of several sources, at the best split of each share."""
     noise_nats: float | None
     """Residual standard deviation of the smooth fit, nats per token."""
     method: str

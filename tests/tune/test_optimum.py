@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune.optimum import GRID_STEPS, MIN_POINTS, fit_curve, next_share, share_grid
+from tune.mixture_space import MixtureSpace
+from tune.optimum import GRID_STEPS, MIN_POINTS, fit_curve, share_grid
+from tune.surface import Losses, fit_surface, most_telling
 
 SHARES = (0.0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 1.0)
 FINE = np.linspace(0.0, 1.0, 2001)
@@ -144,11 +146,21 @@ def test_any_losses_give_ordered_intervals_inside_the_range(losses, share_range)
     assert low <= best.low <= best.value <= best.high <= high
 
 
+def told(losses):
+    """The surface of these losses by share, and the places of all other shares."""
+    space = MixtureSpace()
+    at = np.array([space.index((share,)) for share in losses], dtype=np.intp)
+    nothing = np.zeros(len(losses))
+    surface = fit_surface(
+        space.points, Losses(at, np.array(list(losses.values())), nothing.astype(int), nothing)
+    )
+    return surface, np.setdiff1d(np.arange(len(space.points)), at)
+
+
 def test_the_next_share_narrows_the_interval_more_than_a_share_far_from_the_question():
     shares = (0.0, 1 / 3, 2 / 3, 1.0)
-    curve = fit_curve(shares, [CURVES["interior"](share) for share in shares])
-    candidates = [share for share in share_grid((0.0, 1.0)) if share not in shares]
-    chosen = next_share(curve, candidates)
+    surface, candidates = told({share: CURVES["interior"](share) for share in shares})
+    chosen = float(surface.points[most_telling(surface, candidates, [])][0])
 
     def width_with(share):
         widths = []
@@ -163,8 +175,8 @@ def test_the_next_share_narrows_the_interval_more_than_a_share_far_from_the_ques
 
 def test_runs_of_one_batch_do_not_ask_the_same():
     shares = (0.0, 1 / 3, 2 / 3, 1.0)
-    curve = fit_curve(shares, observe(CURVES["interior"], shares, 2e-3, 6))
-    candidates = [share for share in share_grid((0.0, 1.0)) if share not in shares]
-    first = next_share(curve, candidates)
-    second = next_share(curve, [share for share in candidates if share != first], [first])
-    assert abs(first - second) > 2 / GRID_STEPS
+    losses = observe(CURVES["interior"], shares, 2e-3, 6)
+    surface, candidates = told(dict(zip(shares, losses, strict=True)))
+    first = most_telling(surface, candidates, [])
+    second = most_telling(surface, np.setdiff1d(candidates, first), [first])
+    assert abs(surface.points[first, 0] - surface.points[second, 0]) > 2 / GRID_STEPS

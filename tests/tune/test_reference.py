@@ -158,11 +158,13 @@ def read_csv(path):
 
 
 def test_fifteen_published_isoflop_exponents():
-    """Porian et al. 2024: N* is the median over noisy draws nobody seeded, so the third digit is theirs to vary.
+    """Porian et al. 2024 draw with the seed 42 once a file, condition after condition (their `perform_main_analysis`).
 
-    Their draws have a standard deviation of 0.002 nats on RefinedWeb and 0.01 on OpenWebText2 (repeated seeds).
+    The noise of a loss is 0.002 nats on RefinedWeb and 0.01 on OpenWebText2, the lower ends of their `SEED_ARGS`: the
+    rise towards high losses that they describe compares log losses with thresholds of losses, and never sets in.
     """
     points, published = read_csv(FORMLL / "isoflop_points.csv"), read_csv(FORMLL / "published_exponents.csv")
+    states: dict[str, np.random.RandomState] = {}
     gaps = []
     for file, row, dataset, wanted in zip(
         *(published[name] for name in ("file", "row", "dataset", "pub_basic")), strict=True
@@ -170,13 +172,13 @@ def test_fifteen_published_isoflop_exponents():
         mask = (points["file"] == file) & (points["row"] == row) & np.isfinite(points["loss"].astype(float))
         n, c, loss = (points[name][mask].astype(float) for name in ("n", "flops", "loss"))
         noise = 0.01 if dataset == "owt2" else 0.002
-        found = isoflop(n, c, loss, method="akima", noise_nats=noise)
+        state = states.setdefault(file, np.random.RandomState(42))
+        found = isoflop(n, c, loss, method="akima", noise_nats=noise, seed=state)
         assert found.exponent.low <= wanted <= found.exponent.high
-        gaps.append((abs(found.exponent.value - wanted), dataset))
+        assert found.tokens_exponent.value == pytest.approx(1.0 - found.exponent.value, abs=0.01)
+        gaps.append(abs(found.exponent.value - wanted))
     assert len(gaps) == 15
-    assert max(gap for gap, dataset in gaps if dataset == "rw") < 1.5e-3
-    assert max(gap for gap, _ in gaps) < 3.5e-3
-    assert np.median([gap for gap, _ in gaps]) < 5e-4
+    assert max(gaps) < 1e-9
 
 
 def test_profile_likelihood_agrees_with_the_bootstrap(rows, bootstrap):

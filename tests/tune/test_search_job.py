@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from synth.storage import read_json
 from tests.assets.packed_set import write_packed_set
+from tune.cells import Choice
 from tune.config import SearchConfig
-from tune.results import CellOptimum, TrialResult
-from tune.sampler import propose
+from tune.mixture_space import MixtureSpace
+from tune.results import CellOptimum
+from tune.rounds import Question, propose
+from tune.surface import Losses
 
 CHECKOUT = Path(__file__).parents[2]
 CELLS = ("12k-4096", "25k-4096")
@@ -96,20 +100,20 @@ def test_a_search_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
 
 
 @pytest.mark.drill
-def test_optuna_asks_for_the_enqueued_shares_first_and_then_for_what_narrows_the_interval():
+@pytest.mark.parametrize("sources", [("hq",), ("hq", "qa")])
+def test_optuna_asks_for_the_enqueued_mixtures_first_and_then_for_what_narrows_the_interval(sources):
     from tune.job import ask_optuna  # ray takes seconds to import
 
-    config = SearchConfig(synthetic="hq", cells=({"model": "12k", "train_tokens": 4096},))
-    assert ask_optuna(config, (), (0.0, 1 / 3, 2 / 3, 1.0), 4) == (0.0, 1 / 3, 2 / 3, 1.0)
-    losses = {0.0: 3.2, 1 / 3: 3.0, 2 / 3: 3.1}
-    settled = [
-        TrialResult(share=s, run_id=f"{s}", status="complete", loss_nats_per_token=loss)
-        for s, loss in losses.items()
-    ]
-    settled.append(
-        TrialResult(share=1.0, run_id="1", status="diverged", loss_nats_per_token=None, reason="loss is nan")
-    )
-    first, second = ask_optuna(config, settled, (), 2)
-    assert first == propose(losses, [], [1.0], (0.0, 1.0))
-    assert second == propose(losses, [first], [1.0], (0.0, 1.0))
-    assert ask_optuna(config, settled, (0.25,), 2) == (0.25, propose(losses, [0.25], [1.0], (0.0, 1.0)))
+    config = SearchConfig(synthetic=sources, cells=({"model": "12k", "train_tokens": 4096},), max_seeds=2)
+    space = MixtureSpace(caps=(1.0,) * len(sources))
+    lattice = space.lattice(3)
+    at = np.array([space.index(shares) for shares in lattice[:-1]], dtype=np.intp)
+    values = 3.0 + 0.3 * ((space.points[at] - 0.3) ** 2).sum(axis=1)
+    losses = Losses(at, values, np.zeros(len(at), dtype=int), np.zeros(len(at)))
+    known = Question(space, losses, failed=(space.index(lattice[-1]),))
+    again = tuple(Choice(shares, 1) for shares in lattice[:2])
+    assert ask_optuna(config, known, again, 2) == again
+    first, second = ask_optuna(config, known, (), 2)
+    places = [space.index(each.shares) for each in (first, second)]
+    assert places == [propose(known, []), propose(known, places[:1])]
+    assert ask_optuna(config, known, (first,), 2) == (first, second)

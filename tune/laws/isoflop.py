@@ -6,7 +6,8 @@ the losses from their noise:
 `parabola`  a parabola in log N through the losses of the budget: approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556).
             Right where the sizes lie close around the optimum; biased where they reach far to one side.
 `akima`     a local interpolation (Akima 1970), and N* the median of the draws' minima: Porian et al. 2024
-            (arXiv 2406.19146). Needs a known noise, and many sizes a budget.
+            (arXiv 2406.19146), draw by draw as in their code, so that with their seed and their noise their exponents
+            come out to the last digit. Needs a known noise, and many sizes a budget.
 
 A budget whose minimum lies at its smallest or largest size says nothing of where the optimum is, and is left out with
 that reason.
@@ -58,8 +59,10 @@ class Isoflop:
     """Standard deviation of a loss that the draws used, nats per token."""
     budgets: tuple[IsoflopBudget, ...]
     exponent: Interval
-    """a in N* ~ C^a; D* ~ C^(1 - a)."""
+    """a in N* ~ C^a."""
     coefficient: float
+    tokens_exponent: Interval
+    """b in D* ~ C^b: 1 - a for `parabola`, which finds one minimum; found apart, with draws of its own, for `akima`."""
 
     def __str__(self) -> str:
         used = [each for each in self.budgets if each.num_params is not None]
@@ -86,13 +89,14 @@ def isoflop(
     noise_nats: float | None = None,
     draws: int = 1000,
     confidence: float = 0.95,
-    seed: int = 42,
+    seed: int | np.random.RandomState = 42,
 ) -> Isoflop:
-    """Return the isoFLOP analysis of runs [n] of a few compute budgets and several sizes at each.
+    """Return the isoFLOP analysis of runs [n] of a few compute budgets and several sizes at each; D is C / (6 N).
 
     `noise_nats` is the run-to-run standard deviation of a loss, nats per token; without it, `parabola` takes it from
-    its residuals and `akima`, which has none, asks for it. Raises UserError for values that are not positive, or
-    fewer than two budgets with an optimum inside.
+    its residuals and `akima`, which has none, asks for it. A random state in place of a seed is drawn on from where
+    it stands: analyses that share one, as the published ones do, depend on their order. Raises UserError for values
+    that are not positive, or fewer than two budgets with an optimum inside.
     """
     n, c, y = (np.asarray(values, dtype=np.float64) for values in (num_params, compute_flops, loss))
     for name, values in (("num_params", n), ("compute_flops", c), ("loss", y)):
@@ -103,11 +107,31 @@ def isoflop(
     groups = _by_budget(n, c, y)
     if noise_nats is None:
         noise_nats = _parabola_noise(groups, method)
-    random = np.random.default_rng(seed)
-    found = [_budget(*group, method, noise_nats, draws, confidence, random) for group in groups]
-    usable = [
-        (each, samples) for each, samples in found if each.num_params is not None and samples is not None
-    ]
+    # The legacy generator, whose numbers are promised never to change, and which the published analyses drew from.
+    random = seed if isinstance(seed, np.random.RandomState) else np.random.RandomState(seed)
+    found, of_tokens = [], []
+    for compute, sizes, losses in groups:
+        found.append(_budget(compute, sizes, losses, method, noise_nats, draws, confidence, random))
+        if method == "akima" and len(sizes) >= LEAST_SIZES[method]:
+            tokens = compute / (6.0 * sizes[::-1])
+            of_tokens.append(
+                _budget(compute, tokens, losses[::-1], method, noise_nats, draws, confidence, random)
+            )
+    exponent, coefficient = _growth(found, confidence)
+    if method == "akima":
+        tokens_exponent, _ = _growth(of_tokens, confidence)
+    else:
+        tokens_exponent = _one_less(exponent)
+    return Isoflop(
+        method, noise_nats, tuple(each for each, _ in found), exponent, coefficient, tokens_exponent
+    )
+
+
+def _growth(
+    found: Sequence[tuple[IsoflopBudget, Floats | None]], confidence: float
+) -> tuple[Interval, float]:
+    """Return exponent and coefficient of the optima's growth with compute: a least-squares line through the logs."""
+    usable = [(each, samples) for each, samples in found if each.num_params and samples is not None]
     if len(usable) < 2:
         reasons = "; ".join(
             f"C = {each.compute_flops:.3g}: {each.reason}" for each, _ in found if each.reason
@@ -116,16 +140,19 @@ def isoflop(
             f"an isoFLOP analysis needs two budgets with an optimum inside their sizes ({reasons})"
         )
     log_c = np.log([each.compute_flops for each, _ in usable])
-    log_n = np.log([each.num_params.value for each, _ in usable if each.num_params is not None])
+    log_n = np.log([each.num_params.value for each, _ in usable if each.num_params])
     slope, start = np.polyfit(log_c, log_n, 1)
-    drawn = np.stack([samples for _, samples in usable])  # [budget, draw]
-    slopes = _slopes(log_c, drawn)
-    return Isoflop(
-        method,
-        noise_nats,
-        tuple(each for each, _ in found),
-        interval_from(float(slope), slopes[np.isfinite(slopes)], confidence),
-        float(np.exp(start)),
+    slopes = _slopes(log_c, np.stack([samples for _, samples in usable]))
+    return interval_from(float(slope), slopes[np.isfinite(slopes)], confidence), float(np.exp(start))
+
+
+def _one_less(exponent: Interval) -> Interval:
+    low, high = exponent.low, exponent.high
+    return Interval(
+        value=1.0 - exponent.value,
+        low=None if high is None else 1.0 - high,
+        high=None if low is None else 1.0 - low,
+        standard_error=exponent.standard_error,
     )
 
 
@@ -171,7 +198,7 @@ def _budget(
     noise: float,
     draws: int,
     confidence: float,
-    random: np.random.Generator,
+    random: np.random.RandomState,
 ) -> tuple[IsoflopBudget, Floats | None]:
     """Return one budget's optimum and the log N* of its draws [draws], nan where a draw has none inside."""
     if len(sizes) < LEAST_SIZES[method]:
@@ -179,7 +206,7 @@ def _budget(
             compute, None, None, f"{len(sizes)} sizes, and {method} needs {LEAST_SIZES[method]}"
         ), None
     x = np.log(sizes)
-    drawn = losses[:, None] + noise * random.standard_normal((len(sizes), draws))
+    drawn = losses[:, None] + noise * random.normal(size=(draws, len(sizes))).T
     log_n, lowest = _minima(x, losses[:, None], method)
     samples, _ = _minima(x, drawn, method)
     inside = np.isfinite(samples)
@@ -188,8 +215,9 @@ def _budget(
         return IsoflopBudget(
             compute, None, None, f"the loss is lowest at the {where} size, so the optimum is not inside"
         ), None
-    value = float(np.median(samples[inside])) if method == "akima" else float(log_n[0])
-    best = interval_from(float(np.exp(value)), np.exp(samples[inside]), confidence)
+    sampled = np.exp(samples[inside])
+    value = float(np.median(sampled)) if method == "akima" else float(np.exp(log_n[0]))
+    best = interval_from(value, sampled, confidence)
     return IsoflopBudget(compute, best, float(lowest[0])), samples
 
 
