@@ -307,6 +307,11 @@ class RephraseWorker:
             self._thread, self._commit, part, documents, drafts, outcomes, began
         )
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests in the engine, and requests that wait."""
+        return self._supervisor.load
+
     async def close(self) -> None:
         """Take the engine down."""
         await self._supervisor.close()

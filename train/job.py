@@ -19,6 +19,7 @@ import ray.train
 
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
+from synth.job import OFF_THE_GPU_POOLS, publish, tasks_at_once
 from synth.progress import Progress
 from synth.storage import study_path
 from train import generator, packing
@@ -36,6 +37,7 @@ from train.grid import (
 from train.lane import LaneWorker, Trainer
 from train.queue import LanesLost, Order, RunQueue, Word
 from train.record import RunRecord, read_record
+from train.telemetry import of_beat, of_lanes, of_record
 from train.tokens import PackedInfo
 
 # --- tokens ----------------------------------------------------------------------------------------------------
@@ -58,26 +60,32 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     missing = packing.list_missing(config, shards)
     progress = Progress("pack_tokens", len(shards), "shards", already=len(shards) - len(missing))
     progress.say("tokenizer and evaluation rows")
-    _in_tasks([(True, packing.prepare_tokenizer, config)], 1, progress)
-    _in_tasks([(False, packing.build_evaluation, config)], 1, progress)
-    work = [(False, packing.tokenize_shard, config, shard) for shard in missing]
-    _in_tasks(work, config.placement.tasks or int(ray.cluster_resources().get("CPU", 1)), progress)
+    _in_tasks([("tokenizer", True, packing.prepare_tokenizer, config)], 1, progress)
+    _in_tasks([("evaluation rows", False, packing.build_evaluation, config)], 1, progress)
+    work = [
+        (f"{shard.source_name} {shard.stem}", False, packing.tokenize_shard, config, shard)
+        for shard in missing
+    ]
+    _in_tasks(work, config.placement.tasks, progress)
     manifest = packing.finish_pack(config)
     for remark in packing.remarks_on(PackedInfo.read(config.root, config.name)):
         progress.say(remark)
     return manifest
 
 
-def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -> None:
-    """Run pieces of work, `width` at a time, until all are done; the first error ends it."""
+def _in_tasks(work: Sequence[tuple[Any, ...]], limit: int, progress: Progress) -> None:
+    """Run pieces of work, at most `limit` (0: one a CPU of the cluster, as it grows) at a time, until all are done.
+
+    Each is a name, and the arguments of `_packing_task`. The first error ends it.
+    """
     waiting = iter(work)
     running: list[ray.ObjectRef[int | None]] = []
     num_tokens = 0
     try:
         while True:
             running += [
-                _packing_task.remote(*each)
-                for each in itertools.islice(waiting, max(1, width) - len(running))
+                _packing_task.options(name=f"pack_tokens: {name}").remote(*arguments)
+                for name, *arguments in itertools.islice(waiting, max(0, tasks_at_once(limit) - len(running)))
             ]
             if not running:
                 return
@@ -95,7 +103,7 @@ def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -
             ray.cancel(each)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, label_selector=OFF_THE_GPU_POOLS)
 def _packing_task(threads: bool, work: Callable[..., Any], *arguments: Any) -> Any:
     # The tokenizer's own threads would fight with the tasks beside it, and it reads this at every call.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads else "false"
@@ -170,6 +178,7 @@ class _QueueActor:
     async def beat(self, run_id: str, tokens: int) -> None:
         """Hear how far a run is, tokens."""
         self._queue.beat(run_id, tokens)
+        publish(of_beat(run_id, tokens))
 
     async def complain(self, run_id: str, error: str) -> None:
         """Hear from a worker what it died of."""
@@ -181,6 +190,7 @@ class _QueueActor:
             self._settle(record)
 
     def _settle(self, record: RunRecord) -> None:
+        publish(of_record(record))
         self._queue.complete(record.run_id)
         self._changed.notify_all()  # a run may have waited for the trunk this one had
         future = self._records.pop(record.run_id, None)
@@ -306,7 +316,9 @@ class Lanes:
         self._spoken_of: set[str] = set()
 
     def __enter__(self) -> Lanes:
-        actor: Any = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS)(_QueueActor)
+        actor: Any = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS, name=f"run queue of {self._name}")(
+            _QueueActor
+        )
         self.queue = actor.remote(self._root, self.placement.lanes)
         for lane in range(self.placement.lanes):
             thread = threading.Thread(
@@ -364,6 +376,11 @@ class Lanes:
             raise LanesLost(
                 "the queue of the lanes has died; finished runs are kept: run the job again"
             ) from None
+        publish(
+            of_lanes(
+                len(state["lanes_up"]), self.placement.lanes, state["runs_waiting"], state["tokens_in_hand"]
+            )
+        )
         seconds = time.monotonic() - self._opened
         news = {f"up {lane}": f"lane {lane} is up after {seconds:.0f} s" for lane in state["lanes_up"]}
         news |= {f"ended {lane}": f"lane {lane} is lost: {why}" for lane, why in state["lanes_ended"].items()}

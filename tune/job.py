@@ -15,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from upath import UPath
 
 from synth.identity import finish, is_finished, read_manifest
+from synth.job import publish
 from synth.progress import Progress
 from train.config import RunConfig, TrainPlacement
 from train.job import Lanes
@@ -25,6 +26,7 @@ from tune.config import SearchConfig
 from tune.results import TrialResult
 from tune.sampler import SHARE, CurveSampler
 from tune.search import ShareSearch, check_search, claim_search
+from tune.telemetry import of_running, of_trial
 
 LOSS = "loss"
 
@@ -109,6 +111,7 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
             num_samples=-1,
             max_concurrent_trials=config.placement.concurrent_trials,
             reuse_actors=True,
+            trial_name_creator=lambda trial: f"{trial.config['cell']}-share-{trial.config[SHARE]:.3f}",
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
@@ -151,6 +154,7 @@ class _Searcher(ray.tune.search.Searcher):
         if trial is None:
             return None
         self._running[trial_id] = trial
+        self._show_running(trial.cell)
         return {"cell": trial.cell, SHARE: trial.share, "run": trial.run.model_dump(mode="json")}
 
     def on_trial_complete(
@@ -158,14 +162,22 @@ class _Searcher(ray.tune.search.Searcher):
     ) -> None:
         """Settle a trial from its run's record; a trial without one broke, and no more are started."""
         trial = self._running.pop(trial_id)
+        self._show_running(trial.cell)
         record = None if error else read_record(self._search.config.root, trial.run.run_id)
+        status, final = (record.status, record.final) if record else ("broken", None)
+        loss = final.loss_nats_per_token if final else None
+        publish(of_trial(self._search.config.name, trial.cell, trial.share, status, loss))
         if record is None:
             self._broken = True
             return
         self._search.settle(trial, record)
-        outcome = f"loss {record.final.loss_nats_per_token:.4f}" if record.final else record.status
+        outcome = status if loss is None else f"loss {loss:.4f}"
         self._progress.total = self._search.num_trials
         self._progress.set(self._search.num_settled, f"{trial.cell} share {trial.share:.3f}: {outcome}")
+
+    def _show_running(self, cell: str) -> None:
+        running = sum(each.cell == cell for each in self._running.values())
+        publish(of_running(self._search.config.name, cell, running))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the records of the runs are all the state there is."""
