@@ -16,6 +16,7 @@ from typing import Any
 
 from synth.config import CorpusConfig, JobConfig, RephraseConfig
 from synth.errors import UserError
+from synth.plan import GPU_POOLS, OFF_THE_GPU_POOLS, POOL_LABEL
 from train.config import PackConfig, TrainPlacement
 
 Resources = Mapping[str, float]
@@ -38,6 +39,8 @@ class Need:
     """What one of them takes of a node: CPU, GPU."""
     fields: tuple[str, ...]
     """Fields of the configuration that decide it."""
+    off_the_gpu_pools: bool = False
+    """It keeps off nodes bought for their GPUs."""
 
     def __str__(self) -> str:
         return f"{self.what} takes {self.count} x {shown(self.bundle)} at once ({', '.join(self.fields)})"
@@ -54,7 +57,7 @@ def need_of(config: JobConfig) -> Need | None:
         bundle = _bundle(placement.cpus_per_worker, placement.gpus_per_worker)
         return Need("a training lane", placement.workers_per_lane, bundle, fields)
     if isinstance(config, (CorpusConfig, PackConfig)):
-        return Need("a task", 1, _bundle(1, 0), ("every task takes one CPU",))
+        return Need("a task", 1, _bundle(1, 0), ("off the GPU pools",), off_the_gpu_pools=True)
     return None
 
 
@@ -85,17 +88,24 @@ def check_capacity(step: str, need: Need, *, may_grow: bool) -> None:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and _is_open(node["Labels"], need)]
     if most_that_fit(need.bundle, nodes) >= need.count:
         return
     why_not = _ask_autoscaler(step, need) if may_grow else NO_AUTOSCALER
     if why_not is None:
         return
-    there = ", ".join(f"{count} x {shape}" for shape, count in sorted(Counter(map(shown, nodes)).items()))
+    there = (
+        ", ".join(f"{count} x {shape}" for shape, count in sorted(Counter(map(shown, nodes)).items()))
+        or "none"
+    )
     raise UserError(
         f"{step}: {need}, and this cluster cannot ever hold that: its nodes are {there}, and {why_not}. Lower the placement, "
         "or give the cluster larger or more nodes (max_workers and node types in cluster.yaml)."
     )
+
+
+def _is_open(labels: Mapping[str, str], need: Need) -> bool:
+    return not (need.off_the_gpu_pools and labels.get(POOL_LABEL) in GPU_POOLS)
 
 
 NO_AUTOSCALER = "no autoscaler adds any"
@@ -106,7 +116,10 @@ def _ask_autoscaler(step: str, need: Need) -> str | None:
     """Ask for the bundles and return why they cannot be had; None when the autoscaler, having seen it, finds nodes."""
     import ray.util
 
-    group = ray.util.placement_group([dict(need.bundle)] * need.count, name=f"{step}: can it be had?")
+    group = ray.util.placement_group(
+        [dict(need.bundle)] * need.count, name=f"{step}: can it be had?",
+        bundle_label_selector=[OFF_THE_GPU_POOLS] * need.count if need.off_the_gpu_pools else None,
+    )  # fmt: skip
     try:
         began = told = time.monotonic()
         asked_at = None

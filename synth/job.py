@@ -29,6 +29,7 @@ from synth.engine_tuning import (
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts
+from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.rephrase import RephraseWork, RephraseWorker, finish_work, open_work
 from synth.telemetry import Metric, Sample, of_engine, of_part
@@ -50,11 +51,6 @@ def publish(samples: Iterable[Sample]) -> None:
 def _meter(metric: Metric) -> Any:
     kind = {"gauge": ray.util.metrics.Gauge, "counter": ray.util.metrics.Counter}[metric.kind]
     return kind(metric.name, metric.help, metric.labels)
-
-
-OFF_THE_GPU_POOLS = {"synthscale.io/pool": "!in(generate,train)"}
-"""Where tasks that need no GPU run: anywhere but on the nodes that cluster.yaml buys for their GPUs. Without it a long
-queue of such tasks would have the autoscaler add GPU nodes once the data pool is at its limit."""
 
 
 def tasks_at_once(limit: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import TrainPlacement
+from synth.plan import GPU_POOLS, OFF_THE_GPU_POOLS, POOL_LABEL
 
 ROOT = Path(__file__).parent.parent
 CLOUDS = ["cluster.yaml", "deploy/gcp.yaml"]
@@ -93,17 +93,28 @@ def test_every_pool_has_spot_machines_first_and_the_same_on_demand(cloud):
 )
 def test_rays_scheduler_picks_the_pool_spot_first_and_falls_back(cloud, demand, spot_works, chosen):
     """`spot_works` is the scheduler's score of a type after its last launch: 0 has just failed, 1 has not."""
+    health = {name: spot_works for name in workers(cloud[1]) if name.endswith("-spot")}
+    assert best_pool(cloud[1], demand, health) == chosen
+
+
+def best_pool(config, demand, health, *, without=()):
+    """Return the node type Ray's autoscaler would add next for a task; one without GPUs keeps off the GPU pools."""
+    from ray._private.label_utils import validate_label_selector
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, ResourceRequestSource, SchedulingNode
     from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.common_pb2 import LabelSelectorOperator
 
-    types = AutoscalingConfig(cloud[1], skip_content_hash=True).get_node_type_configs()
-    nodes = [SchedulingNode.from_node_config(types[name], "QUEUED", "WORKER") for name in workers(cloud[1])]
-    health = {name: spot_works if name.endswith("-spot") else 1.0 for name in types}
+    assert validate_label_selector(OFF_THE_GPU_POOLS) is None
+    selector = (POOL_LABEL, LabelSelectorOperator.LABEL_OPERATOR_NOT_IN, list(GPU_POOLS))
+    request = ResourceRequestUtil.make(demand, label_selectors=None if "GPU" in demand else [[selector]])
+    types = AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs()
+    names = [name for name in workers(config) if name not in without]
+    nodes = [SchedulingNode.from_node_config(types[name], "QUEUED", "WORKER") for name in names]
     best, _, _ = ResourceDemandScheduler._sched_best_node(
-        [ResourceRequestUtil.make(demand)], nodes, ResourceRequestSource.PENDING_DEMAND, health, health
+        [request], nodes, ResourceRequestSource.PENDING_DEMAND, health, health
     )
-    assert best.node_type == chosen
+    return best and best.node_type
 
 
 def test_it_is_closed_to_strangers(cloud):
@@ -183,12 +194,11 @@ def test_the_ray_job_names_the_cluster_and_a_job_that_exists(kube_cluster):
     )
 
 
-def test_the_code_asks_for_nothing_but_cpus_and_gpus_and_knows_no_pool_but_those_here():
-    """The pools that tasks without a GPU keep off are pools that exist."""
-    source = (ROOT / "synth/job.py").read_text()
-    avoided = re.search(r"\"synthscale\.io/pool\": \"!in\(([\w,]+)\)\"", source)[1].split(",")
-    pools = {node["labels"]["synthscale.io/pool"]: node for node in workers(read("cluster.yaml")).values()}
-    assert set(avoided) == {name for name, node in pools.items() if "GPU" in node["resources"]}
-    assert {name for name in TrainPlacement.model_fields if name.endswith("_per_worker")} == {
-        "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
-    }  # fmt: skip
+def test_the_pools_that_tasks_without_a_gpu_keep_off_are_the_gpu_pools():
+    pools = {node["labels"][POOL_LABEL]: node for node in workers(read("cluster.yaml")).values()}
+    assert set(GPU_POOLS) == {name for name, node in pools.items() if "GPU" in node["resources"]}
+    assert set(pools) - set(GPU_POOLS), "they need somewhere to run"
+
+
+def test_rays_scheduler_keeps_such_tasks_off_the_gpu_pools_when_the_data_pool_is_full(cloud):
+    assert best_pool(cloud[1], {"CPU": 1}, {}, without=("data-spot", "data")) is None

@@ -19,7 +19,8 @@ import ray.train
 
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
-from synth.job import OFF_THE_GPU_POOLS, publish, tasks_at_once
+from synth.job import publish, tasks_at_once
+from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.storage import study_path
 from train import generator, packing
