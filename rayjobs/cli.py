@@ -56,7 +56,7 @@ class Job(Generic[C]):
     needs_ray: bool = True
     """Connect to Ray before `run`, unless the plan is finished."""
     connects_itself: bool = False
-    """`run` takes a `connect` function and calls it when it first needs Ray."""
+    """`run` takes a function `connect(step, configuration)` and calls it before each step that needs Ray."""
     looks: tuple[Look, ...] = ()
     """Flags that print something and start nothing."""
 
@@ -123,9 +123,9 @@ def _run(job: Job[Any], argv: list[str]) -> int:
         # A job that connects itself runs several steps, and says each one's warnings when its turn comes.
         for warning in () if each.finished or job.connects_itself else each.warnings:
             print(f"[{job.name}] warning: {warning}", file=sys.stderr)
-    join = functools.partial(connect, job.name, dashboard=options.dashboard)
+    join = functools.partial(connect, dashboard=options.dashboard)
     if job.needs_ray and not finished:
-        join()
+        join(job.name, config)
     job.run(config, **({"connect": join} if job.connects_itself else {}))
     if finished:
         print(f"[{job.name}] nothing to do: {plans[-1].output} is finished", file=sys.stderr)

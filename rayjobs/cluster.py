@@ -1,4 +1,4 @@
-"""Join the Ray cluster a job was submitted to, or start a local one for the job's lifetime."""
+"""Join the Ray cluster a job was submitted to, or start a local one for the job's lifetime; see that a step fits it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import os
 import sys
 from typing import Any
 
+from rayjobs.capacity import check_capacity, need_of
+from rayjobs.job_page import STEP, STUDY, JobPage
+from synth import progress
+from synth.config import JobConfig
 from synth.errors import UserError
 
 STARTS = 3
 """Times a local Ray is started: a node gives itself 30 s, which a cold or busy machine can miss once."""
 
 
-def connect(job: str, *, dashboard: bool = False) -> None:
-    """Connect to the cluster in RAY_ADDRESS (`ray job submit` sets it), or start one on this machine.
+def connect(step: str, config: JobConfig, *, dashboard: bool = False) -> None:
+    """Connect to the cluster in RAY_ADDRESS (`ray job submit` sets it), or start one on this machine, for a step.
 
-    Does nothing when already connected. A local cluster has the machine's CPUs and GPUs and asks every client
-    for Ray's token; `dashboard` serves its dashboard on loopback and prints the address; its processes take a
-    good part of a small machine. Ray Train's watcher of lost controllers asks it who is alive, and says so without it.
+    Joins once a process; each step's name and progress are then shown on the job's page and as metrics. A local
+    cluster has the machine's CPUs and GPUs and asks every client for Ray's token; `dashboard` serves its dashboard on
+    loopback and prints the address; its processes take a good part of a small machine. Ray Train's watcher of lost
+    controllers asks it who is alive, and says so without it.
 
-    Raises UserError when no local Ray comes up.
+    Raises UserError when no local Ray comes up, or when the cluster can never hold what the step's placement asks for.
     """
+    _join(step, dashboard)
+    JobPage().put(**{STUDY: config.root, STEP: step})
+    if need := need_of(config):
+        check_capacity(step, need, may_grow=bool(os.environ.get("RAY_ADDRESS")))
+
+
+def _join(step: str, dashboard: bool) -> None:
     # Settings of the driver alone: no usage report, no accelerator warning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -34,13 +46,23 @@ def connect(job: str, *, dashboard: bool = False) -> None:
         return
     if address:
         ray.init(address=address, log_to_driver=True)
-        return
-    context = _start_local(job, dashboard)
-    if dashboard:
-        print(f"[{job}] Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
+    else:
+        context = _start_local(step, dashboard)
+        if dashboard:
+            print(f"[{step}] Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
+    _show_progress()
 
 
-def _start_local(job: str, dashboard: bool) -> Any:
+def _show_progress() -> None:
+    from synth.job import publish
+    from synth.telemetry import of_progress
+
+    page = JobPage()
+    progress.listen(page.hear)
+    progress.listen(lambda step, _: publish(of_progress(step)))
+
+
+def _start_local(step: str, dashboard: bool) -> Any:
     import ray
 
     for attempt in range(1, STARTS + 1):
@@ -57,7 +79,7 @@ def _start_local(job: str, dashboard: bool) -> Any:
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
-            print(f"[{job}] Ray did not start within its 30 seconds ({attempt}/{STARTS})", file=sys.stderr)
+            print(f"[{step}] Ray did not start within its 30 seconds ({attempt}/{STARTS})", file=sys.stderr)
     raise UserError(
         f"Ray did not start within the 30 seconds it gives itself, {STARTS} times over: the machine is too busy; run "
         "the job again, or set RAY_ADDRESS to a cluster that is up."

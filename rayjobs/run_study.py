@@ -10,6 +10,7 @@ from typing import Any
 
 from rayjobs.cli import Job, main_of
 from rayjobs.study import Step, StudyConfig, check_references, steps_of
+from synth.config import JobConfig
 from synth.errors import IncompleteArtefact
 from synth.plan import Plan
 from synth.progress import clock
@@ -36,7 +37,7 @@ def _plan_step(step: Step) -> Plan:
         )
 
 
-def run_study(study: StudyConfig, *, connect: Callable[[], None]) -> None:
+def run_study(study: StudyConfig, *, connect: Callable[[str, JobConfig], None]) -> None:
     """Run the steps in order. Each leaves a finished artefact, so a kill costs at most the step's open parts."""
     steps = steps_of(study)
     began = time.monotonic()
@@ -51,7 +52,7 @@ def run_study(study: StudyConfig, *, connect: Callable[[], None]) -> None:
             for warning in plan.warnings:
                 _say(f"warning: {warning}")
             if step.job.needs_ray:
-                connect()
+                connect(f"{number}/{len(steps)} {step.title}", step.config)
             started = time.monotonic()
             step.job.run(step.config, **lanes.for_step(step))
             _log(study.root, step, time.monotonic() - started)

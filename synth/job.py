@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.data
+import ray.util.metrics
 
 from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
@@ -26,11 +29,41 @@ from synth.engine_tuning import (
 from synth.errors import UserError, first_line
 from synth.identity import is_finished, read_manifest
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts
+from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
 from synth.rephrase import RephraseWork, finish_work, open_work
+from synth.telemetry import Metric, Sample, of_engine, of_part
 from synth.tunings import EngineSettings, Trial, Tuning, write_tuning
 from synth.worker import RephraseWorker
+
+
+def publish(samples: Iterable[Sample]) -> None:
+    """Show numbers on the Prometheus endpoint of this process's node, for as long as the process lives."""
+    for sample in samples:
+        meter = _meter(sample.metric)
+        labels = dict(zip(sample.metric.labels, sample.labels, strict=True))
+        if isinstance(meter, ray.util.metrics.Gauge):
+            meter.set(sample.value, labels)
+        elif sample.value:  # Ray refuses to add nothing
+            meter.inc(sample.value, labels)
+
+
+@functools.cache
+def _meter(metric: Metric) -> Any:
+    kind = {"gauge": ray.util.metrics.Gauge, "counter": ray.util.metrics.Counter}[metric.kind]
+    return kind(metric.name, metric.help, metric.labels)
+
+
+def tasks_at_once(limit: int) -> int:
+    """Return how many one-CPU tasks to have submitted: `limit`, or if that is 0 enough for a cluster twice this size.
+
+    Tasks that wait are what makes an autoscaler add nodes, so a cluster of no CPU yet gets some too.
+    """
+    return limit or 2 * int(ray.cluster_resources().get("CPU", 0)) + 2
+
+
+# --- build_corpus -------------------------------------------------------------------------------------------------
 
 
 def build_corpus(config: CorpusConfig) -> dict[str, Any]:
@@ -50,23 +83,21 @@ def build_corpus(config: CorpusConfig) -> dict[str, Any]:
 
 
 def _run_stage(job: str, stage: Stage, max_tasks: int) -> None:
-    """Run the tasks of a stage, at most `max_tasks` (0: one a CPU of the cluster) at a time, until all are done.
+    """Run the tasks of a stage, at most `max_tasks` (0: one a CPU of the cluster, as it grows) at a time, until all are done.
 
     The first error ends the stage; what is done by then stays done.
     """
     progress = Progress(
         f"{job}: {stage.name}", stage.num_tasks, stage.unit, already=stage.num_tasks - len(stage.todo)
     )
-    width = max_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    work = ray.remote(stage.work)
+    work = ray.remote(num_cpus=1, label_selector=OFF_THE_GPU_POOLS)(stage.work)
     waiting = iter(stage.todo)
     running: list[Any] = []
     try:
         while True:
+            width = tasks_at_once(max_tasks)
             while len(running) < width and (task := next(waiting, None)) is not None:
-                running.append(
-                    work.options(name=f"{job}: {stage.name} {task.number}", num_cpus=1).remote(task)
-                )
+                running.append(work.options(name=f"{job}: {stage.name} {task.number}").remote(task))
             if not running:
                 return
             (done,), running = ray.wait(running, num_returns=1)
@@ -121,6 +152,7 @@ def _make_parts(work: RephraseWork, missing: list[int]) -> None:
         accepted += entry.total.accepted_tokens
         rate = accepted / max(progress.elapsed_seconds, 1e-9)
         progress.advance(note=f"{rate:,.0f} accepted tokens/s")
+        publish(of_part(work.config.name, entry, progress, rate))
 
 
 def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
@@ -131,12 +163,13 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     """
     placement = work.config.placement
     most = min(placement.engines, len(parts))
+    attempts = ray.remote(num_cpus=0)(PartAttempts).remote()
     with _quiet_ray_data():
         dataset = ray.data.from_items(
             [{"part": part} for part in parts], override_num_blocks=len(parts)
         ).map_batches(
             RephrasePart,
-            fn_constructor_args=(work, ray.remote(num_cpus=0)(Attempts).remote()),
+            fn_constructor_args=(work, attempts),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(placement.min_engines or most, most),
@@ -224,7 +257,7 @@ def _quiet_ray_data() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-class Attempts:
+class PartAttempts:
     """Counts how often each part was begun: an actor that outlives those that make them."""
 
     def __init__(self) -> None:
@@ -236,6 +269,10 @@ class Attempts:
         return self._begun[part]
 
 
+PUBLISH_SECONDS = 2.0
+"""How often an engine shows how full it is."""
+
+
 class RephrasePart:
     """One engine in one Ray actor; Ray Data calls it once a part, several calls at a time.
 
@@ -244,9 +281,16 @@ class RephrasePart:
 
     def __init__(self, work: RephraseWork, attempts: Any) -> None:
         self._worker, self._attempts = RephraseWorker(work), attempts
+        self._showing: asyncio.Task[None] | None = None
+
+    async def _show_load(self) -> None:
+        while True:
+            publish(of_engine(self._worker.work.config.name, *self._worker.load))
+            await asyncio.sleep(PUBLISH_SECONDS)
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
+        self._showing = self._showing or asyncio.create_task(self._show_load())
         part = int(batch["part"][0])
         try:
             if await self._attempts.begin.remote(part) > PART_ATTEMPTS:

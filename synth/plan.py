@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+POOL_LABEL = "synthscale.io/pool"
+"""Label of a node that says what it was bought for; nodes of a cluster that knows no pools have none."""
+GPU_POOLS = ("generate", "train")
+OFF_THE_GPU_POOLS = {POOL_LABEL: f"!in({','.join(GPU_POOLS)})"}
+"""Where tasks that need no GPU run: anywhere but on nodes bought for their GPUs. Without it a long queue of such tasks
+would have the autoscaler add GPU nodes once the data pool is at its limit."""
+
 
 @dataclass(frozen=True)
 class Plan:

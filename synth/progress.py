@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 
@@ -12,6 +13,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+_listeners: list[Callable[[Progress, str], None]] = []
+
+
+def listen(listener: Callable[[Progress, str], None]) -> None:
+    """Have every line of progress in this process told to `listener` too: the step's progress, and what it says."""
+    _listeners.append(listener)
 
 
 class Progress:
@@ -55,6 +64,8 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line under the step's name."""
         print(f"[{self.step}] {text}", file=self._stream, flush=True)
+        for listener in _listeners:
+            listener(self, text)
 
     @property
     def elapsed_seconds(self) -> float:

@@ -118,10 +118,17 @@ class Supervisor:
         self._is_up = False
         self._changing = asyncio.Lock()
         self._in_flight: Counter[int] = Counter()
+        self._asked = 0
         self._since = time.monotonic()
         self._usage: dict[int, PartUsage] = {}
         self._suspects: list[_Suspect] = []
         self._isolation: asyncio.Task[None] | None = None
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests in the engine, and requests that wait for a place in it or for it to be up."""
+        running = sum(self._in_flight.values())
+        return running, self._asked - running
 
     def usage(self, part: int) -> PartUsage:
         """Return what a part has taken of the engine up to now."""
@@ -141,6 +148,13 @@ class Supervisor:
 
         Raises EngineStartFailed when the engine does not come up, TooManyDeaths when the part exceeds its bound.
         """
+        self._asked += 1
+        try:
+            return await self._answer(part, request)
+        finally:
+            self._asked -= 1
+
+    async def _answer(self, part: int, request: GenerationRequest) -> Outcome:
         async with self._slots:
             try:
                 return await self._attempt(part, request, self._normal_service)

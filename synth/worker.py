@@ -82,6 +82,11 @@ class RephraseWorker:
                 answer.cancel()
         return await loop.run_in_executor(self._thread, self._commit, drafted, outcomes, began)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests in the engine, and requests that wait."""
+        return self._supervisor.load
+
     async def close(self) -> None:
         """Take the engine down."""
         await self._supervisor.close()

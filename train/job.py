@@ -13,6 +13,8 @@ import ray
 
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
+from synth.job import tasks_at_once
+from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.storage import study_path
 from train import generator, packing, rate_sweep
@@ -53,26 +55,32 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     missing = packing.list_missing(config, shards)
     progress = Progress("pack_tokens", len(shards), "shards", already=len(shards) - len(missing))
     progress.say("tokenizer and evaluation rows")
-    _in_tasks([(True, packing.prepare_tokenizer, config)], 1, progress)
-    _in_tasks([(False, packing.build_evaluation, config)], 1, progress)
-    work = [(False, packing.tokenize_shard, config, shard) for shard in missing]
-    _in_tasks(work, config.placement.tasks or int(ray.cluster_resources().get("CPU", 1)), progress)
+    _in_tasks([("tokenizer", True, packing.prepare_tokenizer, config)], 1, progress)
+    _in_tasks([("evaluation rows", False, packing.build_evaluation, config)], 1, progress)
+    work = [
+        (f"{shard.source_name} {shard.stem}", False, packing.tokenize_shard, config, shard)
+        for shard in missing
+    ]
+    _in_tasks(work, config.placement.tasks, progress)
     manifest = packing.finish_pack(config)
     for remark in packing.remarks_on(PackedInfo.read(config.root, config.name)):
         progress.say(remark)
     return manifest
 
 
-def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -> None:
-    """Run pieces of work, `width` at a time, until all are done; the first error ends it."""
+def _in_tasks(work: Sequence[tuple[Any, ...]], limit: int, progress: Progress) -> None:
+    """Run pieces of work, at most `limit` (0: one a CPU of the cluster, as it grows) at a time, until all are done.
+
+    Each is a name, and the arguments of `_packing_task`. The first error ends it.
+    """
     waiting = iter(work)
     running: list[ray.ObjectRef[int | None]] = []
     num_tokens = 0
     try:
         while True:
             running += [
-                _packing_task.remote(*each)
-                for each in itertools.islice(waiting, max(1, width) - len(running))
+                _packing_task.options(name=f"pack_tokens: {name}").remote(*arguments)
+                for name, *arguments in itertools.islice(waiting, max(0, tasks_at_once(limit) - len(running)))
             ]
             if not running:
                 return
@@ -90,7 +98,7 @@ def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -
             ray.cancel(each)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, label_selector=OFF_THE_GPU_POOLS)
 def _packing_task(threads: bool, work: Callable[..., Any], *arguments: Any) -> Any:
     # The tokenizer's own threads would fight with the tasks beside it, and it reads this at every call.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads else "false"

@@ -15,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from upath import UPath
 
 from synth.identity import finish, is_finished, read_manifest
+from synth.job import publish
 from synth.progress import Progress
 from train.config import RunConfig, TrainPlacement
 from train.lanes.job import Lanes
@@ -26,6 +27,7 @@ from tune.rounds import Question
 from tune.sampler import REPLICATE, SurfaceSampler, search_space
 from tune.search import ShareSearch, claim_search
 from tune.search_plan import check_search
+from tune.telemetry import of_running, of_trial
 
 LOSS = "loss"
 
@@ -117,6 +119,7 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
             num_samples=-1,
             max_concurrent_trials=config.placement.concurrent_trials,
             reuse_actors=True,
+            trial_name_creator=lambda trial: f"{trial.config['cell']}-share-{trial.config['share']}",
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
@@ -164,21 +167,31 @@ class _Searcher(ray.tune.search.Searcher):
         if trial is None:
             return None
         self._running[trial_id] = trial
-        return {"cell": trial.cell, "run": trial.run.model_dump(mode="json")}
+        self._show_running(trial.cell)
+        run = trial.run.model_dump(mode="json")
+        return {"cell": trial.cell, "share": _shown(trial.choice), "run": run}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Settle a trial from its run's record; a trial without one broke, and no more are started."""
         trial = self._running.pop(trial_id)
+        self._show_running(trial.cell)
         record = None if error else read_record(self._search.config.root, trial.run.run_id)
+        status, final = (record.status, record.final) if record else ("broken", None)
+        loss = final.loss_nats_per_token if final else None
+        publish(of_trial(self._search.config.name, trial.cell, _shown(trial.choice), status, loss))
         if record is None:
             self._broken = True
             return
         self._search.settle(trial, record)
-        outcome = f"loss {record.final.loss_nats_per_token:.4f}" if record.final else record.status
+        outcome = status if loss is None else f"loss {loss:.4f}"
         self._progress.total = self._search.num_trials
         self._progress.set(self._search.num_settled, f"{trial.cell} share {_shown(trial.choice)}: {outcome}")
+
+    def _show_running(self, cell: str) -> None:
+        running = sum(each.cell == cell for each in self._running.values())
+        publish(of_running(self._search.config.name, cell, running))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the records of the runs are all the state there is."""

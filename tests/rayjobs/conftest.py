@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.assets.study_results import results_of
+
 ROOT = Path(__file__).parent.parent.parent
 DEMO = "rayjobs/configs/demo.toml"
 TRAINING = {"rows_per_step": 4, "max_epochs": 100.0}
@@ -97,31 +99,7 @@ def sigkill():
     return kill_group
 
 
-RESULTS = (
-    "corpora/*/*/part-*.parquet", "synthetic/*/part-*.parquet", "packed/*/**/*.tokens", "runs/*/record.json",
-    "searches/*/*/best.json", "laws/*/fit.json", "recommendations/*.json",
-)  # fmt: skip
-NOT_RESULTS = {"provenance", "wall_seconds", "device_seconds", "tokens_per_second", "attempts", "device",
-               "training_device_hours", "generation_device_hours"}  # fmt: skip
-
-
-@pytest.fixture
-def results_of():
+@pytest.fixture(name="results_of")
+def _results_of():
     """Return what a study found, free of times and provenance: relative path -> bytes or JSON value."""
-
-    def read(root):
-        paths = sorted(path for pattern in RESULTS for path in root.glob(pattern))
-        return {
-            str(path.relative_to(root)): _timeless(json.loads(path.read_text()))
-            if path.suffix == ".json"
-            else path.read_bytes()
-            for path in paths
-        }
-
-    return read
-
-
-def _timeless(value):
-    if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in NOT_RESULTS}
-    return [_timeless(item) for item in value] if isinstance(value, list) else value
+    return results_of

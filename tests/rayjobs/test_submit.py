@@ -1,112 +1,141 @@
-"""The demo study through `ray job submit`, on a cluster with token authentication and the dashboard on."""
+"""Jobs through `ray job submit`, on a cluster with token authentication and the dashboard on, which has no copy of us."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
+import json
+import re
+import zipfile
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-BIN = Path(sys.executable).parent
+from tests.assets.ray_head import ROOT, ray_head, status_of, wait_until
+from tests.assets.study_results import results_of
+from tests.cluster.studies import data_study
 
 pytestmark = pytest.mark.timeout(1500)
 
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+DONE = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Start a head node on loopback; return (environment of a client that holds the token, dashboard address)."""
-    directory = Path(tempfile.mkdtemp(prefix="ray-"))  # short: unix socket paths may have 107 characters
-    token, port, dashboard = directory / "token", free_port(), free_port()
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    env |= {"PATH": f"{BIN}:{env['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    token.write_text("a-token-of-this-test-only-0123456789abcdef")
-    token.chmod(0o600)
-    head = subprocess.Popen(
-        [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-         f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={directory}", "--num-cpus=2"],
-        env=env, cwd=directory, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        wait_until(lambda: status_of(f"{address}/api/version") in (200, 401, 403), seconds=90)
-        client = {**env, "RAY_API_SERVER_ADDRESS": address}
-        # The dashboard answers before the node's agent, which starts the jobs, is there.
-        wait_until(lambda: submit(client, "this").returncode == 0, seconds=180)
-        yield client, address
-    finally:
-        os.killpg(head.pid, 15)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, 9)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def status_of(url):
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return None
-
-
-def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.5)
-
-
-def submit(env, *command):
-    return subprocess.run(
-        [BIN / "ray", "job", "submit", "--working-dir", str(ROOT), "--", "python", "-m", *command],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=1400,
-    )  # fmt: skip
+    """Start a head node on loopback, in a directory without the project."""
+    with ray_head("--num-cpus=2") as head:
+        yield head
 
 
 @pytest.mark.slow
 def test_a_stranger_without_the_token_is_turned_away(cluster):
-    _, address = cluster
-    assert status_of(f"{address}/api/jobs/") in (401, 403)
+    assert status_of(f"{cluster.dashboard}/api/jobs/") in (401, 403)
+
+
+@pytest.mark.slow
+def test_a_mistake_fails_the_job_with_its_sentence_in_the_log_and_exit_code_2(cluster, tmp_path):
+    done = cluster.submit(
+        "rayjobs.fit_laws", "--runs", str(tmp_path / "nothing.csv"), options=("--submission-id", "mistake")
+    )
+    assert done.returncode != 0
+    assert "nothing.csv" in done.stdout
+    assert "Traceback" not in done.stdout
+    job = cluster.job("mistake")
+    assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
+
+
+@pytest.mark.slow
+def test_a_step_that_can_never_be_placed_is_refused_with_one_sentence(cluster, tmp_path):
+    argv = data_study(tmp_path / "study", gpus=1, latency_seconds=0.0, documents=24)
+    done = cluster.submit("rayjobs.run_study", *argv, options=("--submission-id", "too-large"))
+    (sentence,) = [line for line in done.stdout.splitlines() if "cannot ever hold" in line]
+    assert sentence.startswith(
+        "run_study: 2/3 rephrase_corpus rephrased: an engine takes 1 x 1 CPU + 1 GPU at once (placement.cpus_per_engine, "
+        "placement.gpus_per_engine), and this cluster cannot ever hold that: its nodes are 1 x 2 CPU, and "
+    )
+    assert cluster.job("too-large")["driver_exit_code"] == 2
+    assert (tmp_path / "study/corpora/natural/manifest.json").exists(), "what could be done was done"
+
+
+@pytest.mark.slow
+def test_a_detached_study_is_watched_stopped_and_resumed(cluster, tmp_path):
+    """The submitter is long gone; the job says where it is, can be stopped, and goes on where it was."""
+    root = tmp_path / "study"
+    argv = data_study(root, latency_seconds=0.6)
+    options = (
+        "--metadata-json", json.dumps({"owner": "a test"}),
+        "--runtime-env-json", json.dumps({"env_vars": {"OPENBLAS_NUM_THREADS": "1"}}),
+    )  # fmt: skip
+    job = cluster.submit_detached("rayjobs.run_study", *argv, options=options)
+    ledger = lambda: sorted(root.glob("synthetic/*/ledger/*.json"))  # noqa: E731
+    wait_until(lambda: ledger() or cluster.status(job) in DONE, 120, lambda: cluster.logs(job)[-3000:])
+    metadata = cluster.job(job)["metadata"]
+    assert metadata["owner"] == "a test"
+    assert (metadata["study"], metadata["step"]) == (str(root), "2/3 rephrase_corpus rephrased")
+    assert re.fullmatch(r"rephrase_corpus: \d/8 parts, .*accepted tokens/s", metadata["progress"])
+    assert cluster.ray("job", "stop", job).returncode == 0
+    wait_until(lambda: cluster.status(job) == "STOPPED", 60)
+    done_before = {path: path.stat().st_mtime_ns for path in ledger()}
+    assert 0 < len(done_before) < 8
+    again = cluster.submit("rayjobs.run_study", *argv, options=("--submission-id", "resumed"))
+    assert again.returncode == 0, again.stdout[-4000:]
+    assert "[study] 1/3 build_corpus natural: finished already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in done_before} == done_before, (
+        "finished parts were made again"
+    )
+    assert (root / "packed/packed/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_fit_runs_as_a_job_of_its_own(cluster, tmp_path):
+    """A step that needs no Ray runs under `ray job submit` too."""
+    runs = tmp_path / "runs.csv"
+    rows = [
+        (n, d, 1.7 + 400 / n**0.34 + 410 / d**0.28) for n in (1e7, 1e8, 1e9) for d in (1e8, 1e9, 1e10, 1e11)
+    ]
+    runs.write_text("params,tokens,loss\n" + "".join(f"{n:.0f},{d:.0f},{loss:.6f}\n" for n, d, loss in rows))
+    done = cluster.submit(
+        "rayjobs.fit_laws", "--runs", str(runs), "--root", str(tmp_path / "study"), "--bootstrap_samples", "20",
+        "--law", "chinchilla",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert list(tmp_path.glob("study/laws/*/fit.json"))
+
+
+def test_what_is_uploaded_is_the_four_packages_and_small(tmp_path):
+    """Lists the package Ray would make of the checkout, with the ignore files as it reads them."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(
+        str(ROOT), package, logger=None, include_gitignore=True, excludes=get_runtime_env_default_excludes()
+    )
+    with zipfile.ZipFile(package) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    assert package.stat().st_size < 2_000_000
+    assert {"synth/job.py", "rayjobs/configs/demo.toml", "synth/recipes/hq.toml"} <= set(names)
+    unwanted = (
+        "tests/",
+        "docs/",
+        ".git/",
+        ".venv",
+        ".tools",
+        "studies/",
+        "benchmarks/",
+        "requirements/",
+        "deploy/",
+    )
+    assert not [name for name in names if name.startswith(unwanted)]
 
 
 @pytest.mark.drill
 def test_the_demo_study_gives_the_same_numbers_when_submitted_and_resubmitting_it_changes_nothing(
-    cluster, shrunk_demo, finished_demo, results_of
+    cluster, shrunk_demo, finished_demo
 ):
-    env, _ = cluster
     argv, root = shrunk_demo
-    done = submit(env, "rayjobs.run_study", *argv)
+    done = cluster.submit("rayjobs.run_study", *argv)
     assert done.returncode == 0, done.stdout[-4000:]
     assert (root / "report" / "index.html").exists()
     assert f"report: {root}/report/index.html" in done.stdout
     records = {path: path.stat().st_mtime_ns for path in root.glob("runs/*/record.json")}
     assert results_of(root) == results_of(finished_demo)
-    again = submit(env, "rayjobs.run_study", *argv)
+    again = cluster.submit("rayjobs.run_study", *argv)
     assert again.returncode == 0, again.stdout[-4000:]
     assert "write_report report: finished already" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in root.glob("runs/*/record.json")} == records
-
-
-@pytest.mark.slow
-def test_a_mistake_fails_the_job_with_its_sentence_in_the_log(cluster, tmp_path):
-    env, _ = cluster
-    done = submit(env, "rayjobs.fit_laws", "--runs", str(tmp_path / "nothing.csv"))
-    assert done.returncode != 0
-    assert "nothing.csv" in done.stdout
-    assert "Traceback" not in done.stdout

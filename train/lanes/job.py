@@ -15,6 +15,7 @@ import ray
 import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from synth.job import publish
 from synth.progress import Progress
 from synth.storage import study_path
 from train.config import RunConfig, TrainPlacement
@@ -22,6 +23,7 @@ from train.lanes.queue import LanesLost, Order, Word
 from train.lanes.queue_actor import QueueActor
 from train.lanes.worker import LaneWorker, Trainer
 from train.record import RunRecord
+from train.telemetry import of_lanes
 
 POLL_SECONDS = 10.0
 """Longest an idle lane waits in one question to the queue; short enough to keep collectives from timing out."""
@@ -120,9 +122,9 @@ class Lanes:
     def __enter__(self) -> Lanes:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(  # beside this process: a worker's node may go while training goes on
-            num_cpus=0, max_concurrency=MAX_CALLS, scheduling_strategy=here
+            num_cpus=0, max_concurrency=MAX_CALLS, scheduling_strategy=here, name=f"run queue of {self._name}"
         )(QueueActor)
-        self.queue = actor.remote(self._root, self.placement.lanes)
+        self.queue = actor.remote(self._root, self.placement.lanes, publish)
         for lane in range(self.placement.lanes):
             thread = threading.Thread(
                 target=self._keep_up, args=(lane,), name=f"{self._name}-{lane}", daemon=True
@@ -179,6 +181,11 @@ class Lanes:
             raise LanesLost(
                 "the queue of the lanes has died; finished runs are kept: run the job again"
             ) from None
+        publish(
+            of_lanes(
+                len(state["lanes_up"]), self.placement.lanes, state["runs_waiting"], state["tokens_in_hand"]
+            )
+        )
         seconds = time.monotonic() - self._opened
         news = {f"up {lane}": f"lane {lane} is up after {seconds:.0f} s" for lane in state["lanes_up"]}
         news |= {f"ended {lane}": f"lane {lane} is lost: {why}" for lane, why in state["lanes_ended"].items()}

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from synth.errors import UserError
+from synth.telemetry import Sample
 from train.config import RunConfig
 from train.lanes.queue import LanesLost, Order, RunQueue, Word
 from train.record import RunRecord, read_record
+from train.telemetry import of_beat, of_record
+
+
+def show_nothing(samples: Iterable[Sample]) -> None:
+    """Leave numbers unseen, where nobody watches."""
 
 
 class QueueActor:
     """`train.lanes.queue.RunQueue` with something to wait on: submitters wait for records here, lanes ask for work."""
 
-    def __init__(self, root: str, num_lanes: int) -> None:
+    def __init__(
+        self, root: str, num_lanes: int, show: Callable[[Iterable[Sample]], None] = show_nothing
+    ) -> None:
         self._root = root
+        self._show = show
         self._queue = RunQueue()
         self._changed = asyncio.Condition()
         self._records: dict[str, asyncio.Future[RunRecord]] = {}
@@ -66,6 +76,7 @@ class QueueActor:
     async def beat(self, run_id: str, tokens: int) -> None:
         """Hear how far a run is, tokens."""
         self._queue.beat(run_id, tokens)
+        self._show(of_beat(run_id, tokens))
 
     async def complain(self, run_id: str, error: str) -> None:
         """Hear from a worker what it died of."""
@@ -77,6 +88,7 @@ class QueueActor:
             self._settle(record)
 
     def _settle(self, record: RunRecord) -> None:
+        self._show(of_record(record))
         self._queue.complete(record.run_id)
         self._changed.notify_all()  # a run may have waited for the trunk this one had
         future = self._records.pop(record.run_id, None)

@@ -1,0 +1,58 @@
+"""What steps need of a cluster at once, and whether given nodes can hold it."""
+
+import math
+
+import pytest
+
+from rayjobs.capacity import most_that_fit, need_of
+from rayjobs.study import StudyConfig, steps_of
+from synth.config import CorpusConfig, RephraseConfig
+from tests.cluster.studies import whole_study
+from train.config import TrainPlacement
+from tune.config import LawsConfig
+
+
+def rephrase(**placement):
+    return RephraseConfig.model_validate(
+        {"corpus": "natural", "recipes": ["hq"], "engine": {"model": "m"}, "placement": placement}
+    )
+
+
+def test_a_rephrasing_needs_one_engine_however_many_are_asked_for():
+    need = need_of(rephrase(engines=64, cpus_per_engine=8, gpus_per_engine=1))
+    assert (need.count, dict(need.bundle)) == (1, {"CPU": 8, "GPU": 1})
+
+
+def test_training_needs_all_workers_of_one_lane_together():
+    study = StudyConfig.model_validate(whole_study("root", lanes=8, workers=3))
+    needs = {step.job.name: need_of(step.config) for step in steps_of(study)}
+    for job in ("pretrain_models", "search_mixture"):
+        assert (needs[job].count, dict(needs[job].bundle)) == (3, {"CPU": 1})
+    assert needs["fit_laws"] is None
+    assert needs["write_report"] is None
+
+
+def test_a_task_needs_a_cpu_and_a_fit_nothing():
+    corpus = CorpusConfig.model_validate({"sources": [{"packages": ["json"]}]})
+    assert dict(need_of(corpus).bundle) == {"CPU": 1}
+    assert need_of(LawsConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("bundle", "nodes", "fit"),
+    [
+        ({"CPU": 1}, [{"CPU": 0}], 0),
+        ({"CPU": 1}, [{"CPU": 2}, {"CPU": 3.0, "GPU": 1}], 5),
+        ({"CPU": 2}, [{"CPU": 3}, {"CPU": 3}], 2),  # six CPUs, but a worker is on one node
+        ({"CPU": 1, "GPU": 0.25}, [{"CPU": 8, "GPU": 1}], 4),
+        ({"CPU": 1, "GPU": 0.1}, [{"CPU": 99, "GPU": 0.3}], 3),  # 0.3 / 0.1 < 3 in floating point
+        ({"GPU": 16}, [{"CPU": 192, "GPU": 8}] * 4, 0),
+        ({}, [], math.inf),
+    ],
+)
+def test_bundles_that_fit(bundle, nodes, fit):
+    assert most_that_fit(bundle, nodes) == fit
+
+
+def test_placements_of_training_are_all_understood():
+    assert {"workers_per_lane", "cpus_per_worker", "gpus_per_worker"} <= TrainPlacement.model_fields.keys()
