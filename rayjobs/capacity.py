@@ -55,7 +55,7 @@ def need_of(config: JobConfig) -> Need | None:
     if isinstance(placement, TrainPlacement):
         fields = ("placement.workers_per_lane", "placement.cpus_per_worker", "placement.gpus_per_worker")
         bundle = _bundle(placement.cpus_per_worker, placement.gpus_per_worker)
-        return Need("a training lane", placement.workers_per_lane, bundle, fields)
+        return Need("a training lane", placement.min_workers, bundle, fields)
     if isinstance(config, (CorpusConfig, PackConfig)):
         return Need("a task", 1, _bundle(1, 0), ("off the GPU pools",), off_the_gpu_pools=True)
     return None

@@ -45,12 +45,36 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """A flag of one job that is no field of its configuration."""
+
+    flag: str
+    """Such as `--only`; its words, which may be several, reach `plan` and `run` as a tuple under the name `only`."""
+    help: str
+    switch: bool = False
+    """Whether it takes no word and is on or off."""
+
+    @property
+    def name(self) -> str:
+        """The keyword its words are passed by."""
+        return self.flag.strip("-").replace("-", "_")
+
+
+class Mistakes(UserError):
+    """Several things a person can mend, each in one sentence."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        self.sentences = tuple(sentences)
+        super().__init__("; ".join(self.sentences))
+
+
+@dataclass(frozen=True)
 class Job(Generic[C]):
     """One job: how it is configured, what it would do, and the function that does it."""
 
     name: str
     config: type[C]
-    plan: Callable[[C], Plan | Sequence[Plan]]
+    plan: Callable[..., Plan | Sequence[Plan]]
     """Checks the configuration against the world and says what is to do; never starts Ray."""
     run: Callable[..., Any]
     needs_ray: bool = True
@@ -59,6 +83,8 @@ class Job(Generic[C]):
     """`run` takes a function `connect(step, configuration)` and calls it before each step that needs Ray."""
     looks: tuple[Look, ...] = ()
     """Flags that print something and start nothing."""
+    flags: tuple[Flag, ...] = ()
+    """Flags beside the configuration, passed to `plan` and `run`."""
 
 
 def lazily(name: str) -> Callable[..., Any]:
@@ -98,7 +124,8 @@ def guarded(name: str, action: Callable[[], int]) -> int:
             print(f"{name}: {sentence}", file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"{name}: {_own_words(error)}", file=sys.stderr)
+        for sentence in error.sentences if isinstance(error, Mistakes) else (_own_words(error),):
+            print(f"{name}: {sentence}", file=sys.stderr)
         return 2
 
 
@@ -111,7 +138,11 @@ def _run(job: Job[Any], argv: list[str]) -> int:
         number = getattr(options, look.flag.strip("-").replace("-", "_"), None)
         if look.needs_config and number is not None:
             return _print_lines(look.show(config, number))
-    plan = job.plan(config)
+    given = {
+        flag.name: getattr(options, flag.name) if flag.switch else tuple(getattr(options, flag.name) or ())
+        for flag in job.flags
+    }
+    plan = job.plan(config, **given)
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     if options.dry_run:
         print(json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False))
@@ -126,7 +157,7 @@ def _run(job: Job[Any], argv: list[str]) -> int:
     join = functools.partial(connect, dashboard=options.dashboard)
     if job.needs_ray and not finished:
         join(job.name, config)
-    job.run(config, **({"connect": join} if job.connects_itself else {}))
+    job.run(config, **given, **({"connect": join} if job.connects_itself else {}))
     if finished:
         print(f"[{job.name}] nothing to do: {plans[-1].output} is finished", file=sys.stderr)
     return 0
@@ -163,6 +194,7 @@ def parse(job: Job[C], argv: list[str]) -> tuple[C, argparse.Namespace]:
     parser = _Parser(prog=f"python -m rayjobs.{job.name}", description=job.config.__doc__, allow_abbrev=False)
     add_common_options(parser)
     _add_looks(parser, job.looks)
+    _add_flags(parser, job.flags)
     settings = type(
         job.config.__name__, (job.config, BaseSettings), {"model_config": _SETTINGS, "__doc__": None}
     )
@@ -171,6 +203,7 @@ def parse(job: Job[C], argv: list[str]) -> tuple[C, argparse.Namespace]:
     )
     common = common_parser()
     _add_looks(common, job.looks)
+    _add_flags(common, job.flags)
     options, _ = common.parse_known_args(argv)
     flags = source(args=_joined_negatives(argv))()
     values = read_toml(options.config) if options.config else {}
@@ -205,6 +238,14 @@ def _add_looks(parser: argparse.ArgumentParser, looks: Sequence[Look]) -> None:
             parser.add_argument(look.flag, type=_positive, metavar="N", help=look.help)
         else:
             parser.add_argument(look.flag, action="store_true", help=look.help)
+
+
+def _add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
+    for flag in flags:
+        if flag.switch:
+            parser.add_argument(flag.flag, action="store_true", help=flag.help)
+        else:
+            parser.add_argument(flag.flag, action="append", metavar="STEP", help=flag.help)
 
 
 def _positive(word: str) -> int:

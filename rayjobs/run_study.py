@@ -5,107 +5,126 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from dataclasses import replace
 
-from rayjobs.cli import Job, main_of
-from rayjobs.study import Step, StudyConfig, check_references, steps_of
+from rayjobs.aside import move_aside, what_is_there
+from rayjobs.cli import Flag, Job, Mistakes, main_of
+from rayjobs.forecast import Forecast, StudyForecast, total_of
+from rayjobs.schedule import Schedule
+from rayjobs.study import Selection, Step, StudyConfig, select
 from synth.config import JobConfig
-from synth.errors import IncompleteArtefact
+from synth.errors import IncompleteArtefact, UserError
 from synth.plan import Plan
 from synth.progress import clock
-from synth.storage import read_json, study_path, write_json_atomic
-from train.config import TrainPlacement
+from synth.storage import study_path
 
-LOG_FILE = "study.json"
-"""Under the study root: one entry for every time a step ran, with its wall-clock seconds."""
+Words = tuple[str, ...]
 
 
-def plan_study(study: StudyConfig) -> list[Plan]:
-    """Return the plan of every step; a step whose inputs are still to be made says so."""
-    check_references(study)
-    return [_plan_step(step) for step in steps_of(study)]
+def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: Words = ()) -> list[Plan]:
+    """Return the plan of every step, forecast where its inputs are still to be made, and the sum of what is left.
 
-
-def _plan_step(step: Step) -> Plan:
-    try:
-        return step.plan()
-    except IncompleteArtefact as error:
-        # Earlier steps of this study make it; the step is planned again, in full, when its turn comes.
-        return Plan(
-            step=step.job.name, output=step.config.name, finished=False, facts={"waits for": str(error)}
-        )
-
-
-def run_study(study: StudyConfig, *, connect: Callable[[str, JobConfig], None]) -> None:
-    """Run the steps in order. Each leaves a finished artefact, so a kill costs at most the step's open parts."""
-    steps = steps_of(study)
-    began = time.monotonic()
-    with ExitStack() as stack:
-        lanes = _SharedLanes(stack)
-        for number, step in enumerate(steps, start=1):
-            plan = step.plan()
-            if plan.finished:
-                _say(f"{number}/{len(steps)} {step.title}: finished already")
-                continue
-            _say(f"{number}/{len(steps)} {step.title}: {', '.join(_brief(plan))}")
-            for warning in plan.warnings:
-                _say(f"warning: {warning}")
-            if step.job.needs_ray:
-                connect(f"{number}/{len(steps)} {step.title}", step.config)
-            started = time.monotonic()
-            step.job.run(step.config, **lanes.for_step(step))
-            _log(study.root, step, time.monotonic() - started)
-    _say(f"finished in {clock(time.monotonic() - began)}")
-    for name in study.report:
-        _say(f"report: {study_path(study.root, name, 'index.html')}")
-
-
-class _SharedLanes:
-    """Warm training lanes kept from one training step to the next with the same placement, and closed otherwise.
-
-    Starting worker groups costs more than training a small model; neighbouring steps of a study share them.
+    Raises Mistakes with one sentence for every step that cannot be done.
     """
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._open: tuple[TrainPlacement, Any] | None = None
-
-    def for_step(self, step: Step) -> dict[str, Any]:
-        """Return the step's further arguments: the lanes when it trains a queue of runs, nothing otherwise."""
-        if step.job.name not in ("sweep_learning_rates", "pretrain_models", "search_mixture"):
-            if step.job.needs_ray:
-                self._close()
-            return {}
-        fields = TrainPlacement.model_fields
-        placement = TrainPlacement(**{name: getattr(step.config.placement, name) for name in fields})
-        if self._open is None or self._open[0] != placement:
-            self._close()
-            from train.lanes.job import Lanes
-
-            self._open = (placement, self._stack.enter_context(Lanes(step.config.root, placement)))
-        return {"lanes": self._open[1]}
-
-    def _close(self) -> None:
-        self._stack.close()
-        self._open = None
+    selection = select(study, only, until, force)
+    forecast = StudyForecast(study, select(study).steps)
+    plans: list[Plan] = []
+    mistakes: list[str] = []
+    for step in selection.steps:
+        try:
+            plans.append(_plan_step(step, forecast.of(step), step in selection.redone))
+        except UserError as error:
+            mistakes.append(f"{step.key}: {error}")
+    if mistakes:
+        raise Mistakes(mistakes)
+    left = [forecast.of(step) for step, plan in zip(selection.steps, plans, strict=True) if not plan.finished]
+    if left:
+        facts = {
+            "steps": len(left),
+            **total_of(left, _currency(study)),
+            "resting on": "the file alone, see each step",
+        }
+        plans.append(Plan("all steps that are left", str(study_path(study.root)), False, facts))
+    return plans
 
 
-def _brief(plan: Plan) -> list[str]:
-    return [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in list(plan.facts.items())[:3]]  # fmt: skip
+def _currency(study: StudyConfig) -> str | None:
+    """Return the currency when the study names a price anywhere."""
+    prices = (study.prices.generation_device_hour, study.prices.training_device_hour)
+    named = [*prices, *(step.cost.device_hour_price for step in study.rephrase.values())]
+    return study.prices.currency if any(named) else None
 
 
-def _log(root: str, step: Step, seconds: float) -> None:
-    path = study_path(root, LOG_FILE)
-    entries = read_json(path) if path.exists() else []
-    entry = {"step": step.job.name, "name": step.config.name, "wall_seconds": round(seconds, 2)}
-    write_json_atomic(path, [*entries, entry])
-    _say(f"{step.title}: done in {clock(seconds)}")
+def _plan_step(step: Step, forecast: Forecast, redone: bool) -> Plan:
+    """Return a step's own plan, or what the study file alone says of it while its inputs are not there."""
+    needs: dict[str, object] = {"needs": ", ".join(step.parents)} if step.parents else {}
+    foreseen = Plan(step.job.name, step.config.name, False, {**needs, **forecast.facts}, forecast.warnings)
+    if redone:
+        there = ", ".join(str(path) for path in what_is_there(step)) or "nothing"
+        return replace(
+            foreseen,
+            facts={"is done again": f"what is there is moved aside first: {there}", **foreseen.facts},
+        )
+    try:
+        plan = step.plan()
+    except IncompleteArtefact:
+        return foreseen
+    except UserError as error:
+        if not step.reads_elsewhere:
+            raise
+        # A study is planned on a laptop too, where a bucket or the hub may be out of reach; the run itself will ask again.
+        return replace(foreseen, warnings=(*foreseen.warnings, f"not looked at from here: {error}"))
+    if plan.finished:
+        return plan
+    return replace(
+        plan, facts={**needs, **forecast.facts, **plan.facts}, warnings=(*plan.warnings, *forecast.warnings)
+    )
 
 
-def _say(text: str) -> None:
+def run_study(
+    study: StudyConfig,
+    *,
+    connect: Callable[[str, JobConfig], None],
+    only: Words = (),
+    until: Words = (),
+    force: Words = (),
+) -> None:
+    """Run the steps, each when those it needs are done, beside each other where the cluster has room for both.
+
+    Each leaves a finished artefact, so a kill costs at most the open parts of the open steps.
+    """
+    selection = select(study, only, until, force)
+    began = time.monotonic()
+    _set_aside(study, selection)
+    Schedule(study, selection.steps, connect, say).run()
+    say(f"finished in {clock(time.monotonic() - began)}")
+    for step in selection.steps:
+        if step.section == "report":
+            say(f"report: {study_path(study.root, step.config.name, 'index.html')}")
+
+
+def _set_aside(study: StudyConfig, selection: Selection) -> None:
+    for step in selection.redone:
+        for old, new in move_aside(study.root, step):
+            say(f"{step.title} is done again: {old} moved to {new}")
+
+
+def say(text: str) -> None:
+    """Print a line of the study's own."""
     print(f"[study] {text}", file=sys.stderr, flush=True)
 
+
+FLAGS = (
+    Flag(
+        "--only",
+        "run this step alone, by its place in the file (`pretrain.grid`) or its section; may be repeated",
+    ),
+    Flag("--until", "run this step and the steps it needs; may be repeated"),
+    Flag(
+        "--force",
+        "do this step and what is made from it again; what is there is moved to `aside/`, never deleted",
+    ),
+)
 
 JOB = Job(
     name="run_study",
@@ -114,6 +133,7 @@ JOB = Job(
     run=run_study,
     needs_ray=False,
     connects_itself=True,
+    flags=FLAGS,
 )
 main = main_of(JOB)
 

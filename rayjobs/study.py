@@ -1,12 +1,15 @@
-"""A study: all steps of the flow in one file, their order, and the checks that need more than one step to see."""
+"""A study: all steps of the flow in one file, the graph they form, and every mistake in it at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, model_validator
+import pydantic
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rayjobs import (
     build_corpus,
@@ -20,20 +23,40 @@ from rayjobs import (
     train_generator,
     write_report,
 )
+from rayjobs.assumptions import Assumptions, StudyPrices
 from rayjobs.cli import Job
-from synth.config import CorpusConfig, JobConfig, Name, RephraseConfig
+from rayjobs.references import ancestors_of, descendants_of, in_order, mistakes_in, parents_of
+from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
 from synth.plan import Plan
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
-from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
 
-GENERATOR_PREFIX = "root:generators/"
+SECTIONS: dict[str, Job[Any]] = {
+    "corpora": build_corpus.JOB,
+    "generators": train_generator.JOB,
+    "rephrase": rephrase_corpus.JOB,
+    "pack": pack_tokens.JOB,
+    "learning_rates": sweep_learning_rates.JOB,
+    "pretrain": pretrain_models.JOB,
+    "search": search_mixture.JOB,
+    "laws": fit_laws.JOB,
+    "recommend": recommend_mixture.JOB,
+    "report": write_report.JOB,
+}
+"""Sections of a study file in the order of the flow, and the job each runs."""
 
 
 class StudyConfig(JobConfig):
     """`run_study`: every step of a study from one file; finished steps are skipped, the rest is resumed."""
 
+    share_with: tuple[str, ...] = ()
+    """Roots of other studies. A step that is finished there under the same name, from the same recipe and the same
+    parents, is taken over instead of made again; so is every run this study wants and one of them has."""
+    assumptions: Assumptions = Assumptions()
+    """What is reckoned with before anything is measured."""
+    prices: StudyPrices = StudyPrices()
+    """What devices cost."""
     corpora: dict[Name, CorpusConfig] = Field(min_length=1)
     """`build_corpus` for each, by corpus name."""
     generators: dict[Name, GeneratorConfig] = Field(default_factory=dict)
@@ -55,58 +78,118 @@ class StudyConfig(JobConfig):
     report: dict[Name, ReportConfig] = Field(default_factory=dict)
     """`write_report` for each, by directory name."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _name_the_steps(cls, values: Any) -> Any:
-        """Give every step its name (its key in the file) and the study's root."""
+    def _all_mistakes_at_once(
+        cls, values: Any, handler: ModelWrapValidatorHandler[StudyConfig]
+    ) -> StudyConfig:
+        """Name the steps, then raise one ValidationError with the mistakes of all of them and between them."""
         if not isinstance(values, dict):
-            return values
-        root = values.get("root", cls.model_fields["root"].default)
-        return {
-            **values,
-            **{section: _named(values[section], section, root) for section in SECTIONS if section in values},
+            return handler(values)
+        values, mistakes = _with_names(values, cls.model_fields["root"].default)
+        try:
+            study = handler(values)
+        except pydantic.ValidationError as error:
+            mistakes += [
+                _mistake(each["loc"], each["msg"], each["input"], kind=each["type"])
+                for each in error.errors(include_url=False)
+            ]
+        known = {
+            name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
         }
+        for found in mistakes_in(_valid_steps(known), known):
+            mistakes.append(_mistake(found.path, found.sentence, found.value))
+        for section in ("corpora", "rephrase"):
+            mistakes += _unknown_assumptions(values, section, known.get(section, {}))
+        if mistakes:
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, mistakes)
+        return study
 
 
-SECTIONS: dict[str, Job[Any]] = {
-    "corpora": build_corpus.JOB,
-    "generators": train_generator.JOB,
-    "rephrase": rephrase_corpus.JOB,
-    "pack": pack_tokens.JOB,
-    "learning_rates": sweep_learning_rates.JOB,
-    "pretrain": pretrain_models.JOB,
-    "search": search_mixture.JOB,
-    "laws": fit_laws.JOB,
-    "recommend": recommend_mixture.JOB,
-    "report": write_report.JOB,
-}
-"""Sections of a study file in the order of the flow, and the job each runs."""
+def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """Give every step its name (its key in the file) and the study's root."""
+    root = values.get("root", default_root)
+    mistakes: list[InitErrorDetails] = []
+    named = dict(values)
+    for section in SECTIONS.keys() & values.keys():
+        if not isinstance(values[section], dict):
+            continue
+        tables = {}
+        for name, table in values[section].items():
+            if isinstance(table, dict):
+                mistakes += [
+                    _mistake((section, name, field), "is set by the study itself: remove it", table[field])
+                    for field in sorted({"name", "root"} & table.keys())
+                ]
+                table = {**table, "name": name, "root": root}
+            tables[name] = table
+        named[section] = tables
+    return named, mistakes
 
 
-def _named(tables: Any, section: str, root: str) -> Any:
-    if not isinstance(tables, dict):
-        return tables
-    for name, table in tables.items():
-        if isinstance(table, dict) and (given := {"name", "root"} & table.keys()):
-            field = sorted(given)[0]
-            raise ValueError(f"{section}.{name}.{field} is set by the study itself: remove it")
-    return {
-        name: {**table, "name": name, "root": root} if isinstance(table, dict) else table
-        for name, table in tables.items()
-    }
+def _mistake(path: Iterable[str | int], sentence: str, value: Any, kind: str = "study") -> InitErrorDetails:
+    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})  # type: ignore[arg-type]
+    return InitErrorDetails(type=error, loc=tuple(path), input=value)
+
+
+def _valid_steps(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the configurations of the steps that have no mistake of their own."""
+    found: dict[str, dict[str, Any]] = {}
+    for section, job in SECTIONS.items():
+        for name, table in known.get(section, {}).items():
+            try:
+                found.setdefault(section, {})[name] = job.config.model_validate(table)
+            except pydantic.ValidationError:
+                continue
+    return found
+
+
+def _unknown_assumptions(
+    values: dict[str, Any], section: str, there: Iterable[str]
+) -> list[InitErrorDetails]:
+    assumed = values.get("assumptions")
+    stated = assumed.get(section) if isinstance(assumed, dict) else None
+    return [
+        _mistake(("assumptions", section, name), f"{name!r} is not in [{section}]: correct the name", None)
+        for name in (stated if isinstance(stated, dict) else {})
+        if name not in there
+    ]
+
+
+# --- steps -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a study: a job and its configuration."""
+    """One step of a study: a job, its configuration, and the steps it needs."""
 
+    section: str
     job: Job[Any]
     config: Any
+    parents: tuple[str, ...] = ()
+    """Keys of the steps whose artefacts it reads."""
+
+    @property
+    def key(self) -> str:
+        """Its place in the study file, such as `pretrain.grid`; `--only`, `--until` and `--force` take it."""
+        return f"{self.section}.{self.config.name}"
 
     @property
     def title(self) -> str:
         """The step's job and artefact, as it is called in progress lines."""
         return f"{self.job.name} {self.config.name}"
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether all it reads is in buckets or on the hub: a machine that only plans need not reach these."""
+        if not isinstance(self.config, CorpusConfig):
+            return False
+        return all(
+            source.kind == "huggingface"
+            if not isinstance(source, FileSource)
+            else any("://" in path for path in source.paths)
+            for source in self.config.sources
+        )
 
     def plan(self) -> Plan:
         """Return what is left to do. Raises UserError when it cannot be done, IncompleteArtefact when it must wait."""
@@ -116,100 +199,72 @@ class Step:
 
 
 def steps_of(study: StudyConfig) -> tuple[Step, ...]:
-    """Return the steps in the order they run."""
-    return tuple(
-        Step(job, config) for section, job in SECTIONS.items() for config in getattr(study, section).values()
+    """Return the steps, each after those it needs and otherwise in the order of the flow."""
+    sections = {section: getattr(study, section) for section in SECTIONS}
+    parents = parents_of(sections)
+    steps = {
+        f"{section}.{name}": Step(section, SECTIONS[section], _priced(config, study.prices), parents[f"{section}.{name}"])
+        for section, configs in sections.items()
+        for name, config in configs.items()
+    }  # fmt: skip
+    return tuple(steps[key] for key in in_order(parents))
+
+
+def _priced(config: Any, prices: StudyPrices) -> Any:
+    """Give a rephrasing step the study's price where it has none of its own; a price is not part of its identity."""
+    if (
+        not isinstance(config, RephraseConfig)
+        or config.cost.device_hour_price
+        or not prices.generation_device_hour
+    ):
+        return config
+    update = {"device_hour_price": prices.generation_device_hour, "currency": prices.currency}
+    return config.model_copy(update={"cost": config.cost.model_copy(update=update)})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps are run, and which of them are done again although they are finished."""
+
+    steps: tuple[Step, ...]
+    """In the order they run."""
+    redone: tuple[Step, ...] = ()
+    """Steps asked for by `--force` and those of `steps` that are made from them."""
+
+
+def select(
+    study: StudyConfig, only: tuple[str, ...] = (), until: tuple[str, ...] = (), force: tuple[str, ...] = ()
+) -> Selection:
+    """Return what to run: all steps, or those named by `only`, or those named by `until` and all they need.
+
+    Raises UserError for a name that is no step, and for a step to force that is not to be run.
+    """
+    steps = steps_of(study)
+    parents = {step.key: step.parents for step in steps}
+    chosen = {key for word in only for key in _named(word, "--only", steps)}
+    for word in until:
+        for key in _named(word, "--until", steps):
+            chosen |= {key, *ancestors_of(key, parents)}
+    if not only and not until:
+        chosen = set(parents)
+    forced: set[str] = set()
+    for word in force:
+        for key in _named(word, "--force", steps):
+            if key not in chosen:
+                raise UserError(f"--force {key}: --only and --until leave this step out; name it there too.")
+            forced |= {key, *descendants_of(key, parents)} & chosen
+    return Selection(
+        tuple(step for step in steps if step.key in chosen),
+        tuple(step for step in steps if step.key in forced),
     )
 
 
-def check_references(study: StudyConfig) -> None:
-    """Raise UserError, with one sentence per mistake, when a step refers to something no step of the study makes."""
-    mistakes = [*_data_mistakes(study), *_training_mistakes(study), *_result_mistakes(study)]
-    if mistakes:
-        raise UserError("; ".join(mistakes))
-
-
-def _unknown(where: str, names: Any, known: Any, section: str) -> Iterator[str]:
-    for name in names:
-        if name not in known:
-            there = ", ".join(sorted(known)) or "none"
-            yield f"{where} = {name!r} is not in [{section}] (there: {there})"
-
-
-def _data_mistakes(study: StudyConfig) -> Iterator[str]:
-    for name, corpus in study.corpora.items():
-        yield from _unknown(f"corpora.{name}.disjoint_from", corpus.disjoint_from, study.corpora, "corpora")
-    for name, generator in study.generators.items():
-        yield from _unknown(f"generators.{name}.corpus", [generator.corpus], study.corpora, "corpora")
-        yield from _unknown(f"generators.{name}.model", [generator.model], SIZES, "the table of sizes")
-    for name, rephrase in study.rephrase.items():
-        yield from _unknown(f"rephrase.{name}.corpus", [rephrase.corpus], study.corpora, "corpora")
-        model = rephrase.engine.model
-        if model.startswith(GENERATOR_PREFIX):
-            generator_name = model.removeprefix(GENERATOR_PREFIX)
-            yield from _unknown(
-                f"rephrase.{name}.engine.model", [generator_name], study.generators, "generators"
-            )
-    for name, pack in study.pack.items():
-        yield from _unknown(f"pack.{name}.evaluate_on", pack.evaluate_on, study.corpora, "corpora")
-        for source_name, source in pack.sources.items():
-            where = f"pack.{name}.sources.{source_name}"
-            yield from _unknown(
-                f"{where}.corpus", [source.corpus] if source.corpus else [], study.corpora, "corpora"
-            )
-            yield from _unknown(
-                f"{where}.synthetic",
-                [source.synthetic] if source.synthetic else [],
-                study.rephrase,
-                "rephrase",
-            )
-
-
-def _training_mistakes(study: StudyConfig) -> Iterator[str]:
-    for name, sweep in study.learning_rates.items():
-        where = f"learning_rates.{name}"
-        yield from _unknown(f"{where}.packed", [sweep.packed], study.pack, "pack")
-        yield from _unknown(f"{where}.models", sweep.models, SIZES, "the table of sizes")
-        if sweep.packed in study.pack:
-            sources = study.pack[sweep.packed].sources
-            yield from _unknown(f"{where}.mixture", sweep.mixture, sources, f"pack.{sweep.packed}.sources")
-    for section, steps in (("pretrain", study.pretrain), ("search", study.search)):
-        for name, step in steps.items():
-            where = f"{section}.{name}"
-            yield from _unknown(f"{where}.packed", [step.packed], study.pack, "pack")
-            if (rates := step.run.optimizer.learning_rates) is not None:
-                field = f"{where}.run.optimizer.learning_rates"
-                yield from _unknown(field, [rates], study.learning_rates, "learning_rates")
-            sources = study.pack[step.packed].sources if step.packed in study.pack else {}
-            if sources:
-                yield from _unknown(
-                    f"{where}.natural", [step.natural], sources, f"pack.{step.packed}.sources"
-                )
-                yield from _unknown(
-                    f"{where}.synthetic", step.synthetic, sources, f"pack.{step.packed}.sources"
-                )
-            blocks = step.axes if isinstance(step, PretrainConfig) else ()
-            models = [model for axis in blocks for model in axis.models]
-            cells = step.cells if isinstance(step, SearchConfig) else ()
-            yield from _unknown(
-                f"{where} model", [*models, *(cell.model for cell in cells)], SIZES, "the table of sizes"
-            )
-
-
-def _result_mistakes(study: StudyConfig) -> Iterator[str]:
-    for name, laws in study.laws.items():
-        if laws.runs is None:
-            yield from _unknown(f"laws.{name}.plan", [laws.plan], study.pretrain, "pretrain")
-    for name, recommend in study.recommend.items():
-        yield from _unknown(f"recommend.{name}.laws", [recommend.laws], study.laws, "laws")
-        yield from _unknown(f"recommend.{name}.searches", recommend.searches, study.search, "search")
-    for name, report in study.report.items():
-        for field, names, known in (
-            ("plan", [report.plan], study.pretrain),
-            ("laws", [report.laws], study.laws),
-            ("searches", report.searches, study.search),
-            ("recommendations", report.recommendations, study.recommend),
-            ("synthetic", report.synthetic, study.rephrase),
-            ("corpora", report.corpora, study.corpora),
-        ):
-            yield from _unknown(f"report.{name}.{field}", names, known, field)
+def _named(word: str, flag: str, steps: tuple[Step, ...]) -> list[str]:
+    """Return the steps a word stands for: a key, or a section for all its steps."""
+    keys = [step.key for step in steps]
+    found = [step.key for step in steps if word in (step.key, step.section)]
+    if not found:
+        near = difflib.get_close_matches(word, keys, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}."
+        raise UserError(f"{flag} {word} is no step of this study; {hint}")
+    return found

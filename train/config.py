@@ -464,6 +464,11 @@ class GeneratorConfig(JobConfig):
     """Name of the generator: `generators/<name>`."""
     corpus: Name
     """Corpus to learn from; keep it disjoint from the study's natural corpus."""
+    synthetic: Name | None = None
+    """Synthetic set whose kept rows it learns from too: the next round of a chain in which each generator writes what
+    the next one reads. null: the corpus alone."""
+    natural_fraction: Fraction | None = None
+    """With `synthetic`: part of its training tokens that comes from the corpus, [0, 1]."""
     model: str = "780k"
     """Model size by name, see `train.sizes`."""
     vocab_size: int = Field(default=2048, ge=257)
@@ -478,3 +483,9 @@ class GeneratorConfig(JobConfig):
     seed: int = 0
     """Seed of weights and data order."""
     placement: TrainPlacement = TrainPlacement()
+
+    @model_validator(mode="after")
+    def _fraction_of_what(self) -> GeneratorConfig:
+        if (self.synthetic is None) != (self.natural_fraction is None):
+            raise ValueError("give natural_fraction exactly when synthetic names a set to learn from")
+        return self

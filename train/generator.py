@@ -12,8 +12,10 @@ document that spells out the template is text like any other.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -24,20 +26,24 @@ from synth.corpus import Split, corpus_directory, open_corpus
 from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
+from synth.ledger import open_synthetic
 from synth.plan import Plan
 from synth.shuffle import part_name
 from synth.storage import MARKER, list_names, read_parquet, study_path, write_parquet_atomic
 from train.config import GeneratorConfig, PackConfig, PackSource, RunConfig, TokenizerConfig
 from train.flops import count_parameters, train_flops
-from train.grid import run_of
+from train.grid import mix, run_of
 from train.hyperparameters import rows_per_step_of
 from train.record import RECORD_FILE, RunRecord, read_record, run_directory
 from train.sizes import model_of
+from train.sources import open_sources
 from train.tokens import PackedInfo, PackedSet
 
 KIND = "generator"
 MADE_BY = "train_generator"
 SOURCE = "exchanges"
+SYNTHETIC_SOURCE = "synthetic-exchanges"
+"""The same of a synthetic set, in a generator of a later round."""
 
 FORMAT = 1
 """Raised whenever the same configuration would give another model; part of the identity."""
@@ -107,7 +113,12 @@ def claim_generator(config: GeneratorConfig) -> str:
 
 def _identity(config: GeneratorConfig) -> tuple[dict[str, Any], dict[str, str]]:
     _, manifest = open_corpus(config.root, config.corpus)
-    return {**config.identity(), "format": FORMAT}, {"corpus": manifest["hash"]}
+    recipe, parents = {**config.identity(), "format": FORMAT}, {"corpus": manifest["hash"]}
+    if config.synthetic is None:
+        del recipe["synthetic"], recipe["natural_fraction"]
+    else:
+        parents["synthetic"] = open_synthetic(config.root, config.synthetic)[1]["hash"]
+    return recipe, parents
 
 
 # --- exchanges -------------------------------------------------------------------------------------------------
@@ -129,7 +140,10 @@ def exchanges_of(text: str, sequence_length: int) -> list[str]:
 
 
 def write_exchanges(config: GeneratorConfig) -> None:
-    """Write the exchanges of the corpus, part by part, as a corpus of their own; does nothing when they are there."""
+    """Write the exchanges of the corpus, part by part, as a corpus of their own, and those of the synthetic set likewise.
+
+    Does nothing where they are there.
+    """
     _, manifest = open_corpus(config.root, config.corpus)
     directory = corpus_directory(config.root, _own_name(config))
     recipe = {"sequence_length": config.sequence_length, "format": FORMAT}
@@ -140,15 +154,49 @@ def write_exchanges(config: GeneratorConfig) -> None:
             identity,
             splits={split: _write_split(config, split, directory) for split in get_args(Split)},
         )
+    if config.synthetic is not None:
+        _write_synthetic_exchanges(config, config.synthetic)
+
+
+def _write_synthetic_exchanges(config: GeneratorConfig, synthetic: str) -> None:
+    directory = corpus_directory(config.root, f"{config.name}.{SYNTHETIC_SOURCE}")
+    recipe = {"sequence_length": config.sequence_length, "format": FORMAT}
+    made = open_synthetic(config.root, synthetic)[1]["hash"]
+    identity = claim_directory(directory, SYNTHETIC_SOURCE, recipe, {"synthetic": made})
+    if is_finished(directory):
+        return
+    asked = PackConfig(
+        root=config.root, sources={synthetic: PackSource(synthetic=synthetic)}, evaluate_on=(config.corpus,)
+    )
+    source = open_sources(asked)[synthetic]
+
+    def documents(part: int) -> pa.Table:
+        rows = [
+            {"doc_id": each.doc_id, "text": each.text, "domain": "synthetic", "source": synthetic}
+            for each in source.read(part)
+        ]
+        return pa.Table.from_pylist(rows, DOCUMENT_SCHEMA)
+
+    parts = [functools.partial(documents, part) for part in range(len(source.parts.paths))]
+    nothing = {"parts": 0, "documents": 0, "bytes": 0}
+    counts = _write_parts(parts, directory / "train", config.sequence_length)
+    finish(directory, identity, splits={"train": counts, "held_out": nothing})
 
 
 def _write_split(config: GeneratorConfig, split: Split, directory: UPath) -> dict[str, int]:
     paths, _ = open_corpus(config.root, config.corpus, split)
-    counts = {"parts": len(paths), "documents": 0, "bytes": 0}
-    for part, path in enumerate(paths):
-        target = directory / split / part_name(part, len(paths))
+    parts = [functools.partial(read_parquet, path) for path in paths]
+    return _write_parts(parts, directory / split, config.sequence_length)
+
+
+def _write_parts(
+    parts: Sequence[Callable[[], pa.Table]], directory: UPath, sequence_length: int
+) -> dict[str, int]:
+    counts = {"parts": len(parts), "documents": 0, "bytes": 0}
+    for part, read in enumerate(parts):
+        target = directory / part_name(part, len(parts))
         if not target.exists():
-            write_parquet_atomic(target, _exchanges_table(read_parquet(path), config.sequence_length))
+            write_parquet_atomic(target, _exchanges_table(read(), sequence_length))
         texts = read_parquet(target, ["text"])["text"].to_pylist()
         counts["documents"] += len(texts)
         counts["bytes"] += sum(len(text.encode()) for text in texts)
@@ -170,13 +218,18 @@ def _exchanges_table(documents: pa.Table, sequence_length: int) -> pa.Table:
 
 
 def pack_config(config: GeneratorConfig) -> PackConfig:
-    """Return how the exchanges are packed: a vocabulary of their own, one source."""
+    """Return how the exchanges are packed: the vocabulary is that of the corpus, so that rounds of a chain share it."""
     name = _own_name(config)
+    sources = {SOURCE: PackSource(corpus=name)}
+    if config.synthetic is not None:
+        sources[SYNTHETIC_SOURCE] = PackSource(corpus=f"{config.name}.{SYNTHETIC_SOURCE}")
     return PackConfig(
         root=config.root,
         name=name,
-        tokenizer=TokenizerConfig(kind="train", vocab_size=config.vocab_size),
-        sources={SOURCE: PackSource(corpus=name)},
+        tokenizer=TokenizerConfig(
+            kind="train", vocab_size=config.vocab_size, train_on=(SOURCE,) if config.synthetic else ()
+        ),
+        sources=sources,
         evaluate_on=(name,),
         sequence_length=config.sequence_length,
     )
@@ -186,13 +239,15 @@ def run_config(config: GeneratorConfig) -> RunConfig:
     """Return the run that trains the generator on its packed exchanges."""
     packed = PackedInfo.read(config.root, _own_name(config))
     model = model_of(config.model)
+    natural = 1.0 if config.natural_fraction is None else config.natural_fraction
+    mixture = mix(SOURCE, SYNTHETIC_SOURCE, 1.0 - natural)
     return run_of(
         config.run,
         _own_name(config),
         packed,
         model,
         config.train_tokens,
-        {SOURCE: 1.0},
+        mixture,
         config.seed,
         root=config.root,
     )

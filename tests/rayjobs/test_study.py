@@ -1,11 +1,12 @@
-"""A study file: one root, names from its keys, and references that must lead somewhere."""
+"""A study file: one root, names from its keys, a graph of steps, and every mistake in it told at once."""
 
 import copy
 
 import pydantic
 import pytest
 
-from rayjobs.study import StudyConfig, check_references, steps_of
+from rayjobs.cli import sentences
+from rayjobs.study import StudyConfig, select, steps_of
 from synth.errors import UserError
 
 STUDY = {
@@ -24,14 +25,20 @@ STUDY = {
 }
 
 
-def changed(path, value):
-    study = copy.deepcopy(STUDY)
+def changed(path, value, study=STUDY):
+    study = copy.deepcopy(study)
     *parents, last = path.split(".")
     table = study
     for key in parents:
         table = table.setdefault(key, {})
     table[last] = value
     return study
+
+
+def mistakes(study):
+    with pytest.raises(pydantic.ValidationError) as error:
+        StudyConfig.model_validate(study)
+    return sentences(error.value)
 
 
 def test_steps_run_in_the_order_of_the_flow_under_one_root():
@@ -43,43 +50,92 @@ def test_steps_run_in_the_order_of_the_flow_under_one_root():
     assert {step.config.root for step in steps} == {"somewhere"}
 
 
-def test_a_sound_study_has_no_mistakes():
-    check_references(StudyConfig.model_validate(STUDY))
-
-
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("rephrase.made.corpus", "unnatural", "rephrase.made.corpus = 'unnatural' is not in [corpora] (there: natural)"),
-        ("rephrase.made.engine.model", "root:generators/t", "rephrase.made.engine.model = 't' is not in [generators] (there: none)"),
-        ("pack.packed.sources.hq.synthetic", "maid", "pack.packed.sources.hq.synthetic = 'maid' is not in [rephrase]"),
-        ("pack.packed.evaluate_on", ["x"], "pack.packed.evaluate_on = 'x' is not in [corpora]"),
-        ("pretrain.grid.synthetic", ["qa"], "pretrain.grid.synthetic = 'qa' is not in [pack.packed.sources] (there: hq, natural)"),
-        ("pretrain.grid.axes", [{"models": ["9k"], "train_tokens": [65536]}], "pretrain.grid model = '9k' is not in [the table of sizes]"),
-        ("laws.fit.plan", "gird", "laws.fit.plan = 'gird' is not in [pretrain]"),
-        ("report.report.laws", "laws", "report.report.laws = 'laws' is not in [laws] (there: fit)"),
+        ("rephrase.made.corpus", "unnatural", "rephrase.made.corpus: 'unnatural' is not in [corpora] (there: natural)."),
+        ("rephrase.made.engine.model", "root:generators/t", "rephrase.made.engine.model: 't' is not in [generators] (there: none)."),
+        ("rephrase.made.recipes", ["hqq"], "rephrase.made.recipes: there is no recipe 'hqq' (shipped: "),
+        ("pack.packed.sources.hq.synthetic", "maid", "pack.packed.sources.hq.synthetic: 'maid' is not in [rephrase]"),
+        ("pack.packed.sources.hq.recipe", "qa", "pack.packed.sources.hq.recipe: 'qa' is not in rephrase.made.recipes (there: hq)."),
+        ("pack.packed.evaluate_on", ["x"], "pack.packed.evaluate_on: 'x' is not in [corpora]"),
+        ("pretrain.grid.synthetic", ["qa"], "pretrain.grid.synthetic: 'qa' is not in [pack.packed.sources] (there: hq, natural)."),
+        ("pretrain.grid.axes", [{"models": ["9k"], "train_tokens": [65536]}], "pretrain.grid.axes.0.models: '9k' is not in the table of sizes"),
+        ("pretrain.grid.axes", [{"models": ["98k"], "train_tokens": [99]}], "pretrain.grid.axes.0.train_tokens: 99 is less than one step of 2,048 tokens"),
+        ("laws.fit.plan", "gird", "laws.fit.plan: 'gird' is not in [pretrain]"),
+        ("report.report.laws", "laws", "report.report.laws: 'laws' is not in [laws] (there: fit)."),
+        ("laws.fit.root", "elsewhere", "laws.fit.root: is set by the study itself: remove it"),
+        ("assumptions.corpora.wild", {"tokens_per_document": 9.0}, "assumptions.corpora.wild: 'wild' is not in [corpora]"),
+        ("pretrain.grid.shares", [0.0, 1.2], "pretrain.grid.shares.1: Input should be less than or equal to 1 (it is 1.2)."),
     ],
 )  # fmt: skip
-def test_a_reference_that_leads_nowhere_is_named(path, value, sentence):
+def test_a_mistake_is_one_sentence_with_its_dotted_path(path, value, sentence):
+    assert [each[: len(sentence)] for each in mistakes(changed(path, value))] == [sentence]
+
+
+def test_mistakes_of_all_kinds_are_told_at_once():
+    study = changed("laws.fit.plan", "gird")  # a reference that leads nowhere
+    study = changed("report.report.plan", "gird", study)  # another one, in another section
+    study = changed("pretrain.grid.shares", [2.0], study)  # a value out of range
+    study = changed("pack.packed.sequence_lenght", 7, study)  # a key that does not exist
+    study = changed("rephrase.made.corpus", "x", study)
+    told = mistakes(study)
+    assert len(told) == 5
+    assert {each.split(" ")[0].split(":")[0] for each in told} == {
+        "laws.fit.plan", "report.report.plan", "pretrain.grid.shares.0", "pack.packed.sequence_lenght", "rephrase.made.corpus",
+    }  # fmt: skip
+
+
+def test_a_circle_of_steps_is_refused():
+    generator = {"corpus": "natural", "synthetic": "made", "natural_fraction": 0.5}
+    study = changed("generators", {"g": generator})
+    study = changed("rephrase.made.engine.model", "root:generators/g", study)
+    assert mistakes(study) == [
+        "generators.g: needs itself, through generators.g and rephrase.made: break the circle."
+    ]
+
+
+def test_a_chain_of_generators_runs_round_by_round():
+    study = changed("generators.first", {"corpus": "natural"})
+    study = changed("rephrase.made.engine.model", "root:generators/first", study)
+    study = changed("generators.second", {"corpus": "natural", "synthetic": "made", "natural_fraction": 0.5}, study)
+    again = {"corpus": "natural", "recipes": ["hq"], "engine": {"model": "root:generators/second"}}
+    study = changed("rephrase.again", again, study)
+    keys = [step.key for step in steps_of(StudyConfig.model_validate(study))]
+    chain = ["corpora.natural", "generators.first", "rephrase.made", "generators.second", "rephrase.again"]
+    assert [key for key in keys if key in chain] == chain
+
+
+# --- choosing steps --------------------------------------------------------------------------------------------
+
+
+def keys_of(steps):
+    return [step.key for step in steps]
+
+
+def test_only_takes_one_step_and_until_takes_what_it_needs_too():
+    study = StudyConfig.model_validate(STUDY)
+    assert keys_of(select(study, only=("pretrain.grid",)).steps) == ["pretrain.grid"]
+    assert keys_of(select(study, until=("pack",)).steps) == ["corpora.natural", "rephrase.made", "pack.packed"]
+    assert len(select(study).steps) == 6
+
+
+def test_force_takes_what_is_made_from_a_step_with_it():
+    study = StudyConfig.model_validate(STUDY)
+    assert keys_of(select(study, force=("pretrain.grid",)).redone) == ["pretrain.grid", "laws.fit", "report.report"]
+    alone = select(study, only=("pretrain.grid",), force=("pretrain.grid",))
+    assert keys_of(alone.redone) == ["pretrain.grid"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"only": ("pretrain.gird",)}, "--only pretrain.gird is no step of this study; did you mean pretrain.grid?"),
+        ({"until": ("zzz",)}, "--until zzz is no step of this study; there are corpora.natural, "),
+        ({"only": ("laws",), "force": ("report",)}, "--force report.report: --only and --until leave this step out"),
+    ],
+)  # fmt: skip
+def test_a_step_that_is_not_there_is_one_sentence(flags, sentence):
     with pytest.raises(UserError) as error:
-        check_references(StudyConfig.model_validate(changed(path, value)))
-    assert sentence in str(error.value)
-
-
-def test_all_mistakes_are_told_at_once():
-    study = changed("laws.fit.plan", "gird")
-    study["report"]["report"]["plan"] = "gird"
-    with pytest.raises(UserError) as error:
-        check_references(StudyConfig.model_validate(study))
-    assert str(error.value).count("gird") == 2
-
-
-def test_a_share_outside_the_unit_interval_is_refused_with_its_path():
-    with pytest.raises(pydantic.ValidationError) as error:
-        StudyConfig.model_validate(changed("pretrain.grid.shares", [0.0, 1.2]))
-    assert error.value.errors()[0]["loc"] == ("pretrain", "grid", "shares", 1)
-
-
-def test_a_step_may_not_have_a_root_of_its_own():
-    with pytest.raises(pydantic.ValidationError, match=r"laws\.fit\.root is set by the study"):
-        StudyConfig.model_validate(changed("laws.fit.root", "elsewhere"))
+        select(StudyConfig.model_validate(STUDY), **flags)
+    assert str(error.value).startswith(sentence)

@@ -1,0 +1,275 @@
+"""Which step of a study runs when: after those it needs, and beside others where the cluster has room for both."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rayjobs.sharing import take_over
+from rayjobs.study import Step, StudyConfig, steps_of
+from synth.config import JobConfig
+from synth.plan import Plan
+from synth.progress import clock
+from synth.storage import read_json, study_path, write_json_atomic
+from train.config import TrainPlacement
+
+LOG_FILE = "study.json"
+"""Under the study root: one entry for every time a step ran, with its wall-clock seconds."""
+RUNNING_FILE = "running.json"
+"""Under the study root while a study runs: which steps, since when, and by which process of which machine."""
+
+FEWEST_CPUS_TO_OVERLAP = 4
+"""A smaller cluster runs one step after the other: two would only slow each other down."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a step asks of the cluster while it runs."""
+
+    cpus: float
+    gpus: float = 0.0
+    elastic: bool = False
+    """Whether it works with any number of CPUs, and takes all that are free."""
+
+
+def need_of(step: Step) -> Need:
+    """Return what a step's placement asks for; a step that runs on the driver asks for nothing."""
+    placement = getattr(step.config, "placement", None)
+    if step.section in ("corpora", "pack"):
+        return Need(float(placement.tasks or 1), elastic=placement.tasks == 0)
+    if step.section == "rephrase":
+        engines = placement.min_engines or placement.engines
+        gpus = max(placement.gpus_per_engine, placement.tensor_parallel * placement.pipeline_parallel if placement.gpus_per_engine else 0)  # fmt: skip
+        return Need(
+            engines * placement.cpus_per_engine + 1, engines * gpus
+        )  # one CPU reads and writes Parquet
+    if isinstance(placement, TrainPlacement):
+        workers = placement.max_workers * (1 if step.section == "generators" else placement.lanes)
+        return Need(workers * placement.cpus_per_worker, workers * placement.gpus_per_worker)
+    return Need(0.0)
+
+
+def fitting(
+    ready: Sequence[tuple[Step, Need]], running: Sequence[Need], cpus: float, gpus: float
+) -> list[tuple[Step, Need]]:
+    """Return the steps to start now on a cluster of this size, in order; at least one when nothing runs.
+
+    A step whose placement is fixed comes before one that takes what is left, which then gets just that.
+    """
+    if not running and (cpus < FEWEST_CPUS_TO_OVERLAP or len(ready) == 1):
+        return list(ready[:1])
+    if running and cpus < FEWEST_CPUS_TO_OVERLAP:
+        return []
+    free_cpus = cpus - sum(need.cpus for need in running)
+    free_gpus = gpus - sum(need.gpus for need in running)
+    started: list[tuple[Step, Need]] = []
+    for step, need in sorted(ready, key=lambda each: each[1].elastic):
+        alone = not running and not started
+        if not alone and (need.cpus > free_cpus or need.gpus > free_gpus):
+            continue
+        if need.elastic:
+            need = replace(need, cpus=max(1.0, float(int(free_cpus))))
+        free_cpus, free_gpus = free_cpus - need.cpus, free_gpus - need.gpus
+        started.append((step, need))
+    return started
+
+
+class Schedule:
+    """One pass over the steps of a study. `run` returns when all are finished, or raises what stopped one of them."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        steps: Sequence[Step],
+        connect: Callable[[str, JobConfig], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._study, self._connect, self._say = study, connect, say
+        self._steps = steps
+        self._all = {step.key: step for step in steps_of(study)}
+        self._waiting = list(steps)
+        self._plans: dict[str, Plan] = {}
+        self._running: dict[str, Need] = {}
+        self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
+
+    def run(self) -> None:
+        """Run everything. Raises what a step raised, after the steps beside it have ended."""
+        with ExitStack() as stack:
+            lanes = _SharedLanes(stack)
+            try:
+                while self._waiting or self._running:
+                    self._start_next(lanes)
+                    if self._running:
+                        self._settle(*self._outcomes.get())
+            finally:
+                self._note_running(clear=True)
+
+    def _start_next(self, lanes: _SharedLanes) -> None:
+        ready = self._ready()
+        for step in [step for step in ready if not step.job.needs_ray]:
+            self._run_here(step, {})
+            return
+        if not ready:
+            return
+        self._connect(self._numbered(ready[0]), ready[0].config)
+        cpus, gpus = _cluster_size()
+        started = fitting([(step, need_of(step)) for step in ready], list(self._running.values()), cpus, gpus)
+        if len(started) == 1 and not self._running:
+            self._run_here(started[0][0], lanes.for_step(started[0][0]))
+            return
+        lanes.close()  # they hold CPUs that are counted as free here
+        for step, need in started:
+            self._run_beside(step, need)
+
+    def _ready(self) -> list[Step]:
+        """Return waiting steps whose parents are done and that have something left to do; note those that have not."""
+        while True:
+            open_steps = {step.key for step in self._waiting} | set(self._running)
+            ready = [step for step in self._waiting if not open_steps & set(step.parents)]
+            finished = [step for step in ready if self._is_finished(step)]
+            for step in finished:
+                self._waiting.remove(step)
+            if not finished:
+                return ready
+
+    def _is_finished(self, step: Step) -> bool:
+        if step.key in self._plans:  # looked at before, and waiting for room since
+            return False
+        plan, taken_from = step.plan(), None
+        if not plan.finished and self._study.share_with:
+            taken_from = take_over(step, self._study.share_with, self._all)
+            plan = step.plan()
+        if taken_from is not None:
+            _log(self._study.root, step, 0.0, taken_from=taken_from)
+        if plan.finished:
+            how = f"taken over from {taken_from}" if taken_from else "finished already"
+            self._say(f"{self._numbered(step)}: {how}")
+        else:
+            self._plans[step.key] = plan
+        return plan.finished
+
+    def _run_here(self, step: Step, options: dict[str, Any]) -> None:
+        if step.job.needs_ray:
+            self._connect(self._numbered(step), step.config)
+        self._begin(step, Need(0.0))
+        began = time.monotonic()
+        step.job.run(step.config, **options)
+        self._settle(step, time.monotonic() - began, None)
+
+    def _run_beside(self, step: Step, need: Need) -> None:
+        self._connect(self._numbered(step), step.config)
+        self._begin(step, need)
+        config = step.config
+        if need.elastic:
+            tasks = {"tasks": int(need.cpus)}
+            config = config.model_copy(update={"placement": config.placement.model_copy(update=tasks)})
+        threading.Thread(target=self._work, args=(step, config), name=step.key, daemon=True).start()
+
+    def _work(self, step: Step, config: Any) -> None:
+        began, failure = time.monotonic(), None
+        try:
+            step.job.run(config)
+        except BaseException as error:  # handed to the main thread, which raises it
+            failure = error
+        self._outcomes.put((step, time.monotonic() - began, failure))
+
+    def _begin(self, step: Step, need: Need) -> None:
+        plan = self._plans[step.key]
+        beside = f" beside {', '.join(self._running)}" if self._running else ""
+        self._say(f"{self._numbered(step)}: {', '.join(_brief(plan))}{beside}")
+        for warning in plan.warnings:
+            self._say(f"warning: {warning}")
+        self._waiting.remove(step)
+        self._running[step.key] = need
+        self._note_running()
+
+    def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
+        del self._running[step.key]
+        if failure is not None:
+            self._say(
+                f"{step.title} has stopped; waiting for {', '.join(self._running)}"
+                if self._running
+                else f"{step.title} has stopped"
+            )
+            while self._running:
+                other, other_seconds, other_failure = self._outcomes.get()
+                del self._running[other.key]
+                if other_failure is None:
+                    _log(self._study.root, other, other_seconds)
+            raise failure
+        _log(self._study.root, step, seconds)
+        self._say(f"{step.title}: done in {clock(seconds)}")
+        self._note_running()
+
+    def _numbered(self, step: Step) -> str:
+        return f"{list(self._steps).index(step) + 1}/{len(self._steps)} {step.title}"
+
+    def _note_running(self, clear: bool = False) -> None:
+        path = study_path(self._study.root, RUNNING_FILE)
+        if clear or not self._running:
+            path.unlink(missing_ok=True)
+            return
+        known = read_json(path) if path.exists() else {}
+        by = {"pid": os.getpid(), "host": socket.gethostname()}
+        began_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        mine = {key: known[key] for key in self._running if {k: known.get(key, {}).get(k) for k in by} == by}
+        write_json_atomic(path, {key: mine.get(key, {"began_at": began_at, **by}) for key in self._running})
+
+
+class _SharedLanes:
+    """Warm training lanes kept from one training step to the next with the same placement, and closed otherwise.
+
+    Starting worker groups costs more than training a small model; neighbouring steps of a study share them.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._open: tuple[TrainPlacement, Any] | None = None
+
+    def for_step(self, step: Step) -> dict[str, Any]:
+        """Return the step's further arguments: the lanes when it trains a queue of runs, nothing otherwise."""
+        if step.job.name not in ("sweep_learning_rates", "pretrain_models", "search_mixture"):
+            self.close()
+            return {}
+        fields = TrainPlacement.model_fields
+        placement = TrainPlacement(**{name: getattr(step.config.placement, name) for name in fields})
+        if self._open is None or self._open[0] != placement:
+            self.close()
+            from train.lanes.job import Lanes
+
+            self._open = (placement, self._stack.enter_context(Lanes(step.config.root, placement)))
+        return {"lanes": self._open[1]}
+
+    def close(self) -> None:
+        """Give the workers back."""
+        self._stack.close()
+        self._open = None
+
+
+def _cluster_size() -> tuple[float, float]:
+    import ray
+
+    size = ray.cluster_resources()
+    return float(size.get("CPU", 0.0)), float(size.get("GPU", 0.0))
+
+
+def _brief(plan: Plan) -> list[str]:
+    return [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in list(plan.facts.items())[:3]]  # fmt: skip
+
+
+def _log(root: str, step: Step, seconds: float, **more: Any) -> None:
+    path = study_path(root, LOG_FILE)
+    entries: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError):
+        entries = read_json(path)
+    entry = {"step": step.job.name, "name": step.config.name, "wall_seconds": round(seconds, 2), **more}
+    write_json_atomic(path, [*entries, entry])

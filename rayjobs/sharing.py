@@ -1,0 +1,124 @@
+"""Take over from another study's root what this study would make in exactly the same way.
+
+The same way means: under the same section and name, finished, from the same recipe, and made from parents that have
+the same hashes here and there. Runs go by their id alone, which is a hash of everything that decides them. Files are
+linked where both roots are on one disk, copied otherwise, the marker last; nothing in the other root is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from upath import UPath
+
+from rayjobs.aside import OWN_NAMES
+from rayjobs.study import Step
+from synth.errors import UserError
+from synth.identity import is_finished
+from synth.storage import MARKER, is_local, read_json, study_path, write_bytes_atomic
+from train.config import PretrainConfig
+from train.grid import plan_runs
+from train.record import RECORD_FILE, run_directory
+from train.tokens import PackedInfo
+from tune.cells import first_shares, order_cells, trial_run
+from tune.config import SearchConfig
+
+PLACES = {"corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed"}
+"""Sections whose artefacts are taken over whole, and where these lie."""
+
+
+def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> str | None:
+    """Take what there is of a step from the first root that has it; return that root, None when none has.
+
+    Of a plan or a search the runs that are there are taken, from every root, and None is returned: the step itself
+    still has to be run, and finds them done.
+    """
+    if step.section in PLACES:
+        for root in roots:
+            if _same_there(step, root, steps):
+                _take_artefact(step, root)
+                return root
+    if step.section in ("pretrain", "search"):
+        for root in roots:
+            for run_id in _wanted_runs(step):
+                _take_run(root, step.config.root, run_id)
+    return None
+
+
+def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
+    """Return whether the step is finished under another root, from the same recipe and the same parents."""
+    if not is_finished(_directory(root, step)):
+        return False
+    for key in step.parents:
+        parent = steps[key]
+        if parent.section not in PLACES or _hash(step.config.root, parent) != _hash(root, parent):
+            return False
+    try:
+        return bool(step.job.plan(step.config.model_copy(update={"root": root})).finished)
+    except UserError:  # another recipe, or something it needs is gone there
+        return False
+
+
+def _directory(root: str, step: Step) -> UPath:
+    return study_path(root, PLACES[step.section], step.config.name)
+
+
+def _hash(root: str, step: Step) -> Any:
+    marker = _directory(root, step) / MARKER
+    return read_json(marker)["hash"] if marker.exists() else None
+
+
+def _take_artefact(step: Step, root: str) -> None:
+    own = step.config.root
+    if step.section == "generators":
+        _take_run(root, own, read_json(_directory(root, step) / MARKER)["run_id"])
+        for kind in ("corpora", "packed"):
+            for end in OWN_NAMES:
+                name = f"{step.config.name}{end}"
+                _copy_tree(study_path(root, kind, name), study_path(own, kind, name), MARKER)
+    _copy_tree(_directory(root, step), _directory(own, step), MARKER)
+
+
+def _wanted_runs(step: Step) -> list[str]:
+    config = step.config
+    packed = PackedInfo.read(config.root, config.packed)
+    if isinstance(config, PretrainConfig):
+        return [each.run.run_id for each in plan_runs(config, packed)]
+    assert isinstance(config, SearchConfig)
+    # Later shares depend on the losses of these; they are asked for again when the search reaches them.
+    cells = [each.cell for each in order_cells(config, packed)]
+    return [trial_run(config, packed, cell, share).run_id for cell in cells for share in first_shares(config)]
+
+
+def _take_run(root: str, own: str, run_id: str) -> None:
+    if (run_directory(root, run_id) / RECORD_FILE).exists():
+        _copy_tree(run_directory(root, run_id), run_directory(own, run_id), RECORD_FILE)
+
+
+def _copy_tree(source: UPath, target: UPath, last: str) -> None:
+    """Copy a finished directory, the file that makes it finished last; what is there already is left."""
+    if not (source / last).exists() or (target / last).exists():
+        return
+    files = [path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for path in sorted(files, key=lambda path: (path == source / last, str(path))):
+        _copy_file(path, target.joinpath(*path.relative_to(source).parts))
+
+
+def _copy_file(source: UPath, target: UPath) -> None:
+    if target.exists():
+        return
+    if not (is_local(source) and is_local(target)):
+        write_bytes_atomic(target, source.read_bytes())
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Artefacts are replaced whole and never written into, so two studies can hold the same file.
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, unfinished)
+    unfinished.replace(target)
