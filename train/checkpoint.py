@@ -28,6 +28,9 @@ COMPLETE_FILE = "complete.json"
 TAG = "state"
 """DeepSpeed's name for what it writes: the directory of its files inside a checkpoint's."""
 
+LAYOUTS = ("whole", "flat", "flat", "by parameter")
+"""How each ZeRO stage lays out the optimizer's state."""
+
 LOOK_SECONDS = 0.2
 """How often the leading worker looks whether the others have uploaded their parts."""
 
@@ -162,9 +165,9 @@ def load_checkpoint(
     """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one.
 
     Called by all workers at once. With `up_to_step`, checkpoints after more steps than that do not count. One written by
-    another number of workers, or under another of the ZeRO stages 1-3, goes through its universal form: no bit of the
-    state is lost, but floats are added up in another order from here on. Between stage 0 and the others there is no way:
-    the run then starts over, with a warning, and ends with the same result.
+    another number of workers goes through its universal form: no bit of the state is lost, but floats are added up in
+    another order from here on. ZeRO stages 1 and 2 read each other's; between other stages there is no way: the run then
+    starts over, with a warning, and ends with the same result.
     """
     home = directory / CHECKPOINTS
     found = agreed(_newest(home, up_to_step) if leads() else None)
@@ -176,7 +179,7 @@ def load_checkpoint(
         with local_copy(home / name / TAG) as local, reading_only_weights():
             engine.load_checkpoint(str(local.parent), tag=TAG)
         return complete.state
-    if 0 in (written[0], wanted[0]):
+    if LAYOUTS[written[0]] != LAYOUTS[wanted[0]]:
         if leads():
             _LOG.warning(
                 "%s was written under ZeRO %d and cannot be loaded under ZeRO %d: the run starts over",

@@ -296,8 +296,8 @@ class TrainPlacement(Config):
     lanes: int = Field(default=1, ge=1)
     """Warm worker groups side by side; each trains one run at a time from the common queue."""
     workers_per_lane: Annotated[int | tuple[int, int], BeforeValidator(_one_or_two)] = 1
-    """Data-parallel workers in each group: a number, or `[least, most]`. Between the two a group takes what the cluster
-    has: it starts again smaller when it loses a worker's node, and larger when there is room."""
+    """Data-parallel workers in each group: a number, or `[least, most]` for as many as the cluster has: a group starts again
+    smaller when it loses a worker's node, and larger when there is room. Its size is `most` or a divisor of it."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs each worker asks of the cluster."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -327,6 +327,12 @@ class TrainPlacement(Config):
     def elastic(self) -> bool:
         """Whether a lane's group may have more or fewer workers."""
         return not isinstance(self.workers_per_lane, int)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Numbers of workers a lane's group may have, ascending: divisors of the most, so that they share a step alike."""
+        sizes = range(self.min_workers, self.max_workers + 1)
+        return tuple(size for size in sizes if self.max_workers % size == 0)
 
     @property
     def min_workers(self) -> int:

@@ -22,8 +22,8 @@ def rows_per_microbatch(run: RunConfig, placement: TrainPlacement, world_size: i
         )
     if rest:
         raise UserError(
-            f"rows_per_step = {run.rows_per_step} cannot be shared evenly by {workers}: make it a multiple of "
-            f"{'every number of workers a lane may have' if placement.elastic else 'the number of workers'}."
+            f"rows_per_step = {run.rows_per_step} cannot be shared evenly by {workers}: make it a multiple of the "
+            f"{'most workers a lane may have' if placement.elastic else 'number of workers'}."
         )
     microbatch = min(placement.rows_per_microbatch, rows)
     if rows % microbatch:

@@ -214,7 +214,7 @@ def check_placement(runs: Iterable[RunConfig], packed: PackedInfo, placement: Tr
     for run in runs:
         check_schedule(run)
         num_params = count_parameters(run.model, packed.vocab_size).total
-        for workers in range(placement.min_workers, placement.max_workers + 1):
+        for workers in reversed(placement.group_sizes):
             deepspeed_config(run, placement, workers, num_params)
 
 

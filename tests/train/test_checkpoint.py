@@ -11,6 +11,7 @@ import threading
 import pytest
 import s3fs
 import torch
+from fsspec.asyn import sync_wrapper
 from upath import UPath
 
 from synth.storage import study_path
@@ -73,14 +74,27 @@ def directory(request, tmp_path):
         yield {
             "local": UPath(tmp_path),
             "memory": UPath(f"memory://{tmp_path.name}/run"),
-            "s3": study_path("s3://bucket", "run"),
+            "s3": study_path("s3://bucket", tmp_path.name, "run"),
         }[request.param]
 
 
 @pytest.fixture
-def bucket():
+def bucket(tmp_path):
     with object_store():
-        yield study_path("s3://bucket", "run")
+        yield study_path("s3://bucket", tmp_path.name, "run")
+
+
+def before_each_put(monkeypatch, action):
+    """Have `async action()` called before anything is put into an object store by this process."""
+    call = s3fs.S3FileSystem._call_s3
+
+    async def call_after_action(self, method, *arguments, **options):
+        if method == "put_object":
+            await action()
+        return await call(self, method, *arguments, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call_after_action)
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", sync_wrapper(call_after_action))
 
 
 def test_a_checkpoint_brings_back_weights_optimizer_and_state(directory, run):
@@ -121,18 +135,15 @@ def test_the_universal_form_of_a_checkpoint_keeps_every_bit(tmp_path, run, zero_
 
 @pytest.mark.parametrize("cut_after", range(5))
 def test_an_upload_that_breaks_off_anywhere_leaves_the_checkpoint_before(bucket, run, monkeypatch, cut_after):
-    puts, call = [], s3fs.S3FileSystem._call_s3
+    left = iter(range(cut_after))
 
-    async def break_off(self, method, *arguments, **options):
-        if method == "put_object":
-            puts.append(method)
-            if len(puts) > cut_after:
-                raise OSError("connection lost")
-        return await call(self, method, *arguments, **options)
+    async def break_off():
+        if next(left, None) is None:
+            raise OSError("connection lost")
 
     saved(bucket, run, steps=(1,))
     with engine_of(run, TrainPlacement()) as engine:
-        monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", break_off)
+        before_each_put(monkeypatch, break_off)
         writer = CheckpointWriter(bucket, TrainPlacement())
         writer.save(engine, RunState(step=2))
         whole = cut_after == 4  # model, optimizer, the worker's part, the word that it is whole
@@ -143,15 +154,14 @@ def test_an_upload_that_breaks_off_anywhere_leaves_the_checkpoint_before(bucket,
 
 
 def test_training_goes_on_while_a_checkpoint_is_uploaded(bucket, run, monkeypatch):
-    open_gate, call = threading.Event(), s3fs.S3FileSystem._call_s3
+    gate = threading.Event()
 
-    async def wait_at_gate(self, method, *arguments, **options):
-        while method == "put_object" and not open_gate.is_set():
+    async def wait_at_gate():
+        while not gate.is_set():
             await asyncio.sleep(0.01)
-        return await call(self, method, *arguments, **options)
 
     saved(bucket, run, steps=(1,))
-    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", wait_at_gate)
+    before_each_put(monkeypatch, wait_at_gate)
     with engine_of(run, TrainPlacement()) as engine:
         writer = CheckpointWriter(bucket, TrainPlacement())
         step(engine)
@@ -161,7 +171,7 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(bucket, run, monkeypatc
         assert writer.busy
         assert not torch.equal(weights(engine)[0], at_save[0])
         assert newest_step(bucket) == 1
-        open_gate.set()
+        gate.set()
         writer.wait()
     assert newest_step(bucket) == 2
     with engine_of(run, TrainPlacement(), seed=1) as engine:
@@ -199,8 +209,8 @@ def test_without_a_checkpoint_a_run_starts_at_its_beginning(tmp_path, run):
         assert all(torch.equal(one, two) for one, two in zip(weights(engine), before, strict=True))
 
 
-@pytest.mark.parametrize(("written", "read"), [(1, 2), (2, 1), (1, 3), (3, 1)])
-def test_a_checkpoint_of_another_zero_stage_goes_on(tmp_path, run, written, read):
+@pytest.mark.parametrize(("written", "read"), [(1, 2), (2, 1)])
+def test_zero_stages_1_and_2_go_on_from_each_other(tmp_path, run, written, read):
     _, losses = saved(UPath(tmp_path), run, placement=TrainPlacement(zero_stage=written))
     placement = TrainPlacement(zero_stage=read)
     with engine_of(run, placement, seed=1) as engine:
@@ -208,9 +218,10 @@ def test_a_checkpoint_of_another_zero_stage_goes_on(tmp_path, run, written, read
         assert [step(engine), step(engine)] == pytest.approx(losses, abs=2e-6)
 
 
-def test_between_no_zero_and_zero_there_is_no_way_and_that_is_said(tmp_path, run, caplog):
-    saved(UPath(tmp_path), run, steps=(1,), placement=TrainPlacement(zero_stage=0))
-    placement = TrainPlacement(zero_stage=2)
+@pytest.mark.parametrize(("written", "read"), [(0, 2), (2, 0), (1, 3), (3, 1)])
+def test_between_other_stages_there_is_no_way_and_that_is_said(tmp_path, run, caplog, written, read):
+    saved(UPath(tmp_path), run, steps=(1,), placement=TrainPlacement(zero_stage=written))
+    placement = TrainPlacement(zero_stage=read)
     with engine_of(run, placement) as engine, caplog.at_level(logging.WARNING, logger="train.checkpoint"):
         before = weights(engine)
         assert load_checkpoint(engine, UPath(tmp_path), placement) == RunState()

@@ -37,11 +37,14 @@ def test_workers_that_do_not_divide_a_step_are_refused():
         rows_per_microbatch(run_of(8), TrainPlacement(), 3)
 
 
-def test_of_groups_that_may_change_in_size_it_is_said_which_size_does_not_fit():
+def test_groups_change_in_size_only_so_that_every_size_can_share_a_step():
+    assert TrainPlacement(workers_per_lane=(2, 12)).group_sizes == (2, 3, 4, 6, 12)
+    assert TrainPlacement(workers_per_lane=(3, 8)).group_sizes == (4, 8)
+    assert TrainPlacement(workers_per_lane=3).group_sizes == (3,)
     with pytest.raises(
-        UserError, match=r"by 3 workers \(workers_per_lane = \[1, 4\]\): make it a multiple of every"
+        UserError, match=r"by 3 workers \(workers_per_lane = \[1, 3\]\): make it a multiple of the most"
     ):
-        rows_per_microbatch(run_of(8), TrainPlacement(workers_per_lane=(1, 4)), 3)
+        rows_per_microbatch(run_of(8), TrainPlacement(workers_per_lane=(1, 3)), 3)
 
 
 @pytest.mark.parametrize("workers", [0, (2, 2), (3, 1), (0, 2), (1, 2, 3), "many", 1.5, ()])

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from synth.job import publish
@@ -94,6 +95,18 @@ def _train_run(*arguments: Any, **options: Any) -> RunRecord:
     from train.loop import train_run  # here, so that the driver needs no torch
 
     return train_run(*arguments, **options)
+
+
+class _GroupSizes(ElasticScalingPolicy):
+    """Ray Train's elastic scaling, to sizes alone that share every step evenly. Runs in Ray Train's controller."""
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, placement: TrainPlacement) -> None:
+        super().__init__(scaling_config)
+        self._placement = placement
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self._placement.group_sizes if size <= possible), default=0)
 
 
 class Lanes:
@@ -230,7 +243,7 @@ class Lanes:
         }
         if not on_gpu:
             environment["DS_ACCELERATOR"] = "cpu"
-        return ray.train.torch.TorchTrainer(
+        trainer = ray.train.torch.TorchTrainer(
             _work_in_lane,
             train_loop_config={
                 "root": self._root,
@@ -254,6 +267,13 @@ class Lanes:
                 worker_runtime_env={"env_vars": environment},
             ),
         )
+        if placement.elastic:  # Ray has no public way to choose the policy
+            start = trainer._initialize_and_run_controller
+            policy = _GroupSizes(trainer.scaling_config, placement)
+            trainer._initialize_and_run_controller = lambda **given: start(
+                **given | {"scaling_policy": policy}
+            )
+        return trainer
 
     def _resources(self) -> dict[str, float]:
         gpus = self.placement.gpus_per_worker
