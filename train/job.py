@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -21,9 +21,10 @@ from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
 from synth.progress import Progress
 from synth.storage import study_path
-from train import generator, packing, rate_sweep
+from train import generator, harness, packing, rate_sweep
 from train.branching import in_training_order
 from train.config import (
+    EvaluateConfig,
     GeneratorConfig,
     PackConfig,
     PretrainConfig,
@@ -67,34 +68,35 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     missing = packing.list_missing(config, shards)
     progress = Progress("pack_tokens", len(shards), "shards", already=len(shards) - len(missing))
     progress.say("tokenizer and evaluation rows")
-    _in_tasks([(True, packing.prepare_tokenizer, config)], 1, progress)
-    _in_tasks([(False, packing.build_evaluation, config)], 1, progress)
+    list(_in_tasks(_packing_task, [(True, packing.prepare_tokenizer, config)], 1))
+    list(_in_tasks(_packing_task, [(False, packing.build_evaluation, config)], 1))
     work = [(False, packing.tokenize_shard, config, shard) for shard in missing]
-    _in_tasks(work, config.placement.tasks or int(ray.cluster_resources().get("CPU", 1)), progress)
+    num_tokens = 0
+    for tokens in _in_tasks(
+        _packing_task, work, config.placement.tasks or int(ray.cluster_resources().get("CPU", 1))
+    ):
+        num_tokens += tokens
+        progress.advance(1, f"{num_tokens / progress.elapsed_seconds:,.0f} tokens/s")
     manifest = packing.finish_pack(config)
     for remark in packing.remarks_on(PackedInfo.read(config.root, config.name)):
         progress.say(remark)
     return manifest
 
 
-def _in_tasks(work: Sequence[tuple[Any, ...]], width: int, progress: Progress) -> None:
-    """Run pieces of work, `width` at a time, until all are done; the first error ends it."""
+def _in_tasks(task: Any, work: Sequence[tuple[Any, ...]], width: int) -> Iterator[Any]:
+    """Run a remote function on pieces of work, `width` at a time, and yield what each returns as it ends; the first error
+    ends it."""
     waiting = iter(work)
-    running: list[ray.ObjectRef[int | None]] = []
-    num_tokens = 0
+    running: list[ray.ObjectRef[Any]] = []
     try:
         while True:
             running += [
-                _packing_task.remote(*each)
-                for each in itertools.islice(waiting, max(1, width) - len(running))
+                task.remote(*each) for each in itertools.islice(waiting, max(1, width) - len(running))
             ]
             if not running:
                 return
             (done,), running = ray.wait(running, num_returns=1)
-            tokens = ray.get(done)
-            if tokens is not None:
-                num_tokens += tokens
-                progress.advance(1, f"{num_tokens / progress.elapsed_seconds:,.0f} tokens/s")
+            yield ray.get(done)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None  # its one sentence, without the worker's traceback
@@ -504,6 +506,25 @@ def _train_missing(
     width = min(config.placement.lanes, len(missing))
     with Lanes(config.root, config.placement.model_copy(update={"lanes": width})) as own:
         return own.run_all(missing, progress)
+
+
+def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
+    """Score the kept models of a plan that have no scores yet, each in a task of its own; return the manifest.
+
+    Raises UserError (see `plan_evaluation`; or for a task the harness does not know). What is scored by then stays so.
+    """
+    harness.plan_evaluation(config)
+    identity = harness.claim_evaluation(config)
+    config = config.model_copy(
+        update={"root": str(study_path(config.root))}
+    )  # workers run in another directory
+    placement, missing = config.placement, harness.missing_scores(config)
+    remote = ray.remote(num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task)
+    progress = Progress(harness.MADE_BY, len(missing), "models")
+    work = [(config, run_id) for run_id in missing]
+    for _ in _in_tasks(remote(harness.score_model), work, placement.tasks):
+        progress.advance()
+    return harness.finish_evaluation(config, identity)
 
 
 def train_generator(config: GeneratorConfig) -> dict[str, Any]:

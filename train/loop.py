@@ -38,12 +38,13 @@ from train.distributed import (
 )
 from train.divergence import LossWatch
 from train.evaluation import evaluate, evaluation_steps
+from train.export import export_checkpoint
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.memory import FIT_FILE, MicrobatchTooLarge, note_smaller_microbatch, read_fit
 from train.metrics import MetricsLog, StepMetrics, finite
 from train.mixture import MixtureSampler, check_epochs
 from train.model import Pretrainer, Vocabulary, build_llama
-from train.record import RECORD_FILE, DeviceUse, RunRecord
+from train.record import MODEL_DIRECTORY, RECORD_FILE, DeviceUse, RunRecord
 from train.schedule import check_schedule, learning_rate, peak_learning_rate, trunk_steps
 from train.tokens import PackedSet
 from train.trackers import Trackers
@@ -147,11 +148,19 @@ def _train(
         if leads():
             training.metrics.flush()
         record = agreed(training.record(reason, attempts))
-        if deliver and not reason:
+        if not reason and (deliver or placement.keep_models):
             with whole_weights(engine, placement):
-                if leads():
+                if leads() and placement.keep_models:
+                    _keep_model(engine.module.llama, run, packed, directory)
+                if leads() and deliver:
                     deliver(engine.module.llama)
     return record
+
+
+def _keep_model(llama: LlamaForCausalLM, run: RunConfig, packed: PackedSet, directory: UPath) -> None:
+    export_checkpoint(
+        llama, packed.tokenizer_directory, directory / MODEL_DIRECTORY, max_position=run.sequence_length
+    )
 
 
 class _Training:
@@ -184,7 +193,7 @@ class _Training:
         self.window_source_nats = np.array(state.window_source_nats or [0.0] * num_sources)
         self.pending_source_nats = torch.zeros(num_sources, dtype=torch.float64, device=engine.device)
         self.evaluations = list(state.evaluations)
-        self.watch = LossWatch(packed.vocab_size, state.steps_above_limit)
+        self.watch = LossWatch(packed.vocab_size, state.watch)
         self.train_seconds = self.line_train_seconds = state.train_seconds
         self.line_step = state.step
         self.device_name = device_name(engine.device)
@@ -373,7 +382,7 @@ class _Training:
             step=self.step,
             window_losses=tuple(self.window),
             window_source_nats=tuple(self.window_source_nats.tolist()),
-            steps_above_limit=self.watch.steps_above_limit,
+            watch=self.watch.state,
             evaluations=tuple(self.evaluations),
             wall_seconds=time.perf_counter() - self.began,
             train_seconds=self.train_seconds,
