@@ -2,12 +2,14 @@
 
     python benchmarks/train_throughput.py [--sizes 330k 780k] [--steps 12] [--pairs 5] [--out FILE.json]
     python benchmarks/train_throughput.py --device cuda --sizes 125m 350m 1b --sequence-length 2048 --rows 16 \\
-        --rows-per-microbatch 8 --vocab-size 32768 --precision bf16 [--no-ray] [--compile]
+        --rows-per-microbatch 8 --vocab-size 32768 --precision bf16 [--no-ray] [--variants plain compiled ...]
 
 `ours` is a run in a warm lane, as `pretrain_models` trains it; the speed is that of its record, which leaves evaluation
 out. `bare` is a plain loop in a process of its own: the same module and rows, torch's AdamW, clipping, the same number of
-steps from fresh weights, no Ray and no DeepSpeed. `plain` is the loop most people would write: transformers' own loss
-and no document mask. The turns alternate; `ratio` is the median over pairs of ours / bare, the target 0.95 on a CPU.
+steps from fresh weights, no Ray and no DeepSpeed. The turns alternate; `ratio` is the median over pairs of ours / bare,
+the target 0.95 on a CPU. Variants of the bare loop tell what a choice is worth: `plain` is what most people would write
+(transformers' own loss over all logits, no document mask), `all_logits` has the mask and a loss over all logits, `eager`
+spells attention out, `recompute` keeps only each layer's input, `compiled` is torch.compile (compiling not counted).
 Model FLOPs utilisation counts every matrix product (`train.flops.train_flops`) against the device's peak; a CPU has no
 known one. The target is 0.50 for 1b in bf16 on one H200. With `--no-ray` ours is `train.loop.train_run` in the bare
 loop's process, for a machine that Ray cannot be brought to.
@@ -40,7 +42,8 @@ from train.record import RunRecord, run_directory
 from train.sizes import model_of
 from train.tokens import PackedSet
 
-SETTINGS = ("rows", "rows_per_microbatch", "steps", "precision", "device", "threads", "compile")
+SETTINGS = ("rows", "rows_per_microbatch", "steps", "precision", "device", "threads")
+VARIANTS = ("plain", "all_logits", "eager", "recompute", "compiled")
 
 
 def make_run(packed: PackedSet, size: str, options: argparse.Namespace, seed: int) -> RunConfig:
@@ -151,12 +154,7 @@ def _loop(run: RunConfig, packed: PackedSet, how: str, options: dict[str, Any]) 
     vocabulary = Vocabulary(packed.vocab_size, packed.eot_id)
     llama = build_llama(run.model, vocabulary, run.sequence_length, run.seed).to(device)
     module: Any = Pretrainer(llama, vocabulary.end_of_text)
-    forward: Any = (
-        (lambda rows: llama(rows[:, :-1], labels=rows[:, :-1]).loss)
-        if how == "plain"
-        else (lambda rows: module(rows)[0])
-    )
-    forward = torch.compile(forward) if options["compile"] else forward
+    forward = _forward(how, llama, module)
     in_bf16 = run.precision == "bf16"
     masters = (
         [parameter.detach().clone() for parameter in module.parameters()]
@@ -176,7 +174,7 @@ def _loop(run: RunConfig, packed: PackedSet, how: str, options: dict[str, Any]) 
     )  # fmt: skip
     sampler = MixtureSampler(run.mixture, packed.info.num_rows, run.seed)
     num_parts = run.rows_per_step // min(options["rows_per_microbatch"], run.rows_per_step)
-    if options["compile"]:  # not counted: it happens once for a shape
+    if how == "compiled":  # not counted: it happens once for a shape
         forward(
             torch.ones(
                 run.rows_per_step // num_parts, run.sequence_length + 1, dtype=torch.int64, device=device
@@ -203,6 +201,27 @@ def _loop(run: RunConfig, packed: PackedSet, how: str, options: dict[str, Any]) 
     return run.num_steps * run.tokens_per_step / (time.perf_counter() - began)
 
 
+def _forward(how: str, llama: Any, module: Any) -> Callable[[Any], Any]:
+    """Return what gives the loss of rows of T + 1 tokens in one variant of the loop."""
+    import torch
+
+    def all_logits(rows: Any) -> Any:
+        logits = module.logits(rows[:, :-1])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+    if how == "plain":
+        return lambda rows: llama(rows, labels=rows).loss  # reads T + 1 tokens and predicts the last T
+    if how == "all_logits":
+        return all_logits
+    if how == "eager":
+        llama.config._attn_implementation = "eager"
+    if how == "recompute":
+        llama.gradient_checkpointing_enable({"use_reentrant": False})
+    if how == "compiled":
+        return torch.compile(lambda rows: module(rows)[0])
+    return lambda rows: module(rows)[0]
+
+
 # --- measuring -------------------------------------------------------------------------------------------------
 
 
@@ -214,11 +233,11 @@ def measure_size(
     bare: Bare,
 ) -> dict[str, Any]:
     """Return the speeds of one size, taking turns; a first turn of each is not counted."""
-    speeds: dict[str, list[float]] = {"ours": [], "bare": [], "plain": []}
+    sides = ("ours", "bare", *options.variants)
+    speeds: dict[str, list[float]] = {how: [] for how in sides}
     for pair in range(options.pairs + 1):
         run = make_run(packed, size, options, seed=pair)
-        turns = ("ours", "bare", "plain") if pair % 2 else ("plain", "bare", "ours")
-        for how in turns:
+        for how in sides if pair % 2 else reversed(sides):
             if how == "ours" and ours is not None:
                 record = ours(run)
                 assert record.status == "complete", record.reason
@@ -241,9 +260,10 @@ def measure_size(
         "flops_per_second": {how: flops * speed for how, speed in median.items()},
         "mfu_fraction": {how: flops * speed / peak for how, speed in median.items()} if peak else None,
         "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds["bare"], strict=True)),
-        "ratio_to_plain": statistics.median(
-            a / b for a, b in zip(speeds["ours"], speeds["plain"], strict=True)
-        ),
+        "variants_to_bare": {
+            how: statistics.median(a / b for a, b in zip(speeds[how], speeds["bare"], strict=True))
+            for how in options.variants
+        },
         "ratios": [a / b for a, b in zip(speeds["ours"], speeds["bare"], strict=True)],
         "device": name,
         "peak_flops_per_second": peak,
@@ -294,7 +314,7 @@ def main() -> None:
     parser.add_argument(
         "--no-ray", action="store_true", help="train ours without Ray, for machines it cannot be brought to"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the bare loops' forward pass")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["plain"], help="of the bare loop")
     parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     result = json.dumps(measure(options), indent=2)

@@ -20,15 +20,21 @@ def packed(tmp_path):
     return write_packed_set(tmp_path)
 
 
+def smaller(run, placement, workers, directory):
+    """What a worker does that has run out of memory."""
+    found = read_fit(directory)
+    note_smaller_microbatch(run, found.placed(placement), workers, directory, found, NO_MEMORY)
+
+
 def test_halves_until_one_row_is_left_and_then_gives_remedies(tmp_path, packed):
     run, directory = run_on(packed), UPath(tmp_path / "run")
     placement = TrainPlacement()
     for expected in (4, 2, 1):
-        note_smaller_microbatch(run, read_fit(directory).placed(placement), 1, directory, NO_MEMORY)
+        smaller(run, placement, 1, directory)
         assert read_fit(directory).rows_per_microbatch == expected
     assert read_fit(directory).did_not_fit == (8, 4, 2)
     with pytest.raises(OutOfDeviceMemory) as error:
-        note_smaller_microbatch(run, read_fit(directory).placed(placement), 1, directory, NO_MEMORY)
+        smaller(run, placement, 1, directory)
     assert "even with rows_per_microbatch = 1" in str(error.value)
     assert "recompute_activations" in str(error.value)
     assert "Tried to allocate 2.00 GiB" in str(error.value)
@@ -36,23 +42,21 @@ def test_halves_until_one_row_is_left_and_then_gives_remedies(tmp_path, packed):
 
 
 @pytest.mark.parametrize(
-    ("rows_per_step", "workers", "asked", "smaller"),
+    ("rows_per_step", "workers", "asked", "fits"),
     [(12, 1, 12, 6), (12, 2, 6, 3), (6, 1, 2, 1), (10, 1, 10, 5)],
 )
 def test_the_next_smaller_microbatch_divides_a_workers_rows(
-    tmp_path, packed, rows_per_step, workers, asked, smaller
+    tmp_path, packed, rows_per_step, workers, asked, fits
 ):
     run = run_on(packed, rows_per_step=rows_per_step)
-    note_smaller_microbatch(
-        run, TrainPlacement(rows_per_microbatch=asked), workers, UPath(tmp_path), NO_MEMORY
-    )
-    assert read_fit(UPath(tmp_path)).rows_per_microbatch == smaller
+    smaller(run, TrainPlacement(rows_per_microbatch=asked), workers, UPath(tmp_path))
+    assert read_fit(UPath(tmp_path)).rows_per_microbatch == fits
 
 
 def test_where_accumulation_is_not_possible_the_reason_is_told(tmp_path, packed):
     run = run_on(packed, precision="bf16")
     with pytest.raises(OutOfDeviceMemory, match=r"rows_per_microbatch = 8 does not fit .*zero_stage = 1"):
-        note_smaller_microbatch(run, TrainPlacement(zero_stage=0), 1, UPath(tmp_path), NO_MEMORY)
+        smaller(run, TrainPlacement(zero_stage=0), 1, UPath(tmp_path))
 
 
 @contextlib.contextmanager
