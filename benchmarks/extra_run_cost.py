@@ -30,7 +30,7 @@ from synth.identity import provenance
 from synth.progress import Progress
 from tests.assets.packed_set import write_packed_set
 from train.config import RunConfig, TrainPlacement
-from train.job import Lanes
+from train.lanes.job import Lanes
 from train.record import read_record, run_directory
 from train.sizes import model_of
 from train.tokens import PackedInfo, PackedSet

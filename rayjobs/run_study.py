@@ -80,7 +80,7 @@ class _SharedLanes:
         placement = TrainPlacement(**{name: getattr(step.config.placement, name) for name in fields})
         if self._open is None or self._open[0] != placement:
             self._close()
-            from train.job import Lanes
+            from train.lanes.job import Lanes
 
             self._open = (placement, self._stack.enter_context(Lanes(step.config.root, placement)))
         return {"lanes": self._open[1]}

@@ -13,7 +13,7 @@ ORDER = ["synth", "train", "tune", "rayjobs"]
 MODULES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MAY_IMPORT_TORCH_AT_TOP = {
     f"train/{name}.py"
-    for name in ("model", "cross_entropy", "loop", "distributed", "evaluation", "checkpoint", "export")
+    for name in ("model", "cross_entropy", "loop", "distributed", "evaluation", "universal", "export")
 }
 LIGHT = [
     "rayjobs.cli", "rayjobs.cluster", "rayjobs.study", "rayjobs.run_study", "synth.config", "synth.identity",

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: `checkpoints/step-00000120/`, whole or not at all, so that a resumed run is the same run.
+"""Checkpoints of a run: `checkpoints/step-00000120-<id>/`, whole or not at all, so that a resumed run is the same run.
 
 DeepSpeed writes weights and optimizer state, one file set for all workers; `complete.json` is written last and holds
 the loop's own state and the size of every file. The newest complete checkpoint is kept, older ones go.
@@ -6,22 +6,21 @@ the loop's own state and the size of every file. The newest complete checkpoint 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import posixpath
+import threading
+import uuid
 from typing import Any
 
-import torch
 from upath import UPath
 
 from synth.storage import is_local, list_names, read_json, write_json_atomic
 from train.config import TrainPlacement
-from train.distributed import agreed, leads, world_size
+from train.distributed import agreed, leads, rank, wait_for_all, world_size
 from train.divergence import WatchState
 from train.record import Evaluation, Record
+from train.staging import Staging, remove_tree, upload
+from train.universal import load_universal, local_copy, reading_only_weights, universal_copy
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,6 +28,12 @@ CHECKPOINTS = "checkpoints"
 COMPLETE_FILE = "complete.json"
 TAG = "state"
 """DeepSpeed's name for what it writes: the directory of its files inside a checkpoint's."""
+
+LAYOUTS = ("whole", "flat", "flat", "by parameter")
+"""How each ZeRO stage lays out the optimizer's state."""
+
+LOOK_SECONDS = 0.2
+"""How often the leading worker looks whether the others have uploaded their parts."""
 
 
 class RunState(Record):
@@ -46,6 +51,8 @@ class RunState(Record):
     """Evaluations so far."""
     wall_seconds: float = 0.0
     """Wall-clock seconds of training and evaluation so far, all attempts."""
+    device_seconds: float = 0.0
+    """The same, times the workers there were."""
     train_seconds: float = 0.0
     """Of these, seconds in training steps that the weights have profited from."""
 
@@ -60,25 +67,97 @@ class _Complete(Record):
     """Size of every file of the checkpoint, bytes."""
 
 
-def save_checkpoint(
-    engine: Any, directory: UPath, state: RunState, placement: TrainPlacement, *, keep_older: bool = False
-) -> None:
-    """Write a checkpoint of the run in this directory, then drop the older ones. Called by all workers at once."""
-    name = _name(state.step)
-    home = directory / CHECKPOINTS
-    if leads():
-        _remove_tree(home / name)  # what a killed attempt left half-written
-    with _local_twin(home / name) as local:
-        engine.save_checkpoint(str(local), tag=TAG, save_latest=False)
-        _upload(local / TAG, home / name / TAG)
-    torch.distributed.barrier()
-    if leads():
+class CheckpointWriter:
+    """Writes checkpoints into one directory. Each worker of the group has one, and all of them call `save` together.
+
+    On a local disk, or one that all nodes share, DeepSpeed writes in place and a checkpoint is whole when `save` returns.
+    For an object store `save` writes to this node's disk and returns; a thread uploads while training goes on. Each
+    worker says last what it has uploaded, and when all have, the leading one declares the checkpoint whole and drops
+    those before it. Names are never used twice, so a group that is thought dead cannot write into a newer one's files.
+    """
+
+    def __init__(self, directory: UPath, placement: TrainPlacement, *, keep_older: bool = False) -> None:
+        self._home = directory / CHECKPOINTS
+        self._placement, self._keep_older = placement, keep_older
+        self._upload: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._abandoned = threading.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last checkpoint is still on its way. The leading worker's word counts: it waits for the others.
+
+        Raises OSError, and whatever else an upload may, when it failed.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._upload is not None and self._upload.is_alive()
+
+    def save(self, engine: Any, state: RunState) -> None:
+        """Write a checkpoint; to an object store once the one before is there. Called by all workers at once."""
+        self.wait()
+        home = self._home / agreed(f"{_prefix(state.step)}{uuid.uuid4().hex[:8]}")
+        if not is_local(home):
+            staging = Staging()
+            engine.save_checkpoint(str(staging.path), tag=TAG, save_latest=False)
+            self._upload = threading.Thread(
+                target=self._send, args=(staging, home, state, rank(), world_size()), daemon=True
+            )
+            self._upload.start()
+            return
+        engine.save_checkpoint(str(home), tag=TAG, save_latest=False)
+        wait_for_all()
+        if leads():
+            self._complete(home, state, world_size(), _sizes(home))
+
+    def wait(self) -> None:
+        """Wait until this worker has uploaded its part of the last checkpoint, and the leading one all of it.
+
+        Raises what the upload raised.
+        """
+        if self._upload is not None:
+            self._upload.join()
+        assert not self.busy
+
+    def abandon(self) -> None:
+        """Give up what is still on its way, because nobody needs it any more; when this returns nothing is written."""
+        self._abandoned.set()
+        if self._upload is not None:
+            self._upload.join()
+
+    def _send(self, staging: Staging, home: UPath, state: RunState, rank: int, workers: int) -> None:
+        try:
+            with staging as local:
+                sizes = {}
+                for source in sorted((local / TAG).iterdir()):
+                    if self._abandoned.is_set():
+                        return
+                    upload(source, home / TAG / source.name)
+                    sizes[source.name] = source.stat().st_size
+            write_json_atomic(home / _part_file(rank, workers), sizes)
+            if rank == 0 and self._all_sent(home, workers):
+                for part in range(1, workers):
+                    sizes |= read_json(home / _part_file(part, workers))
+                self._complete(home, state, workers, sizes)
+        except Exception as error:  # for the thread that trains to raise
+            self._error = error
+
+    def _all_sent(self, home: UPath, workers: int) -> bool:
+        parts = {_part_file(rank, workers) for rank in range(workers)}
+        while not parts <= set(list_names(home)):
+            if self._abandoned.wait(LOOK_SECONDS):
+                return False
+        return True
+
+    def _complete(self, home: UPath, state: RunState, workers: int, sizes: dict[str, int]) -> None:
         complete = _Complete(
-            state=state, world_size=world_size(), zero_stage=placement.zero_stage, files=_sizes(home / name)
+            state=state, world_size=workers, zero_stage=self._placement.zero_stage, files=sizes
         )
-        write_json_atomic(home / name / COMPLETE_FILE, complete.model_dump(mode="json"))
-        if not keep_older:
-            remove_checkpoints(directory, but=state.step)
+        write_json_atomic(home / COMPLETE_FILE, complete.model_dump(mode="json"))
+        if not self._keep_older:
+            for name in list_names(self._home):
+                if name < home.name or (name.startswith(_prefix(state.step)) and name != home.name):
+                    _remove(self._home / name)
 
 
 def load_checkpoint(
@@ -86,25 +165,31 @@ def load_checkpoint(
 ) -> RunState:
     """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one.
 
-    Called by all workers at once. With `up_to_step`, checkpoints after more steps than that do not count. A checkpoint of another ZeRO stage, or of another number of workers under ZeRO 1-3,
-    cannot be loaded as it is: the run then starts over, with a warning, and ends with the same result.
+    Called by all workers at once. With `up_to_step`, checkpoints after more steps than that do not count. One written by
+    another number of workers goes through its universal form: no bit of the state is lost, but floats are added up in
+    another order from here on. ZeRO stages 1 and 2 read each other's; between other stages there is no way: the run then
+    starts over, with a warning, and ends with the same result.
     """
     home = directory / CHECKPOINTS
     found = agreed(_newest(home, up_to_step) if leads() else None)
     if found is None:
         return RunState()
     name, complete = found
-    same_workers = complete.world_size == world_size() or complete.zero_stage == 0
-    if complete.zero_stage != placement.zero_stage or not same_workers:
+    written, wanted = (complete.zero_stage, complete.world_size), (placement.zero_stage, world_size())
+    if written == wanted or written[0] == wanted[0] == 0:
+        with local_copy(home / name / TAG) as local, reading_only_weights():
+            engine.load_checkpoint(str(local.parent), tag=TAG)
+        return complete.state
+    if LAYOUTS[written[0]] != LAYOUTS[wanted[0]]:
         if leads():
             _LOG.warning(
-                "%s was written by %d workers under ZeRO %d and cannot be loaded by %d under ZeRO %d: the run starts over",
-                home / name, complete.world_size, complete.zero_stage, world_size(), placement.zero_stage,
+                "%s was written under ZeRO %d and cannot be loaded under ZeRO %d: the run starts over",
+                home / name, written[0], wanted[0],
             )  # fmt: skip
         return RunState()
-    with _local_twin(home / name) as local, _weights_only(engine):
-        _download(home / name / TAG, local / TAG)
-        engine.load_checkpoint(str(local), tag=TAG)
+    scratch = home / agreed(f".universal-{uuid.uuid4().hex[:8]}")
+    with universal_copy(home / name / TAG, scratch) as local:
+        load_universal(engine, local)
     return complete.state
 
 
@@ -114,24 +199,28 @@ def newest_step(directory: UPath, up_to_step: int | None = None) -> int:
     return found[1].state.step if found else 0
 
 
-def remove_checkpoints(directory: UPath, but: int | None = None) -> None:
-    """Drop the checkpoints of a directory, all of them or all but the one after so many steps."""
+def remove_checkpoints(directory: UPath, but_newest: bool = False) -> None:
+    """Drop the checkpoints of a directory, all of them or all but the newest complete one."""
     home = directory / CHECKPOINTS
-    if but is None:
-        _remove_tree(home)
-        return
-    for name in list_names(home):
-        if name != _name(but):
-            _remove_tree(home / name)
+    if not but_newest:
+        _remove(home)
+    elif newest := _newest(home):
+        for name in list_names(home):
+            if name != newest[0]:
+                _remove(home / name)
 
 
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
+def _prefix(step: int) -> str:
+    return f"step-{step:08d}-"
+
+
+def _part_file(rank: int, workers: int) -> str:
+    return f"part-{rank:05d}-of-{workers:05d}.json"
 
 
 def _newest(home: UPath, up_to_step: int | None = None) -> tuple[str, _Complete] | None:
     for name in reversed(list_names(home)):
-        if up_to_step is not None and name > _name(up_to_step):
+        if up_to_step is not None and name >= _prefix(up_to_step + 1):
             continue
         try:
             complete = _Complete.model_validate(read_json(home / name / COMPLETE_FILE))
@@ -143,60 +232,13 @@ def _newest(home: UPath, up_to_step: int | None = None) -> tuple[str, _Complete]
 
 
 def _sizes(checkpoint: UPath) -> dict[str, int]:
-    return {child.name: child.stat().st_size for child in (checkpoint / TAG).iterdir()}
-
-
-@contextlib.contextmanager
-def _weights_only(engine: Any) -> Iterator[None]:
-    """Make the engine read checkpoints as tensors and plain values: a checkpoint must not be able to run code."""
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    class WeightsOnly(TorchCheckpointEngine):
-        def load(self, path: str, map_location: Any = None) -> Any:
-            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-                return torch.load(path, map_location=map_location, weights_only=True)
-
-    original = engine.checkpoint_engine
-    engine.checkpoint_engine = WeightsOnly()
-    try:
-        yield
-    finally:
-        engine.checkpoint_engine = original
-
-
-@contextlib.contextmanager
-def _local_twin(directory: UPath) -> Iterator[Path]:
-    """Yield the directory itself when it is local, else a temporary one that stands for it on this node."""
+    directory = checkpoint / TAG
     if is_local(directory):
-        yield Path(str(directory))
-        return
-    with tempfile.TemporaryDirectory(prefix="synthscale-checkpoint-") as temporary:
-        yield Path(temporary)
+        return {child.name: child.stat().st_size for child in directory.iterdir()}
+    found = directory.fs.find(directory.path, detail=True)  # one listing, not one question a file
+    return {posixpath.basename(path): int(info["size"]) for path, info in found.items()}
 
 
-def _upload(local: Path, remote: UPath) -> None:
-    if is_local(remote):
-        return
-    for source in sorted(local.iterdir()):
-        with source.open("rb") as reader, (remote / source.name).open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 22)
-
-
-def _download(remote: UPath, local: Path) -> None:
-    if is_local(remote):
-        return
-    local.mkdir(parents=True)
-    for source in remote.iterdir():
-        with source.open("rb") as reader, (local / source.name).open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 22)
-
-
-def _remove_tree(path: UPath) -> None:
-    (path / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that half a removal never looks complete
-    if is_local(path):
-        shutil.rmtree(str(path), ignore_errors=True)
-    elif path.exists():
-        path.fs.rm(path.path, recursive=True)
+def _remove(directory: UPath) -> None:
+    (directory / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that half a removal never looks complete
+    remove_tree(directory)

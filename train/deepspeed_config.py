@@ -15,16 +15,21 @@ def rows_per_microbatch(run: RunConfig, placement: TrainPlacement, world_size: i
     microbatches.
     """
     rows, rest = divmod(run.rows_per_step, world_size)
+    workers = f"workers_per_lane = {world_size}"
+    if placement.elastic:
+        workers = (
+            f"{world_size} workers (workers_per_lane = {[placement.min_workers, placement.max_workers]})"
+        )
     if rest:
         raise UserError(
-            f"rows_per_step = {run.rows_per_step} cannot be shared evenly by workers_per_lane = {world_size}: "
-            "make it a multiple of the number of workers."
+            f"rows_per_step = {run.rows_per_step} cannot be shared evenly by {workers}: make it a multiple of the "
+            f"{'most workers a lane may have' if placement.elastic else 'number of workers'}."
         )
     microbatch = min(placement.rows_per_microbatch, rows)
     if rows % microbatch:
         raise UserError(
             f"rows_per_microbatch = {placement.rows_per_microbatch} does not divide the {rows} rows each worker has in a "
-            f"step (rows_per_step = {run.rows_per_step}, workers_per_lane = {world_size}): choose a divisor of {rows}."
+            f"step (rows_per_step = {run.rows_per_step}, {workers}): choose a divisor of {rows}."
         )
     return microbatch
 

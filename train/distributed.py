@@ -44,6 +44,16 @@ def join_process_group(device: str) -> None:
         gc.freeze()
 
 
+def share_device(device: str | torch.device, gpus_per_worker: float) -> None:
+    """Keep this process to its part of a GPU it shares with others.
+
+    So a model that is too large for its part is out of memory by itself, and does not take the memory of the model beside
+    it. The part does not count the CUDA context of the process, which comes on top.
+    """
+    if torch.device(device).type == "cuda" and gpus_per_worker < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus_per_worker, device)
+
+
 def rank() -> int:
     """Return this worker's rank."""
     return int(torch.distributed.get_rank())
@@ -70,6 +80,11 @@ def agreed(value: Agreed) -> Agreed:
     holder = [value]
     torch.distributed.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def wait_for_all() -> None:
+    """Return when every worker has got here."""
+    torch.distributed.barrier()
 
 
 @contextlib.contextmanager

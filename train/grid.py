@@ -201,15 +201,21 @@ def check_budgets(planned: Iterable[PlannedRun], packed: PackedInfo) -> list[Map
 
 def check_placement(runs: Iterable[RunConfig], packed: PackedInfo, placement: TrainPlacement) -> None:
     """Raise UserError when a run cannot be trained on this placement, or its schedule contradicts itself."""
-    if placement.workers_per_lane > 1 and 0 < placement.gpus_per_worker < 1:
+    gpus = placement.gpus_per_worker
+    if placement.max_workers > 1 and 0 < gpus < 1:
         raise UserError(
-            f"gpus_per_worker = {placement.gpus_per_worker} with workers_per_lane = {placement.workers_per_lane}: workers "
+            f"gpus_per_worker = {gpus} with workers_per_lane = {placement.workers_per_lane}: workers "
             "of one lane cannot share a GPU; set workers_per_lane = 1 and raise lanes instead."
+        )
+    if gpus > 1:
+        raise UserError(
+            f"gpus_per_worker = {gpus}: a worker trains on one GPU; set gpus_per_worker = 1 and raise workers_per_lane."
         )
     for run in runs:
         check_schedule(run)
         num_params = count_parameters(run.model, packed.vocab_size).total
-        deepspeed_config(run, placement, placement.workers_per_lane, num_params)
+        for workers in reversed(placement.group_sizes):
+            deepspeed_config(run, placement, workers, num_params)
 
 
 def summary(records: Sequence[RunRecord]) -> str:

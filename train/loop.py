@@ -21,7 +21,7 @@ from upath import UPath
 from synth.errors import UserError
 from synth.identity import provenance
 from synth.storage import read_json, write_json_atomic
-from train.checkpoint import RunState, remove_checkpoints, save_checkpoint
+from train.checkpoint import CheckpointWriter, RunState, remove_checkpoints
 from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
 from train.devices import device_name, memory_in_use, peak_flops
@@ -33,6 +33,7 @@ from train.distributed import (
     rank,
     set_learning_rate,
     total,
+    wait_for_all,
     whole_weights,
     world_size,
 )
@@ -48,7 +49,7 @@ from train.record import MODEL_DIRECTORY, RECORD_FILE, DeviceUse, RunRecord
 from train.schedule import check_schedule, learning_rate, peak_learning_rate, trunk_steps
 from train.tokens import PackedSet
 from train.trackers import Trackers
-from train.trunk import leave_trunk, load_state, save_trunk
+from train.trunk import leave_trunk, load_state, save_trunk, trunk_writer
 
 CONFIG_FILE = "config.json"
 ATTEMPTS_FILE = "attempts.json"
@@ -143,8 +144,10 @@ def _train(
             reason = training.run_to_end(report or (lambda tokens: None))
             ended = "diverged" if reason else "complete"
         finally:
-            if training.trackers is not None:
-                training.trackers.close(ended)
+            training.close(ended)
+        if training.trunk_checkpoints is not None:
+            training.trunk_checkpoints.wait()
+        wait_for_all()  # nobody still writes what the leading worker is about to remove
         if leads():
             training.metrics.flush()
         record = agreed(training.record(reason, attempts))
@@ -181,12 +184,15 @@ class _Training:
         self.microbatch = rows_per_microbatch(run, placement, world_size())
         self.evaluate_after = evaluation_steps(run.num_steps, run.evaluations)
         self.metrics = MetricsLog(directory, run)
+        self.checkpoints = CheckpointWriter(directory, placement)
+        self.trunk_checkpoints = trunk_writer(run, directory, placement) if run.branching else None
         state, self.trunk = load_state(engine, run, directory, placement)
         self.leaves_trunk_at = trunk_steps(run) if run.branching else None
         wall_seconds = max(state.wall_seconds, self.metrics.resume(state.step)) if leads() else 0.0
         self.trackers = Trackers(run, placement, directory, state.step) if leads() else None
         self.began = self.checkpointed = self.mark = time.perf_counter()
         self.began -= wall_seconds
+        self.before = state
         self.step = state.step
         self.window = list(state.window_losses)
         self.by_source = SourceLosses(run, self.sampler, state.window_source_nats)
@@ -250,7 +256,7 @@ class _Training:
             evaluations=tuple(self.evaluations),
             peak_learning_rate=self.peak_rate,
             wall_seconds=wall_seconds,
-            device_seconds=wall_seconds * world_size(),
+            device_seconds=self._device_seconds(wall_seconds),
             trunk=self.trunk,
             tokens_per_second=train_tokens / self.train_seconds,
             device=DeviceUse(
@@ -298,7 +304,9 @@ class _Training:
     def _exchange(self, pending: list[torch.Tensor]) -> tuple[str | None, bool]:
         """Average the losses of the last steps over the workers; return why the run diverged, and whether the leading
         worker's clock asks for a checkpoint."""
-        late = leads() and time.perf_counter() - self.checkpointed >= self.placement.checkpoint_every_seconds
+        busy = self.checkpoints.busy
+        since = time.perf_counter() - self.checkpointed
+        late = leads() and not busy and since >= self.placement.checkpoint_every_seconds
         steps = torch.stack([*pending, torch.tensor(float(late), device=self.engine.device)]).double()
         values = total(torch.cat([steps, self.pending_source_nats])).tolist()
         *losses, ask = (value / world_size() for value in values[: len(steps)])
@@ -358,24 +366,37 @@ class _Training:
     def _checkpoint(self) -> None:
         if leads():
             self.metrics.flush()
-        save_checkpoint(self.engine, self.directory, self._state(), self.placement)
+        self.checkpoints.save(self.engine, self._state())
         self.checkpointed = time.perf_counter()
 
     def _leave_trunk(self) -> None:
+        assert self.trunk_checkpoints is not None
         private = {"window_losses": (), "window_source_nats": (), "evaluations": ()}
         of_the_trunk = self._state().model_copy(update=private)
-        save_trunk(self.engine, self.run, self.directory, of_the_trunk, self.placement)
+        save_trunk(self.engine, self.run, self.directory, of_the_trunk, self.trunk_checkpoints)
 
     def _state(self) -> RunState:
+        wall_seconds = time.perf_counter() - self.began
         return RunState(
             step=self.step,
             window_losses=tuple(self.window),
             window_source_nats=tuple(self.by_source.nats),
             watch=self.watch.state,
             evaluations=tuple(self.evaluations),
-            wall_seconds=time.perf_counter() - self.began,
+            wall_seconds=wall_seconds,
+            device_seconds=self._device_seconds(wall_seconds),
             train_seconds=self.train_seconds,
         )
+
+    def _device_seconds(self, wall_seconds: float) -> float:
+        """Return wall-clock seconds times workers; before the last checkpoint there may have been another number."""
+        return self.before.device_seconds + (wall_seconds - self.before.wall_seconds) * world_size()
+
+    def close(self, ended: str) -> None:
+        """End what goes on beside the training, which ended as it is called."""
+        self.checkpoints.abandon()
+        if self.trackers is not None:
+            self.trackers.close(ended)
 
 
 def _fresh_module(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> Pretrainer:

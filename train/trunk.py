@@ -11,9 +11,9 @@ from typing import Any
 from upath import UPath
 
 from synth.storage import read_json, write_json_atomic
-from train.checkpoint import RunState, load_checkpoint, newest_step, remove_checkpoints, save_checkpoint
+from train.checkpoint import CheckpointWriter, RunState, load_checkpoint, newest_step, remove_checkpoints
 from train.config import RunConfig, TrainPlacement
-from train.distributed import agreed, leads, world_size
+from train.distributed import agreed, leads
 from train.record import TrunkUse
 from train.schedule import trunk_steps
 
@@ -42,29 +42,36 @@ def load_state(
         trunk_id=run.trunk_id,
         train_tokens=state.step * run.tokens_per_step,
         wall_seconds=state.wall_seconds,
-        device_seconds=state.wall_seconds * world_size(),
+        device_seconds=state.device_seconds,
     )
     if leads():
         write_json_atomic(directory / USE_FILE, use.model_dump(mode="json"))
     return state, use
 
 
+def trunk_writer(run: RunConfig, directory: UPath, placement: TrainPlacement) -> CheckpointWriter:
+    """Return what writes the checkpoints of a run's trunk.
+
+    Older ones stay till the end: an attempt interrupted before its first own checkpoint starts again from the point before.
+    """
+    assert run.trunk_id is not None
+    return CheckpointWriter(_trunk(directory, run.trunk_id), placement, keep_older=True)
+
+
 def save_trunk(
-    engine: Any, run: RunConfig, directory: UPath, state: RunState, placement: TrainPlacement
+    engine: Any, run: RunConfig, directory: UPath, state: RunState, writer: CheckpointWriter
 ) -> None:
     """Keep this point of the run for longer budgets, unless the trunk has one as far. Called by all workers at once."""
     assert run.trunk_id is not None
-    trunk = _trunk(directory, run.trunk_id)
-    if agreed(newest_step(trunk) if leads() else 0) < state.step:
-        # An attempt that is interrupted before its first own checkpoint starts again from the point before: kept till the end.
-        save_checkpoint(engine, trunk, state, placement, keep_older=True)
+    if agreed(newest_step(_trunk(directory, run.trunk_id)) if leads() else 0) < state.step:
+        writer.save(engine, state)
 
 
 def leave_trunk(run: RunConfig, directory: UPath) -> None:
     """Tidy up once the run has its record: of the trunk the furthest point stays. Called by the leading worker."""
     (directory / USE_FILE).unlink(missing_ok=True)
-    if run.trunk_id is not None and (furthest := newest_step(_trunk(directory, run.trunk_id))):
-        remove_checkpoints(_trunk(directory, run.trunk_id), but=furthest)
+    if run.trunk_id is not None:
+        remove_checkpoints(_trunk(directory, run.trunk_id), but_newest=True)
 
 
 def _trunk(run_directory: UPath, trunk_id: str) -> UPath:

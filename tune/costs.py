@@ -174,4 +174,5 @@ def training_of(root: str, run_ids: Iterable[str], prices: Prices) -> Training:
 
 def _flops_per_device_second(record: RunRecord) -> float:
     per_token = train_flops_6nd(record.num_params_non_embedding, 1)
-    return per_token * record.tokens_per_second / record.placement.workers_per_lane
+    devices = record.device_seconds / record.wall_seconds  # an elastic lane may have had more and fewer
+    return per_token * record.tokens_per_second / devices

@@ -1,4 +1,4 @@
-"""The Ray seam of tune: Ray Tune drives Optuna over the share of every cell, on the warm lanes of `train.job`."""
+"""The Ray seam of tune: Ray Tune drives Optuna over the share of every cell, on the warm lanes of `train.lanes`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from upath import UPath
 from synth.identity import finish, is_finished, read_manifest
 from synth.progress import Progress
 from train.config import RunConfig, TrainPlacement
-from train.job import Lanes
+from train.lanes.job import Lanes
 from train.record import read_record
 from train.tokens import PackedInfo
 from tune.cells import Trial, search_directory

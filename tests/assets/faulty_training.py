@@ -12,8 +12,9 @@ from upath import UPath
 from train.config import RunConfig
 from train.record import RunRecord
 
-RAISES, DIES_ONCE, DIES_ALWAYS, LOSES_DISK = 901, 902, 903, 904
-"""Seeds of runs that raise half-way, SIGKILL their worker half-way (once, or each time), meet an OSError each time."""
+RAISES, DIES_ONCE, DIES_ALWAYS, LOSES_DISK, IS_PREEMPTED = 901, 902, 903, 904, 905
+"""Seeds of runs that raise half-way, SIGKILL their worker half-way (once, or each time), meet an OSError each time, get a
+SIGTERM half-way (once), as a machine sends that is taken away."""
 
 
 def train_run(
@@ -45,3 +46,6 @@ def _fail(seed: int, directory: UPath) -> None:
     if seed == DIES_ALWAYS or (seed == DIES_ONCE and not died.exists()):
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if seed == IS_PREEMPTED and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGTERM)

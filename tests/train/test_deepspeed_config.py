@@ -37,6 +37,30 @@ def test_workers_that_do_not_divide_a_step_are_refused():
         rows_per_microbatch(run_of(8), TrainPlacement(), 3)
 
 
+def test_groups_change_in_size_only_so_that_every_size_can_share_a_step():
+    assert TrainPlacement(workers_per_lane=(2, 12)).group_sizes == (2, 3, 4, 6, 12)
+    assert TrainPlacement(workers_per_lane=(3, 8)).group_sizes == (4, 8)
+    assert TrainPlacement(workers_per_lane=3).group_sizes == (3,)
+    with pytest.raises(
+        UserError, match=r"by 3 workers \(workers_per_lane = \[1, 3\]\): make it a multiple of the most"
+    ):
+        rows_per_microbatch(run_of(8), TrainPlacement(workers_per_lane=(1, 3)), 3)
+
+
+@pytest.mark.parametrize("workers", [0, (2, 2), (3, 1), (0, 2), (1, 2, 3), "many", 1.5, ()])
+def test_a_number_of_workers_is_one_or_a_least_and_a_most(workers):
+    with pytest.raises(ValueError, match=r"give a number of workers from 1, or \[least, most\]"):
+        TrainPlacement(workers_per_lane=workers)
+
+
+@pytest.mark.parametrize(("given", "least", "most"), [(2, 2, 2), ([1, 4], 1, 4), ([3], 3, 3), ("2", 2, 2)])
+def test_numbers_of_workers_are_taken_from_files_and_flags(given, least, most):
+    placement = TrainPlacement(workers_per_lane=given)
+    assert (placement.min_workers, placement.max_workers) == (least, most)
+    assert placement.elastic == (least < most)
+    assert TrainPlacement.model_validate(placement.model_dump(mode="json")) == placement
+
+
 def test_a_microbatch_that_does_not_divide_a_share_is_refused():
     with pytest.raises(
         UserError, match=r"rows_per_microbatch = 3 does not divide the 8 rows .* choose a divisor of 8"

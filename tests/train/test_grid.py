@@ -19,7 +19,7 @@ from train.grid import (
     read_plan_records,
     summary,
 )
-from train.queue import failed_record
+from train.lanes.queue import failed_record
 from train.record import write_record
 from train.sizes import model_of
 from train.tokens import PackedInfo
@@ -132,6 +132,16 @@ def test_training_order_does_not_depend_on_the_order_given(config, packed):
         ({"shares": ()}, ["no run"]),
         ({"placement": {"workers_per_lane": 3}}, ["rows_per_step = 8", "workers_per_lane = 3"]),
         ({"placement": {"workers_per_lane": 2, "gpus_per_worker": 0.5}}, ["gpus_per_worker = 0.5", "lanes"]),
+        (
+            {"placement": {"workers_per_lane": [1, 2], "gpus_per_worker": 0.5}},
+            ["gpus_per_worker = 0.5", "lanes"],
+        ),
+        ({"placement": {"gpus_per_worker": 2}}, ["gpus_per_worker = 2", "workers_per_lane"]),
+        ({"placement": {"workers_per_lane": [1, 3]}}, ["rows_per_step = 8", "3 workers", "[1, 3]"]),
+        (
+            {"placement": {"workers_per_lane": [1, 2], "zero_stage": 0, "rows_per_microbatch": 4}},
+            ["zero_stage = 0", "2 microbatches in bfloat16"],
+        ),
         ({"run": {"optimizer": {"warmup_fraction": 0.9, "decay_fraction": 0.5}}}, ["warmup_fraction"]),
     ],
 )

@@ -19,7 +19,7 @@ from train.harness import (
     read_scores,
     score_model,
 )
-from train.queue import failed_record
+from train.lanes.queue import failed_record
 from train.record import MODEL_DIRECTORY, run_directory, write_record
 
 STEP = 8 * 32

@@ -1,18 +1,19 @@
 """One run end to end with the real engine: the same bits whatever interrupts it, precedes it or shares the work."""
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from synth.errors import UserError
+from tests.assets.object_store import object_store
 from tests.assets.packed_set import run_on, write_packed_set
+from tests.assets.worker_group import NEVER, start_group
+from train.checkpoint import newest_step
 from train.config import OptimizerConfig, TrainPlacement
 from train.record import RunRecord, read_record, run_directory
 
@@ -111,7 +112,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, packed, preci
         with pytest.raises(Killed):
             train(tmp_path / "b", packed, run, stop_at_step=stop_at_step, zero_stage=zero_stage, **RELENTLESS)
     checkpoints = run_directory(str(tmp_path / "b"), run.run_id) / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000019"]
+    assert [path.name[:14] for path in checkpoints.iterdir()] == ["step-00000019-"]
     resumed = train(tmp_path / "b", packed, run, zero_stage=zero_stage, **RELENTLESS)
     assert losses(tmp_path / "b", run) == losses(tmp_path / "a", run)
     assert results(resumed) == results(undisturbed)
@@ -183,21 +184,26 @@ def test_runs_in_one_process_equal_one_in_a_fresh_process(tmp_path, packed):
     assert results(read_record(str(tmp_path / "alone"), runs[-1].run_id)) == results(together[-1])
 
 
-def test_a_killed_process_resumes_bit_for_bit(tmp_path, packed):
+@pytest.mark.parametrize("where", ["disk", "object store"])
+def test_a_killed_process_resumes_bit_for_bit(tmp_path, packed, where):
     run = run_on(packed, train_tokens=400 * 256, evaluations=4)
     undisturbed = train(tmp_path / "a", packed, run)
-    directory = run_directory(str(tmp_path / "b"), run.run_id)
-    [process] = workers(tmp_path / "b", packed, [(run, TrainPlacement(**RELENTLESS))])
-    while not list(directory.glob("checkpoints/*/complete.json")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
-    assert not (directory / "record.json").exists()
-    resumed = train(tmp_path / "b", packed, run)
-    assert resumed.attempts == 2
-    assert losses(tmp_path / "b", run) == losses(tmp_path / "a", run)
-    assert results(resumed) == results(undisturbed)
+    with object_store() if where == "object store" else contextlib.nullcontext():
+        root = "s3://bucket/study" if where == "object store" else tmp_path / "b"
+        directory = run_directory(str(root), run.run_id)
+        placed = [(run, TrainPlacement(**RELENTLESS))]
+        [process] = start_group(root, packed, placed, tmp_path / "rendezvous")
+        while not newest_step(directory):
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        assert read_record(str(root), run.run_id) is None
+        resumed = train(root, packed, run)
+        assert resumed.attempts == 2
+        assert losses(root, run) == losses(tmp_path / "a", run)
+        assert results(resumed) == results(undisturbed)
+        assert not (directory / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
@@ -258,51 +264,15 @@ def test_two_workers_train_the_same_runs(tmp_path, packed):
 def test_two_killed_workers_resume_bit_for_bit(tmp_path, packed):
     run = run_on(packed, evaluations=3)
     placed = [(run, TrainPlacement(**RELENTLESS))]
-    for root, kill_at in (("a", 10**12), ("b", 11 * run.tokens_per_step), ("b", 10**12)):
+    for root, kill_at in (("a", NEVER), ("b", 11 * run.tokens_per_step), ("b", NEVER)):
         group = workers(tmp_path / root, packed, placed, world=2, kill_at=kill_at)
         ended = [worker.wait(timeout=400) for worker in group]
-        assert ended == [0, 0] if kill_at == 10**12 else 0 not in ended
+        assert ended == [0, 0] if kill_at == NEVER else 0 not in ended
     resumed, undisturbed = (read_record(str(tmp_path / root), run.run_id) for root in "ba")
     assert losses(tmp_path / "b", run) == losses(tmp_path / "a", run)
     assert results(resumed) == results(undisturbed)
     assert (resumed.attempts, undisturbed.attempts) == (2, 1)
 
 
-WORKER = """
-import json, os, signal, sys
-import torch.distributed
-from train.config import RunConfig, TrainPlacement
-from train.record import run_directory
-from train.tokens import PackedSet
-
-packed_root, root, jobs, kill_at, rank, world, store = sys.argv[1:]
-if int(world) > 1:  # as Ray Train would have done
-    os.environ.update(LOCAL_RANK=rank, DS_ACCELERATOR="cpu")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world))
-
-from train.loop import train_run
-
-def report(tokens):
-    if tokens >= int(kill_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-packed = PackedSet.open(packed_root, "tiny")
-for run, placement in json.loads(jobs):
-    run, placement = RunConfig.model_validate(run), TrainPlacement.model_validate(placement)
-    train_run(run, packed, placement, run_directory(root, run.run_id), report=report)
-"""
-
-
-def workers(root, packed, placed, *, world=1, kill_at=10**12) -> list[subprocess.Popen]:
-    """Start the processes of one group, which train these runs one after the other."""
-    root.mkdir(exist_ok=True)
-    jobs = json.dumps(
-        [(run.model_dump(mode="json"), placement.model_dump(mode="json")) for run, placement in placed]
-    )
-    store = root / f"store-{time.monotonic_ns()}"
-    command = [sys.executable, "-c", WORKER, packed._address[0], root, jobs, kill_at]
-    checkout = Path(__file__).parents[2]
-    return [
-        subprocess.Popen([str(part) for part in (*command, rank, world, store)], cwd=checkout)
-        for rank in range(world)
-    ]
+def workers(root, packed, placed, **options):
+    return start_group(root, packed, placed, root / "rendezvous", **options)

@@ -9,7 +9,7 @@ from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from tests.assets.packed_set import write_packed_set
 from train.config import PretrainConfig, RateSweepConfig
 from train.grid import plan_pretrain, plan_runs
-from train.queue import failed_record
+from train.lanes.queue import failed_record
 from train.rate_sweep import (
     claim_sweep,
     finish_sweep,

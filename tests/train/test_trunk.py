@@ -54,6 +54,10 @@ def losses(root, run):
     }
 
 
+def steps_of(checkpoints):
+    return sorted(int(path.name.split("-")[1]) for path in checkpoints.iterdir())
+
+
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "bf16")])
 def test_branches_are_runs_of_their_own_bit_by_bit(tmp_path, packed, zero_stage, precision):
     short, long = (branch(packed, steps, precision=precision) for steps in (12, 24))
@@ -106,9 +110,9 @@ def test_of_a_trunk_one_checkpoint_stays_and_a_longer_budget_goes_on_from_it(tmp
     for run in (short, middle):
         train(tmp_path, packed, run)
     checkpoints = tmp_path / "trunks" / short.trunk_id / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == [f"step-{trunk_steps(middle):08d}"]
+    assert steps_of(checkpoints) == [trunk_steps(middle)]
     assert train(tmp_path, packed, long).trunk.train_tokens == trunk_steps(middle) * STEP
-    assert [path.name for path in checkpoints.iterdir()] == [f"step-{trunk_steps(long):08d}"]
+    assert steps_of(checkpoints) == [trunk_steps(long)]
     assert sorted(path.name for path in run_directory(str(tmp_path), long.run_id).iterdir()) == [
         "config.json",
         "metrics.jsonl",
@@ -121,4 +125,4 @@ def test_a_shorter_budget_than_those_trained_starts_anew_and_leaves_the_trunk_as
     train(tmp_path, packed, long)
     assert train(tmp_path, packed, short).trunk.train_tokens == 0
     checkpoints = tmp_path / "trunks" / short.trunk_id / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == [f"step-{trunk_steps(long):08d}"]
+    assert steps_of(checkpoints) == [trunk_steps(long)]

@@ -6,8 +6,8 @@ import pytest
 
 from synth.errors import UserError
 from train.config import RunConfig, TrainPlacement
-from train.job import _QueueActor
-from train.queue import Assignment, LanesLost, Word, failed_record
+from train.lanes.queue import Assignment, LanesLost, Word, failed_record
+from train.lanes.queue_actor import QueueActor
 from train.record import write_record
 from train.sizes import model_of
 
@@ -38,7 +38,7 @@ def play(tmp_path):
 
     def play(scene, num_lanes=1):
         async def scene_with_queue():
-            return await asyncio.wait_for(scene(_QueueActor(str(tmp_path), num_lanes)), 60)
+            return await asyncio.wait_for(scene(QueueActor(str(tmp_path), num_lanes)), 60)
 
         return asyncio.run(scene_with_queue())
 
@@ -48,11 +48,11 @@ def play(tmp_path):
 def test_a_submitter_gets_the_record_a_lane_reports(play):
     async def scene(queue):
         waiting = [asyncio.create_task(queue.submit(run_with(1))) for _ in range(2)]
-        assert await queue.take(0, "group", SOON) == Assignment(run_with(1))
+        assert await queue.take(0, "group", 1, SOON) == Assignment(run_with(1))
         write_record(queue._root, record_of(run_with(1)))
         await queue.done(record_of(run_with(1)))
         # One of the two may have looked for the record just before it was there, and queued the run again.
-        lane = asyncio.create_task(queue.take(0, "group", SOON))
+        lane = asyncio.create_task(queue.take(0, "group", 1, SOON))
         records = await asyncio.gather(*waiting)
         lane.cancel()
         return records
@@ -62,7 +62,7 @@ def test_a_submitter_gets_the_record_a_lane_reports(play):
 
 def test_a_lane_that_waits_is_woken_by_a_run(play):
     async def scene(queue):
-        lane = asyncio.create_task(queue.take(0, "group", SOON))
+        lane = asyncio.create_task(queue.take(0, "group", 1, SOON))
         await asyncio.sleep(0.05)
         submitted = asyncio.create_task(queue.submit(run_with(1)))
         order = await lane
@@ -75,8 +75,8 @@ def test_a_lane_that_waits_is_woken_by_a_run(play):
 
 def test_an_idle_lane_is_told_to_ask_again_and_a_closed_one_to_stop(play):
     async def scene(queue):
-        assert await queue.take(0, "group", 0.01) is Word.WAIT
-        lane = asyncio.create_task(queue.take(0, "group", SOON))
+        assert await queue.take(0, "group", 1, 0.01) is Word.WAIT
+        lane = asyncio.create_task(queue.take(0, "group", 1, SOON))
         await asyncio.sleep(0.05)
         await queue.close()
         assert await lane is Word.STOP
@@ -91,7 +91,7 @@ def test_a_run_with_a_record_never_reaches_a_lane(play, tmp_path):
 
     async def scene(queue):
         assert await queue.submit(run_with(1)) == record_of(run_with(1))
-        assert await queue.take(0, "group", 0.01) is Word.WAIT
+        assert await queue.take(0, "group", 1, 0.01) is Word.WAIT
 
     play(scene)
 
@@ -99,9 +99,9 @@ def test_a_run_with_a_record_never_reaches_a_lane(play, tmp_path):
 def test_a_group_that_died_after_the_record_does_not_train_the_run_again(play, tmp_path):
     async def scene(queue):
         submitted = asyncio.create_task(queue.submit(run_with(1)))
-        assert await queue.take(0, "first", SOON) == Assignment(run_with(1))
+        assert await queue.take(0, "first", 1, SOON) == Assignment(run_with(1))
         write_record(str(tmp_path), record_of(run_with(1)))
-        assert await queue.take(0, "second", 0.05) is Word.WAIT
+        assert await queue.take(0, "second", 1, 0.05) is Word.WAIT
         return await submitted
 
     assert play(scene) == record_of(run_with(1))
@@ -109,9 +109,9 @@ def test_a_group_that_died_after_the_record_does_not_train_the_run_again(play, t
 
 def test_a_group_replaced_by_another_is_sent_home(play):
     async def scene(queue):
-        old = asyncio.create_task(queue.take(0, "old", SOON))
+        old = asyncio.create_task(queue.take(0, "old", 1, SOON))
         await asyncio.sleep(0.05)
-        new = asyncio.create_task(queue.take(0, "new", SOON))
+        new = asyncio.create_task(queue.take(0, "new", 1, SOON))
         submitted = asyncio.create_task(queue.submit(run_with(1)))
         orders = await asyncio.gather(old, new)
         await queue.done(record_of(run_with(1)))
@@ -121,14 +121,32 @@ def test_a_group_replaced_by_another_is_sent_home(play):
     assert play(scene) == [Word.STOP, Assignment(run_with(1))]
 
 
+def test_a_group_that_comes_back_at_another_size_holds_that_against_no_run(play):
+    async def scene(queue):
+        submitted = asyncio.create_task(queue.submit(run_with(1)))
+        orders = [
+            await queue.take(0, f"group {n}", workers, SOON) for n, workers in enumerate((2, 1, 2, 1, 2))
+        ]
+        same_size = [await queue.take(0, f"again {n}", 2, SOON) for n in range(2)]
+        await queue.done(record_of(run_with(1)))
+        await submitted
+        return orders, same_size, await queue.state()
+
+    orders, same_size, state = play(scene)
+    assert orders == [Assignment(run_with(1))] * 5
+    assert same_size[0] == Assignment(run_with(1))
+    assert "workers died under this run 2 times" in same_size[1].give_up
+    assert state["lane_sizes"] == {0: 2}
+
+
 def test_a_refused_run_is_its_submitters_error(play):
     async def scene(queue):
         submitted = asyncio.create_task(queue.submit(run_with(1)))
-        await queue.take(0, "group", SOON)
+        await queue.take(0, "group", 1, SOON)
         await queue.refuse(run_with(1).run_id, "rows_per_step = 8 cannot be shared.")
         with pytest.raises(UserError, match="rows_per_step = 8"):
             await submitted
-        assert await queue.take(0, "group", 0.01) is Word.WAIT
+        assert await queue.take(0, "group", 1, 0.01) is Word.WAIT
 
     play(scene)
 
@@ -136,8 +154,8 @@ def test_a_refused_run_is_its_submitters_error(play):
 def test_what_a_lost_lane_had_in_hand_goes_to_the_one_that_is_left(play):
     async def scene(queue):
         submitted = asyncio.create_task(queue.submit(run_with(1)))
-        await queue.take(0, "group", SOON)
-        other = asyncio.create_task(queue.take(1, "other", SOON))
+        await queue.take(0, "group", 1, SOON)
+        other = asyncio.create_task(queue.take(1, "other", 1, SOON))
         await asyncio.sleep(0.05)
         await queue.lane_ended(0, "OutOfMemory")
         assert await other == Assignment(run_with(1))
@@ -154,7 +172,7 @@ def test_what_a_lost_lane_had_in_hand_goes_to_the_one_that_is_left(play):
 def test_when_the_last_lane_is_lost_everyone_hears_why_and_no_one_waits_any_more(play):
     async def scene(queue):
         waiting = [asyncio.create_task(queue.submit(run_with(seed))) for seed in (1, 2)]
-        await queue.take(0, "group", SOON)
+        await queue.take(0, "group", 1, SOON)
         await queue.lane_ended(0, "OutOfMemory")
         await queue.lane_ended(1, "no space left")
         for task in waiting:
@@ -169,7 +187,7 @@ def test_when_the_last_lane_is_lost_everyone_hears_why_and_no_one_waits_any_more
 def test_a_submitter_that_gives_up_takes_the_record_from_no_one(play):
     async def scene(queue):
         first, second = (asyncio.create_task(queue.submit(run_with(1))) for _ in range(2))
-        await queue.take(0, "group", SOON)
+        await queue.take(0, "group", 1, SOON)
         first.cancel()
         await asyncio.sleep(0.05)
         await queue.done(record_of(run_with(1)))
@@ -187,9 +205,9 @@ def test_a_lane_is_woken_when_the_trunk_its_run_waits_for_comes_free(play):
 
     async def scene(queue):
         first = asyncio.create_task(queue.submit(short))
-        assert await queue.take(0, "group", SOON) == Assignment(short)
+        assert await queue.take(0, "group", 1, SOON) == Assignment(short)
         second = asyncio.create_task(queue.submit(long))
-        other_lane = asyncio.create_task(queue.take(1, "group", SOON))
+        other_lane = asyncio.create_task(queue.take(1, "group", 1, SOON))
         await asyncio.sleep(0.05)
         assert not other_lane.done()
         await queue.done(record_of(short))

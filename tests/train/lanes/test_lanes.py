@@ -12,17 +12,17 @@ import ray
 from synth.errors import UserError
 from synth.progress import Progress
 from tests.assets import faulty_training
-from tests.assets.faulty_training import DIES_ALWAYS, DIES_ONCE, LOSES_DISK, RAISES
+from tests.assets.faulty_training import DIES_ALWAYS, DIES_ONCE, IS_PREEMPTED, LOSES_DISK, RAISES
 from tests.assets.packed_set import run_on, write_packed_set
 from train.config import TrainPlacement
-from train.job import Lanes
-from train.queue import LanesLost
+from train.lanes.job import Lanes
+from train.lanes.queue import LanesLost
 from train.record import read_record, run_directory
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 
 EASY = TrainPlacement(lanes=2, checkpoint_every_seconds=0.01, max_restarts=10)
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def alone(root, runs, tmp_path_factory):
     """What runs leave behind when each is trained in a fresh process of its own: run id -> numbers."""
     elsewhere = tmp_path_factory.mktemp("alone")
     (elsewhere / "packed").symlink_to(Path(root) / "packed")
-    for run in (*alone_too(runs), run_on_seed(runs[0], DIES_ONCE)):
+    for run in (*alone_too(runs), *(run_on_seed(runs[0], seed) for seed in (DIES_ONCE, IS_PREEMPTED))):
         train_alone(elsewhere, run)
     return {path.name: numbers(str(elsewhere), path.name) for path in (elsewhere / "runs").iterdir()}
 
@@ -157,10 +157,11 @@ def test_clients_that_take_no_cpu_get_records_while_both_lanes_hold_all_cpus(lan
     assert losses[1] == losses[2] != losses[0]
 
 
+@pytest.mark.parametrize("fate", [DIES_ONCE, IS_PREEMPTED])
 def test_a_run_whose_worker_is_killed_resumes_from_its_checkpoint_with_the_same_losses(
-    lanes, root, runs, alone
+    lanes, root, runs, alone, fate
 ):
-    run = run_on_seed(runs[0], DIES_ONCE)
+    run = run_on_seed(runs[0], fate)
     record = ray.get(lanes.submit(run), timeout=600)
     assert record.status == "complete"
     assert record.attempts == 2

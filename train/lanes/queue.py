@@ -70,7 +70,7 @@ class Ticket:
 
 
 class RunQueue:
-    """Tickets in the order they were given; pure bookkeeping, driven by the actor in `train.job`."""
+    """Tickets in the order they were given; pure bookkeeping, driven by `train.lanes.queue_actor`."""
 
     def __init__(self) -> None:
         self._tickets: dict[str, Ticket] = {}
@@ -102,12 +102,15 @@ class RunQueue:
         self._waiting = passed_over
         return None
 
-    def release(self, lane: int) -> None:
-        """Take back the run a lane died under, if there is one, and put it at its old place in the queue."""
+    def release(self, lane: int, died: bool = True) -> None:
+        """Take back the run a lane has in hand, if there is one, and put it at its old place in the queue.
+
+        `died`: its workers died under it, for all that is known; else something else ended them.
+        """
         for run_id, ticket in self._tickets.items():
             if ticket.lane == lane:
                 ticket.lane = None
-                ticket.deaths += 1
+                ticket.deaths += died
                 if ticket.started_at is not None:
                     ticket.last_start, ticket.started_at = ticket.started_at, None
                 heapq.heappush(self._waiting, (ticket.order, run_id))
@@ -167,7 +170,7 @@ def failed_record(
     """Return the record of a run that ended before it could write its own.
 
     `tokens` were trained, as far as anyone heard, the last attempt took `seconds`, at `tokens_per_second` (0 when that
-    is not known); what the run drew from each source is left out.
+    is not known); what the run drew from each source is left out. A group that may change in size counts as its smallest.
     """
     parameters = count_parameters(run.model, vocab_size)
     return RunRecord(
@@ -183,7 +186,7 @@ def failed_record(
         sources={},
         peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
         wall_seconds=seconds,
-        device_seconds=seconds * placement.workers_per_lane,
+        device_seconds=seconds * placement.min_workers,
         tokens_per_second=tokens_per_second,
         attempts=attempts,
         placement=placement,

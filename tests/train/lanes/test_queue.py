@@ -3,7 +3,7 @@
 import pytest
 
 from train.config import RunConfig, TrainPlacement
-from train.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, RunQueue, failed_record
+from train.lanes.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, RunQueue, failed_record
 from train.sizes import model_of
 
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from synth.errors import UserError
 from tests.assets.packed_set import run_on, write_packed_set
-from train import lane as lane_module
 from train.config import TrainPlacement
-from train.lane import Beats, LaneWorker
-from train.queue import RunQueue, Word, failed_record
+from train.lanes import worker as lane_module
+from train.lanes.queue import RunQueue, Word, failed_record
+from train.lanes.worker import Beats, LaneWorker
 from train.record import read_record, write_record
 
 

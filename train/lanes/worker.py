@@ -18,8 +18,8 @@ from upath import UPath
 from synth.errors import UserError
 from synth.storage import read_json
 from train.config import RunConfig, TrainPlacement
+from train.lanes.queue import Assignment, Order, Word, failed_record
 from train.memory import MicrobatchTooLarge
-from train.queue import Assignment, Order, Word, failed_record
 from train.record import RunRecord, TrunkUse, run_directory, write_record
 from train.tokens import PackedInfo, PackedSet
 
@@ -82,8 +82,11 @@ class LaneWorker:
     ) -> None:
         import torch.distributed as dist
 
+        from train.distributed import share_device
+
         self._root, self._placement, self._trainer = root, placement, trainer
         self._link, self._device = link, device
+        share_device(device, placement.gpus_per_worker)
         self._leads = dist.get_rank() == 0
         self._control = dist.new_group(
             backend="gloo"
@@ -163,6 +166,8 @@ class LaneWorker:
         return settled
 
     def _record_failure(self, assignment: Assignment, reason: str, beats: Beats, seconds: float) -> RunRecord:
+        import torch.distributed as dist
+
         run = assignment.run
         record = failed_record(
             run,
@@ -174,7 +179,12 @@ class LaneWorker:
             tokens_per_second=beats.tokens_per_second,
             attempts=_attempts(run_directory(self._root, run.run_id)),
         )
-        record = record.model_copy(update={"trunk": _taken_over(run_directory(self._root, run.run_id))})
+        record = record.model_copy(
+            update={
+                "trunk": _taken_over(run_directory(self._root, run.run_id)),
+                "device_seconds": seconds * dist.get_world_size(),
+            }
+        )
         write_record(self._root, record)
         return record
 

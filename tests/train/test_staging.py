@@ -1,0 +1,42 @@
+"""Staging directories: copies of an object store's files that nobody forgets on a node's disk."""
+
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from upath import UPath
+
+from train.staging import Staging, download_tree, remove_tree, upload, upload_tree
+
+LEAVES_ONE = "from train.staging import Staging; import os; print(Staging().path, flush=True); os._exit(9)"
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_space(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", LEAVES_ONE], capture_output=True, text=True, check=False)
+    with Staging() as mine, Staging() as other:
+        assert dead.stdout.strip()
+        assert set(tmp_path.iterdir()) == {mine, other}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trees_come_back_from_an_object_store_as_they_were(tmp_path):
+    source, store, back = tmp_path / "source", UPath(f"memory://{tmp_path.name}/tree"), tmp_path / "back"
+    (source / "deep" / "er").mkdir(parents=True)
+    for name, content in (("a", b"1"), ("deep/b", b""), ("deep/er/c.pt", b"3" * 1000)):
+        (source / name).write_bytes(content)
+    upload_tree(source, store)
+    upload(source / "a", store / "deep" / "again")
+    download_tree(store, back)
+    found = {
+        path.relative_to(back).as_posix(): path.read_bytes() for path in back.rglob("*") if path.is_file()
+    }
+    assert found == {"a": b"1", "deep/b": b"", "deep/er/c.pt": b"3" * 1000, "deep/again": b"1"}
+    remove_tree(store)
+    assert not store.exists()

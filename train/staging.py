@@ -1,0 +1,77 @@
+"""Directories on this node's disk that stand for directories in an object store, because DeepSpeed knows local paths alone.
+
+A process that is killed cannot tidy up, so each directory is locked by the process that made it: the lock goes with the
+process, and whoever stages next drops what nobody holds any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import posixpath
+import shutil
+import tempfile
+from pathlib import Path
+
+from upath import UPath
+
+from synth.storage import is_local
+
+PREFIX = "synthscale-staging-"
+LOCK_FILE = "lock"
+
+
+class Staging:
+    """A fresh directory in this node's temporary space; a context manager that removes it."""
+
+    def __init__(self) -> None:
+        _drop_abandoned()
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = (self.path / LOCK_FILE).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def upload(source: Path, target: UPath) -> None:
+    """Copy a file to the object store. It is there whole or not at all."""
+    target.fs.put_file(str(source), target.path)
+
+
+def upload_tree(source: Path, target: UPath) -> None:
+    """Copy all files below a local directory to the object store, several at once."""
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    target.fs.put(
+        [str(path) for path in files], [(target / path.relative_to(source).as_posix()).path for path in files]
+    )
+
+
+def download_tree(source: UPath, target: Path) -> None:
+    """Copy all files below a directory of the object store to a local one, several at once."""
+    found = source.fs.find(source.path)
+    copies = [target / posixpath.relpath(path, source.path) for path in found]
+    for directory in {copy.parent for copy in copies}:
+        directory.mkdir(parents=True, exist_ok=True)
+    source.fs.get(found, [str(copy) for copy in copies])
+
+
+def remove_tree(directory: UPath) -> None:
+    """Remove a directory and all below it, wherever it lies, if it is there."""
+    if is_local(directory):
+        shutil.rmtree(str(directory), ignore_errors=True)
+    elif directory.exists():
+        directory.fs.rm(directory.path, recursive=True)
+
+
+def _drop_abandoned() -> None:
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            with (left / LOCK_FILE).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # held by its process, somebody else's, or made this very moment
+            continue
