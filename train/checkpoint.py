@@ -17,6 +17,7 @@ from upath import UPath
 from synth.storage import is_local, list_names, read_json, write_json_atomic
 from train.config import TrainPlacement
 from train.distributed import agreed, leads, rank, wait_for_all, world_size
+from train.divergence import WatchState
 from train.record import Evaluation, Record
 from train.staging import Staging, remove_tree, upload
 from train.universal import load_universal, local_copy, reading_only_weights, universal_copy
@@ -44,8 +45,8 @@ class RunState(Record):
     """Losses of the steps since the last metrics line, nats per token."""
     window_source_nats: tuple[float, ...] = ()
     """Losses in the same steps by source, in the sampler's order, summed over tokens, nats; empty: none yet."""
-    steps_above_limit: int = 0
-    """Steps in a row with a loss that suggests divergence."""
+    watch: WatchState = WatchState()
+    """What the watch for divergence has seen."""
     evaluations: tuple[Evaluation, ...] = ()
     """Evaluations so far."""
     wall_seconds: float = 0.0

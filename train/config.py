@@ -311,6 +311,9 @@ class TrainPlacement(Config):
     not the memory for them."""
     checkpoint_every_seconds: float = Field(default=60.0, gt=0)
     """A run that lasts longer than this leaves a checkpoint about this often, seconds."""
+    keep_models: bool = False
+    """Leave the model of every complete run as a Hugging Face checkpoint, `runs/<run_id>/model`, for vLLM, transformers
+    and `evaluate_models`; a run that was finished without it has none."""
     recompute_activations: bool = False
     """Keep only each layer's input and compute the rest again in the backward pass: a third more work for a fraction of
     the memory, and the same bits."""
@@ -455,6 +458,45 @@ class RateSweepConfig(JobConfig):
                 "run.optimizer.learning_rates names a sweep, and this is one: give the rate to start from"
             )
         return self
+
+
+# --- evaluate_models -------------------------------------------------------------------------------------------
+
+
+class EvaluatePlacement(Config):
+    """How wide `evaluate_models` runs."""
+
+    tasks: int = Field(default=1, ge=1)
+    """Models evaluated at once."""
+    cpus_per_task: float = Field(default=1.0, gt=0)
+    """CPUs each asks of the cluster."""
+    gpus_per_task: float = Field(default=0.0, ge=0)
+    """GPUs each asks of the cluster; with none a model runs on the CPU."""
+    batch_size: int = Field(default=16, ge=1)
+    """Requests a model answers at once."""
+
+
+class EvaluateConfig(JobConfig):
+    """`evaluate_models`: the kept models of a plan -> `evaluations/<name>/`, scores of lm-evaluation-harness.
+
+    Needs the package lm_eval, and models trained with `placement.keep_models = true`.
+    """
+
+    name: Name = "evaluation"
+    """Name of the evaluation: `evaluations/<name>`."""
+    plan: Name = "grid"
+    """Finished plan of `pretrain_models` whose complete runs are evaluated."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Tasks or groups of lm-evaluation-harness by name, such as `arc_easy`; the harness fetches their data."""
+    include_path: str | None = None
+    """Directory with task files of your own, on every worker."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question; null takes each task's own number."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many questions of each task; null takes all of them."""
+    seed: int = 0
+    """Seed of the harness: which examples go before a question."""
+    placement: EvaluatePlacement = EvaluatePlacement()
 
 
 # --- train_generator -------------------------------------------------------------------------------------------

@@ -52,6 +52,27 @@ def train_flops(model: ModelConfig, vocab_size: int, sequence_length: int, train
     return 3.0 * (2 * weights + attention) * train_tokens
 
 
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
+    """Return the FLOP of training on one token by every convention in use, forward and backward.
+
+    `6n_non_embedding` and `6n_total`: six times the parameters, without the embedding and output matrices (Kaplan et al.
+    2020, section 2.1) and with them (as in 6 N D with the N of Hoffmann et al. 2022). `kaplan`: the first and 6 x layers x
+    context x width for attention (Kaplan et al. 2020, equation 2.2). `every_product`: `train_flops`. `chinchilla`: that, the
+    softmax of attention, and the embedding as if it were a product (Hoffmann et al. 2022, appendix F, with the projections
+    of this architecture).
+    """
+    counts = count_parameters(model, vocab_size)
+    every_product = train_flops(model, vocab_size, sequence_length, train_tokens=1)
+    softmax = 3 * model.num_layers * model.num_heads * sequence_length
+    return {
+        "6n_non_embedding": 6.0 * counts.non_embedding,
+        "6n_total": 6.0 * counts.total,
+        "kaplan": 6.0 * counts.non_embedding + 6.0 * model.num_layers * sequence_length * model.hidden_size,
+        "every_product": every_product,
+        "chinchilla": every_product + 3.0 * (2 * vocab_size * model.hidden_size + softmax),
+    }
+
+
 def _matrix_weights_per_layer(model: ModelConfig) -> int:
     kv_size = model.hidden_size // model.num_heads * model.num_kv_heads
     attention = 2 * model.hidden_size * model.hidden_size + 2 * model.hidden_size * kv_size

@@ -166,7 +166,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
         str(directory),
         finished=is_finished(directory) and not missing,
         facts=facts,
-        warnings=tuple(_warnings(config, planned)),
+        warnings=(*_warnings(config, planned), *_without_model(config.placement, records.values())),
     )
 
 
@@ -358,6 +358,15 @@ def _warnings(config: PretrainConfig, planned: Sequence[PlannedRun]) -> Iterator
         yield (
             "precision = 'bf16' on a CPU without AVX-512 is emulated, several times slower than float32: set "
             "run.precision = 'fp32', unless the workers are other machines than this one"
+        )
+
+
+def _without_model(placement: TrainPlacement, records: Iterable[RunRecord]) -> Iterator[str]:
+    without = sum(record.status == "complete" and not record.placement.keep_models for record in records)
+    if placement.keep_models and without:
+        yield (
+            f"{without} runs are finished without a model, as placement.keep_models was false: to have theirs too, delete "
+            "their runs/<run_id>/record.json"
         )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -17,9 +17,16 @@ from synth.job import tasks_at_once
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.storage import study_path
-from train import generator, packing, rate_sweep
+from train import generator, harness, packing, rate_sweep
 from train.branching import in_training_order
-from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig, RunConfig
+from train.config import (
+    EvaluateConfig,
+    GeneratorConfig,
+    PackConfig,
+    PretrainConfig,
+    RateSweepConfig,
+    RunConfig,
+)
 from train.grid import (
     check_placement,
     claim_plan,
@@ -55,40 +62,44 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     missing = packing.list_missing(config, shards)
     progress = Progress("pack_tokens", len(shards), "shards", already=len(shards) - len(missing))
     progress.say("tokenizer and evaluation rows")
-    _in_tasks([("tokenizer", True, packing.prepare_tokenizer, config)], 1, progress)
-    _in_tasks([("evaluation rows", False, packing.build_evaluation, config)], 1, progress)
+    list(_in_tasks(_packing_task, [("pack_tokens: tokenizer", True, packing.prepare_tokenizer, config)], 1))
+    list(
+        _in_tasks(
+            _packing_task, [("pack_tokens: evaluation rows", False, packing.build_evaluation, config)], 1
+        )
+    )
     work = [
-        (f"{shard.source_name} {shard.stem}", False, packing.tokenize_shard, config, shard)
+        (f"pack_tokens: {shard.source_name} {shard.stem}", False, packing.tokenize_shard, config, shard)
         for shard in missing
     ]
-    _in_tasks(work, config.placement.tasks, progress)
+    num_tokens = 0
+    for tokens in _in_tasks(_packing_task, work, config.placement.tasks):
+        num_tokens += tokens
+        progress.advance(1, f"{num_tokens / progress.elapsed_seconds:,.0f} tokens/s")
     manifest = packing.finish_pack(config)
     for remark in packing.remarks_on(PackedInfo.read(config.root, config.name)):
         progress.say(remark)
     return manifest
 
 
-def _in_tasks(work: Sequence[tuple[Any, ...]], limit: int, progress: Progress) -> None:
-    """Run pieces of work, at most `limit` (0: one a CPU of the cluster, as it grows) at a time, until all are done.
+def _in_tasks(task: Any, work: Sequence[tuple[Any, ...]], limit: int) -> Iterator[Any]:
+    """Run a remote function on pieces of work, at most `limit` (0: one a CPU of the cluster, as it grows) at a time, and
+    yield what each returns as it ends; the first error ends it.
 
-    Each is a name, and the arguments of `_packing_task`. The first error ends it.
+    Each piece is the name its task goes by, and the arguments of the function.
     """
     waiting = iter(work)
-    running: list[ray.ObjectRef[int | None]] = []
-    num_tokens = 0
+    running: list[ray.ObjectRef[Any]] = []
     try:
         while True:
             running += [
-                _packing_task.options(name=f"pack_tokens: {name}").remote(*arguments)
+                task.options(name=name).remote(*arguments)
                 for name, *arguments in itertools.islice(waiting, max(0, tasks_at_once(limit) - len(running)))
             ]
             if not running:
                 return
             (done,), running = ray.wait(running, num_returns=1)
-            tokens = ray.get(done)
-            if tokens is not None:
-                num_tokens += tokens
-                progress.advance(1, f"{num_tokens / progress.elapsed_seconds:,.0f} tokens/s")
+            yield ray.get(done)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None  # its one sentence, without the worker's traceback
@@ -168,6 +179,25 @@ def _train_missing(
     width = min(config.placement.lanes, len(missing))
     with Lanes(config.root, config.placement.model_copy(update={"lanes": width})) as own:
         return own.run_all(missing, progress)
+
+
+def evaluate_models(config: EvaluateConfig) -> dict[str, Any]:
+    """Score the kept models of a plan that have no scores yet, each in a task of its own; return the manifest.
+
+    Raises UserError (see `plan_evaluation`; or for a task the harness does not know). What is scored by then stays so.
+    """
+    harness.plan_evaluation(config)
+    identity = harness.claim_evaluation(config)
+    config = config.model_copy(
+        update={"root": str(study_path(config.root))}
+    )  # workers run in another directory
+    placement, missing = config.placement, harness.missing_scores(config)
+    remote = ray.remote(num_cpus=placement.cpus_per_task, num_gpus=placement.gpus_per_task)
+    progress = Progress(harness.MADE_BY, len(missing), "models")
+    work = [(f"{harness.MADE_BY}: {run_id}", config, run_id) for run_id in missing]
+    for _ in _in_tasks(remote(harness.score_model), work, placement.tasks):
+        progress.advance()
+    return harness.finish_evaluation(config, identity)
 
 
 def train_generator(config: GeneratorConfig) -> dict[str, Any]:

@@ -39,12 +39,13 @@ from train.distributed import (
 )
 from train.divergence import LossWatch
 from train.evaluation import evaluate, evaluation_steps
+from train.export import export_checkpoint
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.memory import FIT_FILE, MicrobatchTooLarge, note_smaller_microbatch, read_fit
-from train.metrics import MetricsLog, StepMetrics, finite
+from train.metrics import MetricsLog, SourceLosses, StepMetrics, finite
 from train.mixture import MixtureSampler, check_epochs
 from train.model import Pretrainer, Vocabulary, build_llama
-from train.record import RECORD_FILE, DeviceUse, RunRecord
+from train.record import MODEL_DIRECTORY, RECORD_FILE, DeviceUse, RunRecord
 from train.schedule import check_schedule, learning_rate, peak_learning_rate, trunk_steps
 from train.tokens import PackedSet
 from train.trackers import Trackers
@@ -116,7 +117,7 @@ def _train_if_it_fits(
     try:
         record = _train(run, packed, placed, directory, attempts, report, deliver)
     except torch.OutOfMemoryError as error:
-        note_smaller_microbatch(run, placed, world_size(), directory, error)
+        note_smaller_microbatch(run, placed, world_size(), directory, fit, error)
         if world_size() > 1:  # another worker may be waiting for this one, and cannot be told
             raise MicrobatchTooLarge(f"no memory for {placed.rows_per_microbatch} rows at once") from error
         return None
@@ -150,11 +151,19 @@ def _train(
         if leads():
             training.metrics.flush()
         record = agreed(training.record(reason, attempts))
-        if deliver and not reason:
+        if not reason and (deliver or placement.keep_models):
             with whole_weights(engine, placement):
-                if leads():
+                if leads() and placement.keep_models:
+                    _keep_model(engine.module.llama, run, packed, directory)
+                if leads() and deliver:
                     deliver(engine.module.llama)
     return record
+
+
+def _keep_model(llama: LlamaForCausalLM, run: RunConfig, packed: PackedSet, directory: UPath) -> None:
+    export_checkpoint(
+        llama, packed.tokenizer_directory, directory / MODEL_DIRECTORY, max_position=run.sequence_length
+    )
 
 
 class _Training:
@@ -186,11 +195,12 @@ class _Training:
         self.before = state
         self.step = state.step
         self.window = list(state.window_losses)
-        num_sources = len(self.sampler.names)
-        self.window_source_nats = np.array(state.window_source_nats or [0.0] * num_sources)
-        self.pending_source_nats = torch.zeros(num_sources, dtype=torch.float64, device=engine.device)
+        self.by_source = SourceLosses(run, self.sampler, state.window_source_nats)
+        self.pending_source_nats = torch.zeros(
+            len(self.sampler.names), dtype=torch.float64, device=engine.device
+        )
         self.evaluations = list(state.evaluations)
-        self.watch = LossWatch(packed.vocab_size, state.steps_above_limit)
+        self.watch = LossWatch(packed.vocab_size, state.watch)
         self.train_seconds = self.line_train_seconds = state.train_seconds
         self.line_step = state.step
         self.device_name = device_name(engine.device)
@@ -300,7 +310,7 @@ class _Training:
         steps = torch.stack([*pending, torch.tensor(float(late), device=self.engine.device)]).double()
         values = total(torch.cat([steps, self.pending_source_nats])).tolist()
         *losses, ask = (value / world_size() for value in values[: len(steps)])
-        self.window_source_nats += values[len(steps) :]
+        self.by_source.add(values[len(steps) :])
         self.pending_source_nats.zero_()
         pending.clear()
         now = time.perf_counter()
@@ -323,29 +333,17 @@ class _Training:
             learning_rate=rate,
             gradient_norm=finite(float(self.engine.get_global_grad_norm())),
             tokens_per_second=speed,
-            loss_by_source=self._loss_by_source(),
+            loss_by_source=self.by_source.take(self.step, len(self.window)),
             mfu_fraction=self._mfu(speed),
             memory_bytes=memory_bytes,
             wall_seconds=time.perf_counter() - self.began,
         )
         self.window.clear()
-        self.window_source_nats[:] = 0.0
         self.line_step, self.line_train_seconds = self.step, self.train_seconds
         if leads():
             self.metrics.add(line)
         if self.trackers is not None:
             self.trackers.add(line)
-
-    def _loss_by_source(self) -> dict[str, float | None]:
-        """Return the mean loss of the window's rows of each source, nats per token."""
-        rows = self.run.rows_per_step
-        before = self.sampler.counts((self.step - len(self.window)) * rows)
-        counts = {name: count - before[name] for name, count in self.sampler.counts(self.step * rows).items()}
-        return {
-            name: finite(float(nats) / (counts[name] * self.run.sequence_length))
-            for name, nats in zip(self.sampler.names, self.window_source_nats, strict=True)
-            if counts[name]
-        }
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         if self.peak_flops is None:
@@ -382,8 +380,8 @@ class _Training:
         return RunState(
             step=self.step,
             window_losses=tuple(self.window),
-            window_source_nats=tuple(self.window_source_nats.tolist()),
-            steps_above_limit=self.watch.steps_above_limit,
+            window_source_nats=tuple(self.by_source.nats),
+            watch=self.watch.state,
             evaluations=tuple(self.evaluations),
             wall_seconds=wall_seconds,
             device_seconds=self._device_seconds(wall_seconds),

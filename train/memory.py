@@ -55,9 +55,15 @@ def read_fit(directory: UPath) -> MemoryFit:
 
 
 def note_smaller_microbatch(
-    run: RunConfig, placement: TrainPlacement, world_size: int, directory: UPath, error: BaseException
+    run: RunConfig,
+    placement: TrainPlacement,
+    world_size: int,
+    directory: UPath,
+    found: MemoryFit,
+    error: BaseException,
 ) -> None:
-    """Write down that this placement's microbatch does not fit and the next smaller one is to be tried.
+    """Write down that this placement's microbatch does not fit either, after what was `found` before, and that the next
+    smaller one is to be tried. Workers that do so together write the same.
 
     Raises OutOfDeviceMemory, in one sentence with the remedies, when there is none.
     """
@@ -70,7 +76,7 @@ def note_smaller_microbatch(
             f"the model does not fit on its device even with rows_per_microbatch = 1: set placement.recompute_activations = "
             f"true, raise placement.zero_stage or workers_per_lane, or give it a larger device ({said})"
         ) from error
-    fit = MemoryFit(rows_per_microbatch=smaller, did_not_fit=(*read_fit(directory).did_not_fit, rows))
+    fit = MemoryFit(rows_per_microbatch=smaller, did_not_fit=(*found.did_not_fit, rows))
     try:
         deepspeed_config(run, fit.placed(placement), world_size, num_params=1)
     except UserError as refusal:

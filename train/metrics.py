@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from upath import UPath
 
 from synth.storage import write_text_atomic
 from train.config import RunConfig
+from train.mixture import MixtureSampler
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -63,6 +65,31 @@ def scalars_of(line: StepMetrics) -> dict[str, float]:
         elif name != "step":
             values[name] = value
     return {name: value for name, value in values.items() if value is not None}
+
+
+class SourceLosses:
+    """Training losses since the last line, summed by source. Which rows a step has of each source is the sampler's to say,
+    so the sums are all there is to keep."""
+
+    def __init__(self, run: RunConfig, sampler: MixtureSampler, nats: Sequence[float] = ()) -> None:
+        self._run, self._sampler = run, sampler
+        self.nats = list(nats) or [0.0] * len(sampler.names)
+        """Losses summed over tokens, nats, in the order of the sampler's names."""
+
+    def add(self, nats: Sequence[float]) -> None:
+        """Add the sums of further steps."""
+        self.nats = [before + more for before, more in zip(self.nats, nats, strict=True)]
+
+    def take(self, step: int, num_steps: int) -> dict[str, float | None]:
+        """Return the mean of each source over the last `num_steps` steps, up to `step`, nats per token; begin anew."""
+        rows = self._run.rows_per_step
+        before, now = (self._sampler.counts(steps * rows) for steps in (step - num_steps, step))
+        nats, self.nats = self.nats, [0.0] * len(self.nats)
+        return {
+            name: finite(total / ((now[name] - before[name]) * self._run.sequence_length))
+            for name, total in zip(self._sampler.names, nats, strict=True)
+            if now[name] > before[name]
+        }
 
 
 class MetricsLog:

@@ -16,6 +16,9 @@ from train.config import RunConfig, TrainPlacement
 
 RECORD_FILE = "record.json"
 
+MODEL_DIRECTORY = "model"
+"""In the directory of a complete run that was trained with `placement.keep_models`; whole when the record is there."""
+
 
 class Record(BaseModel):
     """Base of everything a step writes for another to read: frozen, strict, JSON."""

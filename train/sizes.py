@@ -8,8 +8,11 @@ serve them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from synth.errors import UserError
 from train.config import ModelConfig
+from train.flops import count_parameters, flops_per_token
 
 _SMALL = {
     "12k": (1, 32, 1, 1, 80),
@@ -64,3 +67,29 @@ def model_of(name: str) -> ModelConfig:
         return SIZES[name]
     except KeyError:
         raise UserError(f"model = {name!r} is not a known size; choose one of {', '.join(SIZES)}.") from None
+
+
+def describe_sizes(vocab_size: int = 32_768, sequence_length: int = 2048) -> Iterator[str]:
+    """Yield a table of all sizes, one line each: shape, parameters, and FLOP per token by every convention."""
+    conventions = tuple(flops_per_token(SIZES["12k"], vocab_size, sequence_length))
+    head = ("size", "layers", "hidden", "heads", "kv", "ff", "non-embedding", "total", *conventions)
+    yield f"parameters at a vocabulary of {vocab_size:,}; FLOP to train on one token of a row of {sequence_length:,}:"
+    yield " ".join(f"{name:>16}" if name in conventions else f"{name:>13}" for name in head)
+    for name, model in SIZES.items():
+        counts = count_parameters(model, vocab_size)
+        shape = (
+            model.num_layers,
+            model.hidden_size,
+            model.num_heads,
+            model.num_kv_heads,
+            model.intermediate_size,
+        )
+        numbers = (*shape, counts.non_embedding, counts.total)
+        flops = flops_per_token(model, vocab_size, sequence_length)
+        yield " ".join(
+            [
+                f"{name:>13}",
+                *(f"{each:>13,}" for each in numbers),
+                *(f"{each:>16.4g}" for each in flops.values()),
+            ]
+        )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.flops import count_parameters, train_flops, train_flops_6nd
+from train.flops import count_parameters, flops_per_token, train_flops, train_flops_6nd
 from train.model import Pretrainer, Vocabulary, build_llama, llama_config
 from train.sizes import SIZES
 
@@ -37,6 +37,34 @@ def test_flops_equal_those_counted_while_training(name):
     with FlopCounterMode(display=False) as counter:
         Pretrainer(llama, vocabulary.end_of_text)(tokens)[0].backward()
     assert counter.get_total_flops() == train_flops(shape, 512, length, rows * length)
+
+
+@pytest.mark.parametrize("name", ["1b", "8b"])
+def test_flops_of_large_models_equal_those_counted_without_their_weights(name):
+    from transformers import LlamaForCausalLM
+
+    shape, rows, length = SIZES[name], 2, 32
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(llama_config(shape, Vocabulary(512, 0), max_position=length))
+        llama.config._attn_implementation = "eager"
+        tokens = torch.ones((rows, length + 1), dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            Pretrainer(llama, 0)(tokens)[0].backward()
+    assert counter.get_total_flops() == train_flops(shape, 512, length, rows * length)
+
+
+def test_conventions_differ_by_what_they_say_they_count():
+    shape, vocabulary, length = SIZES["350m"], 32_768, 2048
+    counts, flops = count_parameters(shape, vocabulary), flops_per_token(shape, vocabulary, length)
+    norms = (2 * 24 + 1) * 1024
+    assert flops["6n_total"] - flops["6n_non_embedding"] == 6 * vocabulary * 1024
+    assert flops["kaplan"] - flops["6n_non_embedding"] == 6 * 24 * 2048 * 1024
+    # every product: weights without norms, the output projection, attention over the whole row
+    assert (
+        flops["every_product"]
+        == 6 * (counts.non_embedding - norms + vocabulary * 1024) + 12 * 24 * 2048 * 1024
+    )
+    assert flops["chinchilla"] - flops["every_product"] == 6 * vocabulary * 1024 + 9 * 24 * 16 * 2048
 
 
 def test_6nd():

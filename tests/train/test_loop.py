@@ -42,10 +42,8 @@ def train(root, packed, run, *, stop_at_step=None, **placement):
 def losses(root, run) -> list[tuple]:
     lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    return [
-        (line["step"], line["loss_nats_per_token"], line["gradient_norm"], line["learning_rate"])
-        for line in found
-    ]
+    numbers = ("step", "loss_nats_per_token", "gradient_norm", "learning_rate", "loss_by_source")
+    return [tuple(line[name] for name in numbers) for line in found]
 
 
 def results(record: RunRecord) -> dict:
@@ -77,6 +75,17 @@ def test_a_run_learns_and_accounts_for_every_token(tmp_path, packed):
     assert [step for step, *_ in steps] == list(range(1, 25))
     assert steps[0][1] == pytest.approx(4.16, abs=0.3)  # ln 64
     assert steps[-1][1] < steps[0][1] - 0.5
+    lines = [
+        json.loads(line)
+        for line in (run_directory(str(tmp_path), run.run_id) / "metrics.jsonl").read_text().splitlines()
+    ]
+    for line in lines:  # of 8 rows, 6 are natural and 2 synthetic
+        natural, synthetic = (line["loss_by_source"][name] for name in ("natural", "synthetic"))
+        assert 0.75 * natural + 0.25 * synthetic == pytest.approx(line["loss_nats_per_token"], rel=1e-5)
+    assert record.device.name
+    assert record.device.mfu_fraction is None  # no peak is known of a CPU
+    assert record.device.rows_per_microbatch == 8
+    assert record.device.peak_memory_bytes >= max(line["memory_bytes"] for line in lines) > 50_000_000
     assert record.train_tokens == 24 * 256
     assert {name: use.tokens for name, use in record.sources.items()} == {
         "natural": 144 * 32,
@@ -143,6 +152,14 @@ def test_accumulation_changes_float_noise_only(tmp_path, packed):
         [loss for _, loss, *_ in losses(tmp_path / "b", run)], abs=2e-5
     )
     assert parts.final.loss_nats_per_token == pytest.approx(whole.final.loss_nats_per_token, abs=2e-5)
+
+
+def test_utilisation_is_flops_over_the_configured_peak_of_all_workers(tmp_path, packed):
+    run = run_on(packed)
+    record = train(tmp_path, packed, run, peak_flops_per_device=1e12)
+    assert record.device.peak_flops_per_second == 1e12
+    speed = record.train_flops / record.train_tokens * record.tokens_per_second
+    assert record.device.mfu_fraction == pytest.approx(speed / 1e12)
 
 
 def test_zero_stages_agree(tmp_path, packed):

@@ -4,7 +4,7 @@ import pytest
 
 from synth.errors import UserError
 from train.flops import count_parameters
-from train.sizes import SIZES, model_of
+from train.sizes import SIZES, describe_sizes, model_of
 
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
@@ -39,3 +39,10 @@ def test_an_unknown_size_lists_the_known_ones():
 
 def test_model_of_returns_the_shape():
     assert model_of("780k").num_layers == 4
+
+
+def test_the_table_of_sizes_has_every_size_with_its_parameters():
+    lines = list(describe_sizes(vocab_size=2048, sequence_length=256))
+    assert len(lines) == 2 + len(SIZES)
+    (line,) = [each for each in lines if each.split()[0] == "780k"]
+    assert f"{count_parameters(SIZES['780k'], 2048).total:,}" in line

@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from synth.documents import DOCUMENT_SCHEMA
 from synth.ledger import LedgerEntry, Tally
 from synth.rows import REPHRASED_SCHEMA
+from train.harness import ModelScores, TaskScore
 from train.metrics import StepMetrics
-from train.record import DomainLoss, Evaluation, RunRecord, SourceUse
+from train.rates import BestRate, RateLaw, RateTrial, SweptRates
+from train.record import DeviceUse, DomainLoss, Evaluation, RunRecord, SourceUse
 from train.tokens import PackedInfo
 from tune.report.figures import (
     CellPanel,
@@ -211,7 +213,7 @@ def names_of(kind: type | pa.Schema) -> set[str]:
 @pytest.mark.parametrize(
     "kind",
     [DOCUMENT_SCHEMA, REPHRASED_SCHEMA, LedgerEntry, Tally, PackedInfo, StepMetrics, RunRecord, SourceUse, Evaluation,
-     DomainLoss, TrialResult, CellOptimum, Interval, LawFit, FitFile, Recommendation],
+     DomainLoss, DeviceUse, SweptRates, BestRate, RateTrial, RateLaw, ModelScores, TaskScore, TrialResult, CellOptimum, Interval, LawFit, FitFile, Recommendation],
     ids=lambda kind: getattr(kind, "__name__", "schema"),
 )  # fmt: skip
 def test_formats_page_names_every_field(kind: type | pa.Schema) -> None:
