@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.config import RephraseConfig
-from synth.engine_vllm import VllmEngine, sampling_arguments
+from synth.engines.vllm import VllmEngine, sampling_arguments
 from synth.identity import claim_directory, finish, provenance
 from synth.ledger import entry_path, read_entries, summarise
 from synth.rephrase import RephraseWork, open_work

@@ -6,7 +6,7 @@ from synth.config import TuneEngineConfig
 JOB = Job(
     name="tune_engine",
     config=TuneEngineConfig,
-    plan=lazily("synth.engine_tuning:plan_tuning"),
+    plan=lazily("synth.engines.tuning:plan_tuning"),
     run=lazily("synth.job:tune_engine"),
 )
 main = main_of(JOB)

@@ -12,10 +12,10 @@ from upath import UPath
 
 from synth.config import RephraseConfig
 from synth.corpus import open_corpus
-from synth.decontamination import NgramIndex
 from synth.errors import UserError
 from synth.identity import content_hash
-from synth.quality import words_of
+from synth.quality.decontamination import NgramIndex
+from synth.quality.verdict import words_of
 from synth.recipe import Recipe
 from synth.rows import COMMON_WORD_DOCUMENTS, find_common_words
 from synth.storage import list_names, read_parquet, study_path

@@ -14,6 +14,7 @@ from typing import Any
 
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
+from synth.engines.tunings import TUNINGS, find_measured_speed
 from synth.identity import RECIPE_FILE, is_finished, read_manifest
 from synth.ledger import MADE_BY, Tally, missing_parts, read_entry, summarise
 from synth.plan import Plan
@@ -22,7 +23,6 @@ from synth.recipe import Recipe
 from synth.rephrase import RephraseWork, open_work
 from synth.rows import Draft, draft_rows, prepare_recipe
 from synth.storage import MARKER, list_directories, study_path
-from synth.tunings import TUNINGS, find_measured_speed
 
 BYTES_PER_TOKEN = 4
 """Rule of thumb where the model's tokenizer is not at hand, English text."""

@@ -17,8 +17,8 @@ import pyarrow as pa
 from upath import UPath
 
 from synth.config import Decontamination
-from synth.decontamination import NgramIndex
-from synth.quality import words_of
+from synth.quality.decontamination import NgramIndex
+from synth.quality.verdict import words_of
 from synth.shuffle import Workspace, write_sorted
 from synth.storage import read_parquet, write_bytes_atomic, write_json_atomic
 

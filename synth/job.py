@@ -16,8 +16,8 @@ import ray.util.metrics
 
 from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
-from synth.engine_factory import device_name
-from synth.engine_tuning import (
+from synth.engines.factory import device_name
+from synth.engines.tuning import (
     SampleWork,
     SettingsSearch,
     failed_trial,
@@ -26,6 +26,7 @@ from synth.engine_tuning import (
     run_trial,
     sample_of,
 )
+from synth.engines.tunings import EngineSettings, Trial, Tuning, write_tuning
 from synth.errors import UserError, first_line
 from synth.identity import is_finished, read_manifest
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts
@@ -34,7 +35,6 @@ from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
 from synth.rephrase import RephraseWork, finish_work, open_work
 from synth.telemetry import Metric, Sample, of_engine, of_part
-from synth.tunings import EngineSettings, Trial, Tuning, write_tuning
 from synth.worker import RephraseWorker
 
 
@@ -115,7 +115,7 @@ def _run_stage(job: str, stage: Stage, max_tasks: int) -> None:
 # --- rephrase_corpus ----------------------------------------------------------------------------------------------
 
 PART_ATTEMPTS = 5
-"""Times a part may go down with the process that makes it (not with an engine: see `synth.supervisor`) before the job
+"""Times a part may go down with the process that makes it (not with an engine: see `synth.engines.supervisor`) before the job
 ends with a reason. Ray Data itself restarts actors and retries their parts for ever."""
 
 

@@ -122,12 +122,16 @@ def synthetic_directory(root: str, name: str) -> UPath:
 
 def entry_path(directory: UPath, part: int, num_parts: int) -> UPath:
     """Return where the entry of a part is."""
-    return directory / LEDGER / part_name(part, num_parts).replace(".parquet", ".json")
+    return directory / LEDGER / _entry_name(part, num_parts)
+
+
+def _entry_name(part: int, num_parts: int) -> str:
+    return part_name(part, num_parts).replace(".parquet", ".json")
 
 
 def quarantine_path(directory: UPath, part: int, num_parts: int) -> UPath:
     """Return where the rows are noted that have killed an engine, before their part is done."""
-    return directory / QUARANTINE / part_name(part, num_parts).replace(".parquet", ".json")
+    return directory / QUARANTINE / _entry_name(part, num_parts)
 
 
 def write_entry(directory: UPath, num_parts: int, entry: LedgerEntry) -> None:
@@ -151,7 +155,7 @@ def read_entry(directory: UPath, part: int, num_parts: int) -> LedgerEntry | Non
 def missing_parts(directory: UPath, num_parts: int) -> list[int]:
     """Return the parts that are not done: one listing, whatever their number."""
     done = set(list_names(directory / LEDGER, ".json"))
-    return [part for part in range(num_parts) if entry_path(directory, part, num_parts).name not in done]
+    return [part for part in range(num_parts) if _entry_name(part, num_parts) not in done]
 
 
 def read_entries(directory: UPath, num_parts: int) -> Iterator[LedgerEntry]:

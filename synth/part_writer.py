@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synth.companions import common_words_of, index_held_out
-from synth.decontamination import NgramIndex
+from synth.engines.supervisor import Outcome, Quarantined
 from synth.errors import UserError, first_line
 from synth.ledger import LedgerEntry, quarantine_path, write_entry
-from synth.near_duplicates import write_fingerprints
 from synth.prompt import Tokenizer
+from synth.quality.decontamination import NgramIndex
+from synth.quality.near_duplicates import write_fingerprints
 from synth.rephrase import RephraseWork
 from synth.rows import (
     Draft,
@@ -27,7 +28,6 @@ from synth.rows import (
 )
 from synth.shuffle import part_name
 from synth.storage import read_bytes, read_json, write_json_atomic, write_parquet_atomic
-from synth.supervisor import Outcome, Quarantined
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
-from synth.engine_factory import open_engine
+from synth.engines.factory import open_engine
 from synth.prompt import Tokenizer
 from synth.recipe import Recipe, load_recipe, shipped_recipes
 from synth.rephrase import RephraseWork, open_work

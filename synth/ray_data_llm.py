@@ -20,14 +20,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from synth.engine import GenerationResult, RequestFailed
-from synth.engine_vllm import VllmEngine, sampling_arguments, vllm_version
+from synth.engines.protocol import GenerationResult, RequestFailed
+from synth.engines.supervisor import Outcome, Quarantined
+from synth.engines.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from synth.engines.vllm import VllmEngine, sampling_arguments, vllm_version
 from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
 from synth.part_writer import DraftedPart, GeneratedBy, PartCost, PartWriter
 from synth.rephrase import RephraseWork
-from synth.supervisor import Outcome, Quarantined
-from synth.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
 BATCH_ROWS = 32
 """Rows that enter and leave an engine together. Small, because a batch leaves when its slowest row is done."""

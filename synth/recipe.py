@@ -126,11 +126,11 @@ class PostProcessing(Config):
 
 
 Format = Literal["free", "question_answer", "list", "steps", "table", "problem_solution"]
-"""Shapes an answer can be asked to have; `synth.answer_format` counts their items."""
+"""Shapes an answer can be asked to have; `synth.quality.answer_format` counts their items."""
 
 
 class Thresholds(Config):
-    """When an answer is rejected. Every measure is recorded whatever the threshold; see `synth.quality`."""
+    """When an answer is rejected. Every measure is recorded whatever the threshold; see `synth.quality.verdict`."""
 
     min_words: int = Field(default=1, ge=0)
     """Fewest words of an answer."""

@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from synth.assignment import Assignment, heuristic_quality
 from synth.chunking import Measure, Span, chunk_spans, count_characters, count_words
-from synth.decontamination import NgramIndex
-from synth.engine import GenerationRequest, GenerationResult
+from synth.engines.protocol import GenerationRequest, GenerationResult
+from synth.engines.supervisor import Outcome, Quarantined
 from synth.errors import UserError
 from synth.ledger import Tally
 from synth.prompt import PromptTemplate, Tokenizer
-from synth.quality import (
+from synth.quality.decontamination import NgramIndex
+from synth.quality.verdict import (
     UNKNOWN_ENDING,
     has_answer_mark,
     measure,
@@ -31,7 +32,6 @@ from synth.quality import (
     words_of,
 )
 from synth.recipe import Recipe
-from synth.supervisor import Outcome, Quarantined
 
 KEPT, REJECTED, QUARANTINED = "kept", "rejected", "quarantined"
 

@@ -8,15 +8,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from synth.config import RephrasePlacement
-from synth.engine import Engine
-from synth.engine_factory import device_name, open_engine
+from synth.engines.factory import device_name, open_engine
+from synth.engines.protocol import Engine
+from synth.engines.supervisor import POISON, Outcome, Quarantined, Supervisor, TooManyDeaths
+from synth.engines.tunings import TUNINGS, find_tuning, tuned_placement
 from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
 from synth.part_writer import DraftedPart, GeneratedBy, PartCost, PartWriter
 from synth.rephrase import RephraseWork
 from synth.storage import list_names, study_path
-from synth.supervisor import POISON, Outcome, Quarantined, Supervisor, TooManyDeaths
-from synth.tunings import TUNINGS, find_tuning, tuned_placement
 
 IN_FLIGHT_PER_SEQUENCE = 1.25
 """Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends."""

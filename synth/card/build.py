@@ -13,7 +13,7 @@ from synth.card.statistics import measure_statistics
 from synth.card.survey import survey_set
 from synth.config import RephraseConfig
 from synth.ledger import LedgerEntry
-from synth.near_duplicates import find_near_duplicates
+from synth.quality.near_duplicates import find_near_duplicates
 from synth.recipe import Recipe
 from synth.storage import write_json_atomic, write_text_atomic
 

@@ -42,7 +42,7 @@ class Card:
     summary: Mapping[str, Any]
     """Of `synth.ledger.summarise`."""
     duplicates: Mapping[str, Any]
-    """Of `synth.near_duplicates.find_near_duplicates`."""
+    """Of `synth.quality.near_duplicates.find_near_duplicates`."""
     survey: Survey
     statistics: Mapping[str, Any]
     kept: list[Example]

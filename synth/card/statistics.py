@@ -10,10 +10,10 @@ from upath import UPath
 
 from synth.card.survey import SAMPLED_PARTS, Survey, spaced
 from synth.config import CardConfig
-from synth.quality import words_of
+from synth.quality.text_statistics import compare
+from synth.quality.verdict import words_of
 from synth.rows import KEPT
 from synth.storage import read_parquet
-from synth.text_statistics import compare
 
 NATURAL = "(natural)"
 """What the corpus itself is called among the sources; no recipe can have this name."""
@@ -24,7 +24,7 @@ MOST_DOMAINS = 24
 def measure_statistics(
     survey: Survey, sources: Sequence[UPath], held_out: Sequence[UPath], config: CardConfig
 ) -> dict[str, Any]:  # fmt: skip
-    """Return `statistics.json`: `synth.text_statistics.compare` of natural text and every recipe's kept rows.
+    """Return `statistics.json`: `synth.quality.text_statistics.compare` of natural text and every recipe's kept rows.
 
     Raises UserError when the perplexity model cannot be loaded.
     """
@@ -40,7 +40,7 @@ def measure_statistics(
         "texts": {name: len(each) for name, each in texts.items()},
     }
     if config.perplexity_model is not None:
-        from synth.perplexity import measure_perplexity
+        from synth.quality.perplexity import measure_perplexity
 
         result["perplexity"] = {
             "model": config.perplexity_model,

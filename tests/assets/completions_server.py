@@ -32,7 +32,7 @@ class Server:
     """The handlers and what they remember."""
 
     def __init__(self, latency_seconds, api_key, window):
-        from synth.engine_fake import FakeBehaviour, FakeEngine
+        from synth.engines.fake import FakeBehaviour, FakeEngine
 
         self.engine = FakeEngine(FakeBehaviour(latency_seconds=latency_seconds), 10**9)
         self.api_key, self.window = api_key, window
@@ -47,7 +47,7 @@ class Server:
         return web.json_response({"version": "0.0"})
 
     async def completions(self, request):
-        from synth.engine import GenerationRequest
+        from synth.engines.protocol import GenerationRequest
         from synth.recipe import Sampling
 
         if denied := self._denied(request):

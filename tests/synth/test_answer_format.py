@@ -1,6 +1,6 @@
 import pytest
 
-from synth.answer_format import count_items
+from synth.quality.answer_format import count_items
 
 TABLE = "| name | year |\n|---|:---:|\n| cape | 1871 |\n| reef | not stated |"
 

@@ -12,7 +12,7 @@ import pytest
 from synth.card.figures import draw_histogram
 from synth.card.page import cell, percent, quoted, visible
 from synth.card.survey import EDGES, check_accounts, spaced
-from synth.engine_factory import open_engine
+from synth.engines.factory import open_engine
 from synth.errors import UserError
 from synth.ledger import read_entries
 from synth.rephrase import finish_work, open_work

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from synth.decontamination import NgramIndex, ngram_hashes
+from synth.quality.decontamination import NgramIndex, ngram_hashes
 
 HELD_OUT = [f"w{number}" for number in range(40)]
 
@@ -36,6 +36,6 @@ def test_different_ngrams_have_different_hashes():
 
 
 def test_hashes_are_the_same_in_another_process():
-    code = "from synth.decontamination import ngram_hashes; print(ngram_hashes(['a', 'b', 'ü', 'c'], 3).tolist())"
+    code = "from synth.quality.decontamination import ngram_hashes; print(ngram_hashes(['a', 'b', 'ü', 'c'], 3).tolist())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == str(ngram_hashes(["a", "b", "ü", "c"], 3).tolist())

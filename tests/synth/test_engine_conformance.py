@@ -10,10 +10,10 @@ import sys
 import psutil
 import pytest
 
-from synth import engine_http
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine import EngineDead, GenerationRequest, RequestTooLong
-from synth.engine_factory import open_engine
+from synth.engines import http as engine_http
+from synth.engines.factory import open_engine
+from synth.engines.protocol import EngineDead, GenerationRequest, RequestTooLong
 from synth.model_source import find_model
 from synth.recipe import Sampling
 from tests.assets.completions_server import CompletionsServer

@@ -3,8 +3,14 @@ import asyncio
 import pytest
 
 from synth.config import EngineConfig
-from synth.engine import EngineDead, EngineStartFailed, GenerationRequest, RequestFailed, RequestTooLong
-from synth.engine_fake import FakeBehaviour, FakeEngine
+from synth.engines.fake import FakeBehaviour, FakeEngine
+from synth.engines.protocol import (
+    EngineDead,
+    EngineStartFailed,
+    GenerationRequest,
+    RequestFailed,
+    RequestTooLong,
+)
 from synth.errors import UserError
 from synth.recipe import Sampling
 

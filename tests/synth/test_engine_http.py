@@ -6,9 +6,11 @@ import time
 
 import pytest
 
-from synth import engine_http, supervisor
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine import (
+from synth.engines import http as engine_http
+from synth.engines import supervisor
+from synth.engines.http import HttpEngine
+from synth.engines.protocol import (
     EngineBusy,
     EngineStartFailed,
     GenerationRequest,
@@ -18,10 +20,9 @@ from synth.engine import (
     RequestTimedOut,
     RequestTooLong,
 )
-from synth.engine_http import HttpEngine
+from synth.engines.supervisor import Quarantined, Supervisor
 from synth.model_source import find_model
 from synth.recipe import Sampling
-from synth.supervisor import Quarantined, Supervisor
 from tests.assets.completions_server import CompletionsServer
 
 SAMPLING = Sampling(temperature=1.0, max_output_tokens=24)

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
-from synth.engine import EngineStartFailed
-from synth.engine_tuning import (
+from synth.engines.protocol import EngineStartFailed
+from synth.engines.tuning import (
     SettingsSearch,
     choose,
     failed_trial,
@@ -15,10 +15,7 @@ from synth.engine_tuning import (
     run_trial,
     sample_of,
 )
-from synth.errors import UserError
-from synth.ledger import open_synthetic
-from synth.rephrase import finish_work, open_work
-from synth.tunings import (
+from synth.engines.tunings import (
     EngineSettings,
     Trial,
     find_tuning,
@@ -27,6 +24,9 @@ from synth.tunings import (
     tuned_placement,
     write_tuning,
 )
+from synth.errors import UserError
+from synth.ledger import open_synthetic
+from synth.rephrase import finish_work, open_work
 from synth.worker import RephraseWorker
 
 GPU = RephrasePlacement(gpus_per_engine=1.0)

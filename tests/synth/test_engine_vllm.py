@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from synth.config import EngineConfig, RephraseConfig, RephrasePlacement
-from synth.engine import EngineStartFailed
-from synth.engine_vllm import VllmEngine
+from synth.engines.protocol import EngineStartFailed
+from synth.engines.vllm import VllmEngine
 from synth.ledger import open_synthetic
 from synth.model_source import find_model
 from synth.rephrase import finish_work, open_work
@@ -108,7 +108,7 @@ def test_a_start_that_fails_says_why_in_the_engines_words(tiny_model, tmp_path, 
 PARENT = """
 import asyncio, sys, time
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine_vllm import VllmEngine
+from synth.engines.vllm import VllmEngine
 from synth.model_source import find_model
 
 async def main():

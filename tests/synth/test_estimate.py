@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from synth.engine_factory import open_engine
+from synth.engines.factory import open_engine
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts
 from synth.rephrase import finish_work, open_work

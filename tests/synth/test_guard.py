@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PARENT = """
 import subprocess, sys, time
-from synth.guard import Guard
+from synth.engines.guard import Guard
 
 guard = Guard()
 with guard.watching():

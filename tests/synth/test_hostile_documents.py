@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from synth.answer_format import count_items
 from synth.assignment import heuristic_quality
 from synth.chunking import chunk_spans, count_characters, count_words
 from synth.documents import DOCUMENT_SCHEMA
-from synth.engine import GenerationResult
-from synth.engine_fake import CharacterTokenizer
-from synth.quality import measure, post_process, words_of
+from synth.engines.fake import CharacterTokenizer
+from synth.engines.protocol import GenerationResult
+from synth.quality.answer_format import count_items
+from synth.quality.verdict import measure, post_process, words_of
 from synth.recipe import PostProcessing, Thresholds, load_recipe
 from synth.rows import REPHRASED_SCHEMA, Provenance, draft_rows, finished_table, prepare_recipe, tally_rows
 
@@ -115,7 +115,7 @@ def test_a_megabyte_in_one_line_is_cut_and_judged_in_seconds(line):
 
 
 def test_an_injected_instruction_changes_no_row_but_its_own(fake_config, make_corpus, tmp_path):
-    from synth.engine_factory import open_engine
+    from synth.engines.factory import open_engine
     from synth.rephrase import finish_work, open_work
     from synth.storage import read_parquet
     from synth.worker import RephraseWorker

@@ -1,6 +1,6 @@
 import pytest
 
-from synth.language import drifted, identify
+from synth.quality.language import drifted, identify
 
 TEXTS = {
     "en": "The lighthouse at the northern cape was built in 1871 from grey granite and has guided ships past the reef ever since. Its keeper climbed two hundred and twelve steps every evening.",

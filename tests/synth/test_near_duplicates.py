@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from synth.near_duplicates import (
+from synth.quality.near_duplicates import (
     BANDS,
     NEAR_DUPLICATE_SCHEMA,
     find_near_duplicates,

@@ -5,10 +5,10 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from synth.engine_fake import CharacterTokenizer
+from synth.engines.fake import CharacterTokenizer
+from synth.engines.tokenizer import HuggingFaceTokenizer
 from synth.prompt import PromptTemplate
 from synth.recipe import load_recipe
-from synth.tokenizer import HuggingFaceTokenizer
 
 HOSTILE = [
     "{document}",

@@ -1,7 +1,7 @@
 import pytest
 
-from synth.decontamination import NgramIndex
-from synth.quality import has_answer_mark, measure, post_process, reject_reasons, words_of
+from synth.quality.decontamination import NgramIndex
+from synth.quality.verdict import has_answer_mark, measure, post_process, reject_reasons, words_of
 from synth.recipe import PostProcessing, Thresholds
 
 SOURCE = (

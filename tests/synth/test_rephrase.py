@@ -9,8 +9,8 @@ import resource
 import pyarrow.parquet as pq
 import pytest
 
-from synth import supervisor
-from synth.engine_factory import open_engine
+from synth.engines import supervisor
+from synth.engines.factory import open_engine
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts, open_synthetic, read_entries

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).parents[2]
 WORKER = """
 import asyncio, sys
-from synth import supervisor
+from synth.engines import supervisor
 from synth.config import RephraseConfig
 from synth.ledger import missing_parts
 from synth.rephrase import finish_work, open_work

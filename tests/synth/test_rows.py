@@ -3,12 +3,13 @@
 import pyarrow as pa
 import pytest
 
-from synth.decontamination import NgramIndex
 from synth.documents import DOCUMENT_SCHEMA
-from synth.engine import GenerationResult
-from synth.engine_fake import CharacterTokenizer
+from synth.engines.fake import CharacterTokenizer
+from synth.engines.protocol import GenerationResult
+from synth.engines.supervisor import Quarantined
 from synth.errors import UserError
-from synth.quality import words_of
+from synth.quality.decontamination import NgramIndex
+from synth.quality.verdict import words_of
 from synth.recipe import load_recipe
 from synth.rows import (
     REPHRASED_SCHEMA,
@@ -21,7 +22,6 @@ from synth.rows import (
     row_seed,
     tally_rows,
 )
-from synth.supervisor import Quarantined
 
 TOKENIZER = CharacterTokenizer()
 PROVENANCE = Provenance("m", "h", "fake 1")

@@ -42,7 +42,7 @@ def make(work, done=lambda part: None):
 
 
 def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
-    store, fake_config, make_corpus, monkeypatch
+    store, fake_config, make_corpus, natural, monkeypatch
 ):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.1,) * 100)
     make_corpus(ROOT, [text_of(number) for number in range(12)])
@@ -63,14 +63,14 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
     make(work, goes_away)
     assert returned, "it was away while parts were made"
     finish_work(work)
-    calm = open_work(fake_config(root=ROOT, name="calm"))
+    make_corpus(natural, [text_of(number) for number in range(12)], name="again")
+    calm = open_work(fake_config(corpus="again"))
     calm.claim()
     make(calm)
-    finish_work(calm)
-    disturbed, expected = (
-        [read_parquet(part) for part in open_synthetic(ROOT, name)[0]] for name in ("disturbed", "calm")
-    )
-    assert disturbed == expected
+    parts, _ = open_synthetic(ROOT, "disturbed")
+    assert [read_parquet(part) for part in parts] == [
+        read_parquet(calm.directory / part.name) for part in parts
+    ]
 
 
 def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_done(

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth import supervisor as supervisor_module
-from synth.engine import EngineStartFailed, GenerationRequest, GenerationResult
-from synth.engine_fake import FakeBehaviour, FakeEngine
+from synth.engines.fake import FakeBehaviour, FakeEngine
+from synth.engines.protocol import EngineStartFailed, GenerationRequest, GenerationResult
+from synth.engines.supervisor import Quarantined, Supervisor, TooManyDeaths
 from synth.recipe import Sampling
-from synth.supervisor import Quarantined, Supervisor, TooManyDeaths
 
 POISON = "☠"
 SAMPLING = Sampling(max_output_tokens=400)

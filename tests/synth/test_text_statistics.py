@@ -4,7 +4,7 @@ from math import log
 
 import pytest
 
-from synth.text_statistics import closeness, compare, divergence, openings, take_words, variety
+from synth.quality.text_statistics import closeness, compare, divergence, openings, take_words, variety
 
 
 def test_coverage_counts_running_and_different_words():

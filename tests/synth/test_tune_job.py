@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from synth.config import RephraseConfig
+from synth.engines.tunings import Tuning
 from synth.estimate import plan_rephrase
 from synth.rephrase import open_work
-from synth.tunings import Tuning
 from synth.worker import tuned_for
 from tests.synth.conftest import LAX
 

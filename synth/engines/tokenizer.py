@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from synth.config import EngineConfig
-from synth.engine import EngineStartFailed
+from synth.engines.protocol import EngineStartFailed
 from synth.errors import first_line
 from synth.model_source import ModelSource
 from synth.prompt import plain_concatenation

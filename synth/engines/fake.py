@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Field
 
 from synth.config import Config, EngineConfig, Fraction
-from synth.engine import (
+from synth.engines.protocol import (
     EngineBusy,
     EngineDead,
     EngineStartFailed,

@@ -1,7 +1,7 @@
 """Low-level statistics of a corpus, those the paper sets against the loss (arXiv 2510.01631, 4.3): how much of a test
 domain's vocabulary a training text covers, how far their unigrams are apart, how varied the text is.
 
-The unit is the word of `synth.quality.words_of` (lower case, no punctuation), so that no tokenizer of a generator or a
+The unit is the word of `synth.quality.verdict.words_of` (lower case, no punctuation), so that no tokenizer of a generator or a
 student is favoured. Counts grow with the amount of text: compare sources on the same number of words.
 """
 

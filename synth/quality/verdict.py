@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synth.answer_format import count_items
-from synth.decontamination import NgramIndex
-from synth.language import drifted, identify
+from synth.quality.answer_format import count_items
+from synth.quality.decontamination import NgramIndex
+from synth.quality.language import drifted, identify
 from synth.recipe import PostProcessing, Thresholds
 
 _WORD = re.compile(
@@ -111,7 +111,7 @@ class Measures:
     has_answer_mark: bool
     """False where the recipe's `answer_after` was asked for and is not in the answer."""
     format_items: int
-    """Items of the recipe's format; see `synth.answer_format`."""
+    """Items of the recipe's format; see `synth.quality.answer_format`."""
     language: str | None
     """ISO 639-1 code; None when the answer is too short or the language unsure."""
     source_language: str | None

@@ -24,7 +24,8 @@ import psutil
 import pydantic
 
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine import (
+from synth.engines.guard import Guard
+from synth.engines.protocol import (
     EngineDead,
     EngineStartFailed,
     GenerationRequest,
@@ -32,10 +33,9 @@ from synth.engine import (
     RequestFailed,
     RequestTooLong,
 )
+from synth.engines.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from synth.errors import first_line
-from synth.guard import Guard
 from synth.model_source import ModelSource
-from synth.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
 STOP_SECONDS = 5.0
 """Time a stopping engine has before its processes are killed."""

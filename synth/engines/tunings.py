@@ -1,7 +1,7 @@
 """Engine settings that were found to be fast, and for what: kept under `tunings/`, taken where a job leaves a setting open.
 
 A tuning is for a model, a device, an engine, recipes and documents of some lengths. How it is found is in
-`synth.engine_tuning`.
+`synth.engines.tuning`.
 """
 
 from __future__ import annotations

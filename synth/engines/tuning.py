@@ -22,14 +22,8 @@ import pyarrow as pa
 from upath import UPath
 
 from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
-from synth.engine import EngineStartFailed
-from synth.errors import UserError, first_line
-from synth.identity import content_hash, provenance
-from synth.ledger import LedgerEntry, summarise
-from synth.plan import Plan
-from synth.rephrase import RephraseWork, open_work
-from synth.storage import list_names, study_path
-from synth.tunings import (
+from synth.engines.protocol import EngineStartFailed
+from synth.engines.tunings import (
     TUNINGS,
     EngineSettings,
     Trial,
@@ -38,6 +32,12 @@ from synth.tunings import (
     length_histogram,
     recipe_hashes,
 )
+from synth.errors import UserError, first_line
+from synth.identity import content_hash, provenance
+from synth.ledger import LedgerEntry, summarise
+from synth.plan import Plan
+from synth.rephrase import RephraseWork, open_work
+from synth.storage import list_names, study_path
 from synth.worker import RephraseWorker
 
 SAMPLE_PARTS = 8

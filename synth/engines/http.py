@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engine import (
+from synth.engines.protocol import (
     EngineBusy,
     EngineDead,
     EngineError,
@@ -29,9 +29,9 @@ from synth.engine import (
     RequestTimedOut,
     RequestTooLong,
 )
+from synth.engines.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from synth.errors import first_line
 from synth.model_source import ModelSource
-from synth.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
 START_SECONDS = 300.0
 """Time a server has to answer for the first time, or to come back after it went away: a large model loads for minutes."""

@@ -1,7 +1,7 @@
 """The seam between rephrasing and the thing that generates: one request in, one result out, six ways to fail.
 
-`synth.engine_vllm` runs vLLM in the process, `synth.engine_http` asks a server, `synth.engine_fake` is a deterministic
-stand-in that can be told to misbehave; `synth.engine_factory` picks one. Everything above this line sees only what is
+`synth.engines.vllm` runs vLLM in the process, `synth.engines.http` asks a server, `synth.engines.fake` is a deterministic
+stand-in that can be told to misbehave; `synth.engines.factory` picks one. Everything above this line sees only what is
 declared here, and one suite of tests holds all of them to it.
 """
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
-from synth.engine import (
+from synth.engines.protocol import (
     Engine,
     EngineBusy,
     EngineDead,
@@ -44,7 +44,7 @@ class Quarantined:
     """A request that got no answer, and why."""
 
     reason: str
-    """The `reason` of one of `synth.engine`'s errors: a fixed vocabulary."""
+    """The `reason` of one of `synth.engines.protocol`'s errors: a fixed vocabulary."""
     detail: str
     """The engine's own words, for the ledger."""
 

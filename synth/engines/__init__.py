@@ -1,0 +1,1 @@
+"""Engines behind one protocol, what keeps them alive, and what makes them fast."""

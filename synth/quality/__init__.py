@@ -1,0 +1,1 @@
+"""How good a text is: verdicts on answers, and measures of whole sets."""
