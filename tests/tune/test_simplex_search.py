@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import optuna
 import pytest
 from pydantic import ValidationError
 
@@ -13,6 +14,8 @@ from train.record import write_record
 from train.tokens import PackedInfo
 from tune.cells import Choice, mixture_of, order_cells, share_caps
 from tune.mixture_space import MixtureSpace, distance, neighbours
+from tune.rounds import Question, propose
+from tune.sampler import REPLICATE, SurfaceSampler, search_space
 from tune.search import ShareSearch
 from tune.search_plan import plan_search
 from tune.surface import Losses, fit_surface
@@ -265,3 +268,20 @@ def test_records_of_any_origin_count(root):
     _, trained = search_all(config, train=train_both)
     assert run.run_id not in trained
     assert len(trained) == 11
+
+
+# --- the sampler -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_sources", [1, 2])
+def test_optuna_samples_what_is_proposed_and_leaves_the_seed_alone(num_sources):
+    sources = ("hq", "qa")[:num_sources]
+    space = MixtureSpace(caps=(1.0,) * num_sources, steps=12)
+    at = np.array([space.index(shares) for shares in space.lattice(3)], dtype=np.intp)
+    values = 3.0 + 0.3 * ((space.points[at] - 0.3) ** 2).sum(axis=1)
+    known = Question(space, Losses(at, values, np.zeros(len(at), dtype=int), np.zeros(len(at))), ())
+    study = optuna.create_study(sampler=SurfaceSampler(sources, 3, known))
+    trials = [study.ask(search_space(sources, 3)) for _ in range(2)]  # both in training at once
+    places = [space.index([trial.params[name] for name in sources]) for trial in trials]
+    assert places == [propose(known, []), propose(known, places[:1])]
+    assert [trial.params[REPLICATE] for trial in trials] == [0, 0]
