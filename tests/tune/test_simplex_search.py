@@ -14,6 +14,7 @@ from train.record import write_record
 from train.tokens import PackedInfo
 from tune.cells import Choice, mixture_of, order_cells, share_caps
 from tune.mixture_space import MixtureSpace, distance, neighbours
+from tune.report.tables import split_notes
 from tune.rounds import Question, propose
 from tune.sampler import REPLICATE, SurfaceSampler, search_space
 from tune.search import ShareSearch
@@ -58,6 +59,8 @@ def test_finds_the_best_mixture_of_two_sources(root):
         assert found.best_shares[name].high - found.best_shares[name].low <= 0.34
     assert found.best_share.low <= 0.5 <= found.best_share.high
     assert (0.25, 0.25) in found.region
+    (note,) = split_notes([found])
+    assert note.startswith("hq+qa, 12k, 4.1k tokens: best at hq 2")
     assert len(found.region) < len(search.cells["12k-4096"].space.points) / 2
     assert found.natural_only_loss == found.trials[0].loss_nats_per_token
     assert [point[0] for point in found.curve] == pytest.approx([step / 12 for step in range(13)])
