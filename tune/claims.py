@@ -13,106 +13,32 @@ text in the same order, so the difference of their losses is less noisy than eit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
-from tune.laws import FittedLaw, SavedLaws
+from tune.claim_data import ClaimData, ClaimRun
+from tune.claim_statistics import (
+    CONFIDENCE,
+    Verdict,
+    best_shares,
+    drift_of,
+    judge,
+    mean_of,
+    not_testable,
+    slope_of,
+    speed_up,
+)
 from tune.laws.fitted import interval_from
-from tune.laws.law import Floats
 from tune.observations import NATURAL, mixture_label
-from tune.optimum import MIN_POINTS, fit_curve
-from tune.results import CellOptimum, ClaimResult, Interval
+from tune.results import ClaimResult, Interval
 
-CONFIDENCE = 0.95
 TIE = 0.01
 """Losses within this relative difference are called nearly tied."""
 WEAK_CORRELATION = 0.5
 """A rank correlation is weak when its size is below this."""
-FEWEST_SHARES = 4
-"""Shares a cell of the plan needs for a best share."""
-
-Verdict = tuple[Interval | None, bool | None, str]
-"""Statistic, whether the claim holds (None: not testable), and the reason."""
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which source of the study plays which part in the claims; None: none does."""
-
-    rephrased: str | None = None
-    question_answer: str | None = None
-    textbook: str | None = None
-    generators: tuple[str, ...] = ()
-    """Sources that differ in nothing but the size of their generator, small to large."""
-
-    @classmethod
-    def by_name(cls, sources: Sequence[str]) -> Roles:
-        """Return the roles that names give away: hq, qa and textbook, alone or before a dash."""
-        found = {
-            part: next((s for s in sources if s.lower().split("-")[0] in names), None)
-            for part, names in _NAMES.items()
-        }
-        return cls(found["rephrased"], found["question_answer"], found["textbook"])
-
-
-_NAMES = {
-    "rephrased": ("hq", "rephrased", "wikipedia"),
-    "question_answer": ("qa", "question_answer"),
-    "textbook": ("textbook", "txbk"),
-}
-
-
-@dataclass(frozen=True)
-class ClaimRun:
-    """What a claim needs to know of a complete run."""
-
-    synthetic: str | None
-    share: float
-    num_params: float
-    train_tokens: float
-    loss: float
-    """Nats per token."""
-    domains: Mapping[str, float] = field(default_factory=dict)
-    """Loss by held-out domain, nats per token."""
-    seed: int = 0
-
-    @property
-    def group(self) -> str:
-        """Its mixture in words."""
-        return mixture_label(self.synthetic, self.share)
-
-
-@dataclass(frozen=True)
-class ClaimData:
-    """Everything the claims are tested on."""
-
-    runs: tuple[ClaimRun, ...]
-    laws: SavedLaws
-    optima: tuple[CellOptimum, ...]
-    roles: Roles
-    divergences: Mapping[str, float] = field(default_factory=dict)
-    """By mixture: KL divergence of held-out unigrams from the mixture's, nats."""
-
-    def log_ratios(
-        self, over: tuple[str | None, float], under: tuple[str | None, float]
-    ) -> list[tuple[ClaimRun, float]]:
-        """Return log(loss of one mixture / loss of another) in every cell that has both, with the run of the first."""
-        cells = {(r.num_params, r.train_tokens, r.seed): r for r in self.runs if _is(r, *under)}
-        pairs = ((r, cells.get((r.num_params, r.train_tokens, r.seed))) for r in self.runs if _is(r, *over))
-        return [(r, math.log(r.loss / other.loss)) for r, other in pairs if other is not None]
-
-    def shares_of(self, source: str) -> list[float]:
-        """Return the shares of a source that were trained, ascending."""
-        return sorted({r.share for r in self.runs if r.synthetic == source and r.share > 0})
-
-    def near(self, source: str, share: float) -> float | None:
-        """Return the trained share nearest to one, None when it is further than 0.1 away."""
-        found = min(self.shares_of(source), key=lambda each: abs(each - share), default=None)
-        return found if found is not None and abs(found - share) <= 0.1 else None
 
 
 def check_claims(data: ClaimData) -> tuple[ClaimResult, ...]:
@@ -128,147 +54,30 @@ def _checked(number: int, text: str, statistic: str, found: Verdict) -> ClaimRes
     )
 
 
-# --- pieces ----------------------------------------------------------------------------------------------------
-
-
-def _is(run: ClaimRun, source: str | None, share: float) -> bool:
-    if source is None or share == 0.0:
-        return run.synthetic is None or run.share == 0.0
-    return run.synthetic == source and abs(run.share - share) < 1e-9
-
-
-def _not_testable(reason: str) -> Verdict:
-    return None, None, reason
-
-
-def _judge(value: Interval, low: float, high: float, says: str) -> Verdict:
-    """Return the verdict on a claim that a statistic lies between low and high."""
-    if value.low is None and value.high is None:
-        return value, None, f"{says}; there is no interval"
-    bottom = -math.inf if value.low is None else value.low
-    top = math.inf if value.high is None else value.high
-    if low <= bottom and top <= high:
-        return value, True, says
-    if top < low or bottom > high:
-        return value, False, says
-    return value, None, f"{says}; the interval reaches both ways"
-
-
-def _mean(values: Sequence[float]) -> Interval:
-    """Return a mean with its t interval; without ends for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(value=mean)
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    return Interval(value=mean, low=mean - reach, high=mean + reach, standard_error=error)
-
-
-def _slope(x: Floats, y: Floats, weights: Floats | None = None) -> Interval:
-    """Return the slope of y over x by least squares, with its t interval."""
-    w = np.ones_like(x) if weights is None else weights
-    centred = x - np.average(x, weights=w)
-    spread = float(np.sum(w * centred**2))
-    slope = float(np.sum(w * centred * y) / spread)
-    degrees = len(x) - 2
-    if degrees < 1:
-        return Interval(value=slope)
-    residual = y - np.average(y, weights=w) - slope * centred
-    error = math.sqrt(float(np.sum(w * residual**2)) / degrees / spread)
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, degrees)) * error
-    return Interval(value=slope, low=slope - reach, high=slope + reach, standard_error=error)
-
-
-def _speed_up(data: ClaimData, source: str, share: float) -> Interval | str:
-    """Return D / (tokens the mixture needs for natural text's loss at the largest D), by the data laws; or why not."""
-    natural, mixed = data.laws.find("data", NATURAL), data.laws.find("data", mixture_label(source, share))
-    if natural is None or mixed is None:
-        return (
-            f"there is no data law of {'natural text' if natural is None else mixture_label(source, share)}"
-        )
-    tokens = natural.record.ranges["train_tokens"][1]
-    target = natural.predict(train_tokens=tokens)
-    value = mixed.tokens_to_reach(target.value)
-    count = min(len(natural.samples), len(mixed.samples))
-    targets = _losses(natural, tokens)[:count]
-    needed = np.array([_tokens_to(mixed, mixed.samples[i], targets[i]) for i in range(count)])
-    return interval_from(tokens / value.value if value else 0.0, tokens / needed, CONFIDENCE)
-
-
-def _losses(fitted: FittedLaw, tokens: float) -> Floats:
-    bound = fitted.law.bind(fitted.law.columns({"train_tokens": [tokens]}))
-    return np.asarray(np.exp(bound.log_prediction(fitted.law.to_theta(fitted.samples)))[:, 0]) if len(fitted.samples) else np.empty(0)  # fmt: skip
-
-
-def _tokens_to(fitted: FittedLaw, parameters: Floats, loss: float) -> float:
-    """Return where B D^-beta + E falls to a loss: the data law solved for D."""
-    b, beta, e = parameters
-    if loss <= e or beta <= 0:
-        return math.inf
-    log_tokens = math.log(b / (loss - e)) / beta
-    return math.exp(log_tokens) if log_tokens < 600.0 else math.inf
-
-
-def _best_shares(data: ClaimData, source: str) -> list[tuple[float, float, Interval]]:
-    """Return (N, D, best share) of every cell searched, and of cells of the plan with enough shares."""
-    found = {(o.num_params, o.train_tokens): o.best_share for o in data.optima if o.synthetic == source}
-    cells: dict[tuple[float, float], dict[float, list[float]]] = {}
-    for run in data.runs:
-        if run.synthetic in (None, source) or run.share == 0.0:
-            cells.setdefault((run.num_params, run.train_tokens), {}).setdefault(run.share, []).append(
-                run.loss
-            )
-    for cell, losses in cells.items():
-        if cell not in found and len(losses) >= max(FEWEST_SHARES, MIN_POINTS):
-            shares = sorted(losses)
-            curve = fit_curve(shares, [float(np.mean(losses[s])) for s in shares], (shares[0], shares[-1]))
-            found[cell] = curve.best_share()  # type: ignore[index]  # an N of the plan is a whole number as well
-    return [(n, d, share) for (n, d), share in sorted(found.items())]
-
-
-def _drift(data: ClaimData, source: str, over: Callable[[float, float], float]) -> Interval | str:
-    """Return how the best share moves per factor of ten of a scale of (N, D); or why that is not known."""
-    cells = _best_shares(data, source)
-    x = np.array([math.log10(over(n, d)) for n, d, _ in cells])
-    if len(cells) < 3 or len(np.unique(x)) < 2:
-        return f"{len(cells)} cells have a best share of {source}, and its move needs 3 over two scales"
-    errors = np.array([max(share.standard_error or 0.3, 0.01) for *_, share in cells])
-    y = np.array([share.value for *_, share in cells])
-    fitted = _slope(x, y, errors**-2.0)
-    # The cells' own errors bound what three or four points can claim to know.
-    centred = x - np.average(x, weights=errors**-2.0)
-    own = float(np.sum(errors**-2.0 * centred**2)) ** -0.5
-    error = max(own, fitted.standard_error or 0.0)
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(cells) - 2)) * error
-    return Interval(
-        value=fitted.value, low=fitted.value - reach, high=fitted.value + reach, standard_error=error
-    )
-
-
 # --- the claims ------------------------------------------------------------------------------------------------
 
 
 def _pure_is_not_faster(data: ClaimData) -> Verdict:
     pure = [s for s in (data.roles.rephrased, data.roles.question_answer) if s and data.near(s, 1.0) == 1.0]
     if not pure:
-        return _not_testable("no rephrased or question-answer source was trained alone")
-    found = {source: _speed_up(data, source, 1.0) for source in pure}
+        return not_testable("no rephrased or question-answer source was trained alone")
+    found = {source: speed_up(data, source, 1.0) for source in pure}
     known = {source: value for source, value in found.items() if isinstance(value, Interval)}
     if not known:
-        return _not_testable("; ".join(str(value) for value in found.values()))
+        return not_testable("; ".join(str(value) for value in found.values()))
     source = max(known, key=lambda name: known[name].value)
-    return _judge(known[source], -math.inf, 1.0, f"{source} alone, by the data laws at the largest budget")
+    return judge(known[source], -math.inf, 1.0, f"{source} alone, by the data laws at the largest budget")
 
 
 def _third_is_faster(data: ClaimData) -> Verdict:
     source = data.roles.rephrased
     share = data.near(source, 1 / 3) if source else None
     if source is None or share is None:
-        return _not_testable("no rephrased source was trained at a share near 1/3")
-    value = _speed_up(data, source, share)
+        return not_testable("no rephrased source was trained at a share near 1/3")
+    value = speed_up(data, source, share)
     if isinstance(value, str):
-        return _not_testable(value)
-    return _judge(
+        return not_testable(value)
+    return judge(
         value, 5.0, math.inf, f"{mixture_label(source, share)}, by the data laws at the largest budget"
     )
 
@@ -277,26 +86,26 @@ def _textbook_is_worse(data: ClaimData) -> Verdict:
     source = data.roles.textbook
     pairs = data.log_ratios((source, 1.0), (None, 0.0)) if source else []
     if not pairs:
-        return _not_testable("no textbook source was trained alone in a cell with natural text")
+        return not_testable("no textbook source was trained alone in a cell with natural text")
     tokens = np.array([run.train_tokens for run, _ in pairs])
     gaps = np.array([gap for _, gap in pairs])
     at_smallest = gaps[tokens == tokens.min()]
-    value = _mean(gaps.tolist())
+    value = mean_of(gaps.tolist())
     if len(np.unique(tokens)) < 3:
-        return _judge(value, 0.0, math.inf, "mean gap; too few budgets to see whether it shrinks")
-    falling = _slope(np.log10(tokens), gaps)
+        return judge(value, 0.0, math.inf, "mean gap; too few budgets to see whether it shrinks")
+    falling = slope_of(np.log10(tokens), gaps)
     says = f"gap {at_smallest.mean():+.2%} at the smallest D, changing {falling.value:+.2%} per factor of ten"
-    _, larger, _ = _judge(value, 0.0, math.inf, says)
-    _, shrinks, _ = _judge(falling, -math.inf, 0.0, says)
+    _, larger, _ = judge(value, 0.0, math.inf, says)
+    _, shrinks, _ = judge(falling, -math.inf, 0.0, says)
     holds = None if larger is None or shrinks is None else larger and shrinks
     return value, False if larger is False or shrinks is False else holds, says
 
 
 def _best_is_a_third(data: ClaimData) -> Verdict:
     source = data.roles.rephrased
-    cells = _best_shares(data, source) if source else []
+    cells = best_shares(data, source) if source else []
     if not cells:
-        return _not_testable("no cell has enough shares of a rephrased source for a best share")
+        return not_testable("no cell has enough shares of a rephrased source for a best share")
     lows = [0.0 if share.low is None else share.low for *_, share in cells]
     highs = [1.0 if share.high is None else share.high for *_, share in cells]
     mean = float(np.mean([share.value for *_, share in cells]))
@@ -304,32 +113,32 @@ def _best_is_a_third(data: ClaimData) -> Verdict:
     says = f"{len(cells)} cells, mean {mean:.0%}, intervals from {min(lows):.0%} to {max(highs):.0%}"
     if any(low > 0.4 or high < 0.2 for low, high in zip(lows, highs, strict=True)):
         return value, False, f"{says}; in at least one cell the interval lies outside 20 to 40 %"
-    return _judge(value, 0.2, 0.4, says)
+    return judge(value, 0.2, 0.4, says)
 
 
 def _best_qa_falls(data: ClaimData) -> Verdict:
     if data.roles.question_answer is None:
-        return _not_testable("no question-answer source was trained")
-    value = _drift(data, data.roles.question_answer, lambda n, d: 6.0 * n * d)
+        return not_testable("no question-answer source was trained")
+    value = drift_of(data, data.roles.question_answer, lambda n, d: 6.0 * n * d)
     return (
-        _not_testable(value)
+        not_testable(value)
         if isinstance(value, str)
-        else _judge(value, -math.inf, 0.0, "best share per factor of ten of compute")
+        else judge(value, -math.inf, 0.0, "best share per factor of ten of compute")
     )
 
 
 def _best_textbook_is_small(data: ClaimData) -> Verdict:
     source = data.roles.textbook
-    cells = _best_shares(data, source) if source else []
+    cells = best_shares(data, source) if source else []
     if source is None or not cells:
-        return _not_testable("no cell has enough shares of a textbook source for a best share")
+        return not_testable("no cell has enough shares of a textbook source for a best share")
     smallest = min(d for _, d, _ in cells)
     at_smallest = next(share for _, d, share in cells if d == smallest)
-    value, small, says = _judge(at_smallest, 0.0, 0.05, f"best share at D = {smallest:,.0f}")
-    drift = _drift(data, source, lambda _, d: d)
+    value, small, says = judge(at_smallest, 0.0, 0.05, f"best share at D = {smallest:,.0f}")
+    drift = drift_of(data, source, lambda _, d: d)
     if isinstance(drift, str):
         return value, False if small is False else None, f"{says}; {drift}"
-    _, rises, _ = _judge(drift, 0.0, math.inf, "")
+    _, rises, _ = judge(drift, 0.0, math.inf, "")
     says = f"{says}; {drift.value:+.2f} per factor of ten of D"
     return value, False if small is False or rises is False else True if small and rises else None, says
 
@@ -338,12 +147,12 @@ def _third_and_two_thirds(data: ClaimData) -> Verdict:
     source = data.roles.rephrased or data.roles.question_answer
     third, two_thirds = (data.near(source, share) if source else None for share in (1 / 3, 2 / 3))
     if source is None or third is None or two_thirds is None or third == two_thirds:
-        return _not_testable("no rephrased source was trained near shares of 1/3 and of 2/3")
+        return not_testable("no rephrased source was trained near shares of 1/3 and of 2/3")
     pairs = data.log_ratios((source, third), (source, two_thirds))
     if not pairs:
-        return _not_testable("no cell has both shares")
+        return not_testable("no cell has both shares")
     says = f"{source}, {len(pairs)} pairs of runs; nearly tied means within {TIE:.0%}"
-    return _judge(_mean([gap for _, gap in pairs]), -TIE, TIE, says)
+    return judge(mean_of([gap for _, gap in pairs]), -TIE, TIE, says)
 
 
 def _third_has_lowest_floor(data: ClaimData) -> Verdict:
@@ -352,7 +161,7 @@ def _third_has_lowest_floor(data: ClaimData) -> Verdict:
     fits = {fit.record.group: fit for fit in data.laws if fit.record.law == "data"}
     own = mixture_label(source, share or 0.0)
     if share is None or own not in fits or NATURAL not in fits or len(fits) < 3:
-        return _not_testable(
+        return not_testable(
             "there are no data laws of natural text, a third of rephrased text and another mixture"
         )
     weak = [
@@ -361,13 +170,13 @@ def _third_has_lowest_floor(data: ClaimData) -> Verdict:
         if "E" not in fit.record.profiles or fit.record.profiles["E"].weak
     ]
     if weak:
-        return _not_testable(f"the irreducible loss is not identified for {', '.join(weak)}")
+        return not_testable(f"the irreducible loss is not identified for {', '.join(weak)}")
     count = min(len(fit.samples) for fit in fits.values())
     floors = {group: fit.samples[:count, fit.law.names.index("E")] for group, fit in fits.items()}
     lowest = np.minimum.reduce([values for group, values in floors.items() if group != own])
     gap = floors[own] - lowest
     best = fits[own].parameters["E"] - min(fit.parameters["E"] for group, fit in fits.items() if group != own)
-    return _judge(
+    return judge(
         interval_from(best, gap, CONFIDENCE),
         -math.inf,
         0.0,
@@ -382,11 +191,11 @@ def _held_out_is_predicted(data: ClaimData) -> Verdict:
     }  # fmt: skip
     limits = {"data": 0.0041, "model": 0.0030}
     if not all(errors.values()):
-        return _not_testable(
+        return not_testable(
             f"no {' or '.join(law for law, found in errors.items() if not found)} law has a hold-out error"
         )
-    means = {law: _mean(found) for law, found in errors.items()}
-    within = {law: _judge(means[law], 0.0, limits[law], "")[1] for law in limits}
+    means = {law: mean_of(found) for law, found in errors.items()}
+    within = {law: judge(means[law], 0.0, limits[law], "")[1] for law in limits}
     says = ", ".join(f"{law} law {means[law].value:.2%} (paper {limits[law]:.2%})" for law in limits)
     holds = False if False in within.values() else True if all(within.values()) else None
     return means["data"], holds, f"mean error of the largest scale held out: {says}"
@@ -394,16 +203,16 @@ def _held_out_is_predicted(data: ClaimData) -> Verdict:
 
 def _larger_generator_is_not_better(data: ClaimData) -> Verdict:
     if len(data.roles.generators) < 3:
-        return _not_testable("no three sources that differ in the size of their generator alone")
+        return not_testable("no three sources that differ in the size of their generator alone")
     small, middle, large = data.roles.generators[:3]
     gains = []
     for over, under in ((middle, small), (large, middle)):
         shares = [share for share in data.shares_of(over) if share in data.shares_of(under)]
         gains.append([gap for share in shares for _, gap in data.log_ratios((over, share), (under, share))])
     if not all(gains):
-        return _not_testable("no cell has the same share of all three sources")
-    first, second = _mean(gains[0]), _mean(gains[1])
-    better, no_better = _judge(first, -math.inf, 0.0, "")[1], _judge(second, 0.0, math.inf, "")[1]
+        return not_testable("no cell has the same share of all three sources")
+    first, second = mean_of(gains[0]), mean_of(gains[1])
+    better, no_better = judge(first, -math.inf, 0.0, "")[1], judge(second, 0.0, math.inf, "")[1]
     holds = False if better is False or no_better is False else True if better and no_better else None
     return (
         second,
@@ -418,7 +227,7 @@ def _gains_grow_along_data(data: ClaimData) -> Verdict:
     pairs = data.log_ratios((None, 0.0), (source, share)) if source and share else []
     n, d, gain = (np.array(each) for each in zip(*((r.num_params, r.train_tokens, g) for r, g in pairs), strict=True)) if pairs else (np.empty(0),) * 3  # fmt: skip
     if len(np.unique(n)) < 2 or len(np.unique(d)) < 2 or len(gain) < 4:
-        return _not_testable(
+        return not_testable(
             "no rephrased source was trained with natural text over several sizes and several budgets"
         )
     design = np.column_stack([np.ones_like(gain), np.log10(n), np.log10(d)])
@@ -430,7 +239,7 @@ def _gains_grow_along_data(data: ClaimData) -> Verdict:
     reach = float(student.ppf((1 + CONFIDENCE) / 2, degrees)) * error
     value = float(contrast @ coefficients)
     interval = Interval(value=value, low=value - reach, high=value + reach, standard_error=error)
-    return _judge(
+    return judge(
         interval,
         0.0,
         math.inf,
@@ -445,15 +254,15 @@ def _no_collapse(data: ClaimData) -> Verdict:
         share = data.near(source, 1 / 3) if source else None
         fits = [data.laws.find("data", group) for group in (NATURAL, mixture_label(source, share or 0.0))]
         if source is None or share is None or any(fit is None for fit in fits):
-            return _not_testable(f"there is no data law of natural text and of a third of {role} text")
+            return not_testable(f"there is no data law of natural text and of a third of {role} text")
         natural, mixed = (fit for fit in fits if fit is not None)
         if any("E" not in fit.record.profiles or fit.record.profiles["E"].weak for fit in (natural, mixed)):
-            return _not_testable(f"the irreducible loss of natural or of {source} mixtures is not identified")
+            return not_testable(f"the irreducible loss of natural or of {source} mixtures is not identified")
         count, at = min(len(natural.samples), len(mixed.samples)), natural.law.names.index("E")
         samples = mixed.samples[:count, at] - natural.samples[:count, at]
         gaps[role] = interval_from(mixed.parameters["E"] - natural.parameters["E"], samples, CONFIDENCE)
-    no_worse = _judge(gaps["rephrased"], -math.inf, 0.0, "")[1]
-    worse = _judge(gaps["textbook"], 0.0, math.inf, "")[1]
+    no_worse = judge(gaps["rephrased"], -math.inf, 0.0, "")[1]
+    worse = judge(gaps["textbook"], 0.0, math.inf, "")[1]
     holds = False if no_worse is False or worse is False else True if no_worse and worse else None
     return (
         gaps["rephrased"],
@@ -469,7 +278,7 @@ def _unigrams_do_not_rank(data: ClaimData) -> Verdict:
             cells.setdefault((run.num_params, run.train_tokens), []).append(run)
     runs = max(cells.values(), key=len, default=[])
     if len(runs) < 5:
-        return _not_testable(
+        return not_testable(
             f"{len(runs)} mixtures of one cell have a unigram divergence, and a rank correlation needs 5"
         )
     ranks = [rankdata([data.divergences[run.group] for run in runs]), rankdata([run.loss for run in runs])]
@@ -479,7 +288,7 @@ def _unigrams_do_not_rank(data: ClaimData) -> Verdict:
     )  # Bonett and Wright 2000
     centre = math.atanh(max(-0.999999, min(0.999999, rho)))
     value = Interval(value=rho, low=math.tanh(centre - reach), high=math.tanh(centre + reach))
-    return _judge(
+    return judge(
         value,
         -WEAK_CORRELATION,
         WEAK_CORRELATION,

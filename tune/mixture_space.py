@@ -76,7 +76,9 @@ class MixtureSpace:
         low, high = self.share_range
         ends = [min(cap, high) for cap in self.caps]
         if self.num_sources == 1:
-            wanted = [(low + (ends[0] - low) * part / parts,) for part in range(parts + 1)]
+            wanted: list[tuple[float, ...]] = [
+                (low + (ends[0] - low) * part / parts,) for part in range(parts + 1)
+            ]
         else:
             counts = itertools.product(range(parts + 1), repeat=self.num_sources)
             wanted = [

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tune.surface import NOISE_MEDIAN, Floats, Losses, Prior
 
@@ -40,7 +41,7 @@ class Donor:
     """log(D / D0)."""
     shares: Floats
     """[n, K] mixtures."""
-    seeds: Floats
+    seeds: NDArray[np.int64]
     """[n] which seed each loss is of."""
     losses: Floats
     """[n] nats per token."""

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tune.claims import ClaimData, ClaimRun, Roles, check_claims
+from tune.claim_data import ClaimData, ClaimRun, Roles
+from tune.claims import check_claims
 from tune.laws import SavedLaws
 from tune.laws.estimate import Settings, Task, fit_all
 from tune.laws.forms import DATA, MODEL

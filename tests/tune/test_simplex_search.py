@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import optuna
 import pytest
 from pydantic import ValidationError
 
@@ -13,6 +14,9 @@ from train.record import write_record
 from train.tokens import PackedInfo
 from tune.cells import Choice, mixture_of, order_cells, share_caps
 from tune.mixture_space import MixtureSpace, distance, neighbours
+from tune.report.tables import split_notes
+from tune.rounds import Question, propose
+from tune.sampler import REPLICATE, SurfaceSampler, search_space
 from tune.search import ShareSearch
 from tune.search_plan import plan_search
 from tune.surface import Losses, fit_surface
@@ -55,6 +59,8 @@ def test_finds_the_best_mixture_of_two_sources(root):
         assert found.best_shares[name].high - found.best_shares[name].low <= 0.34
     assert found.best_share.low <= 0.5 <= found.best_share.high
     assert (0.25, 0.25) in found.region
+    (note,) = split_notes([found])
+    assert note.startswith("hq+qa, 12k, 4.1k tokens: best at hq 2")
     assert len(found.region) < len(search.cells["12k-4096"].space.points) / 2
     assert found.natural_only_loss == found.trials[0].loss_nats_per_token
     assert [point[0] for point in found.curve] == pytest.approx([step / 12 for step in range(13)])
@@ -265,3 +271,20 @@ def test_records_of_any_origin_count(root):
     _, trained = search_all(config, train=train_both)
     assert run.run_id not in trained
     assert len(trained) == 11
+
+
+# --- the sampler -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_sources", [1, 2])
+def test_optuna_samples_what_is_proposed_and_leaves_the_seed_alone(num_sources):
+    sources = ("hq", "qa")[:num_sources]
+    space = MixtureSpace(caps=(1.0,) * num_sources, steps=12)
+    at = np.array([space.index(shares) for shares in space.lattice(3)], dtype=np.intp)
+    values = 3.0 + 0.3 * ((space.points[at] - 0.3) ** 2).sum(axis=1)
+    known = Question(space, Losses(at, values, np.zeros(len(at), dtype=int), np.zeros(len(at))), ())
+    study = optuna.create_study(sampler=SurfaceSampler(sources, 3, known))
+    trials = [study.ask(search_space(sources, 3)) for _ in range(2)]  # both in training at once
+    places = [space.index([trial.params[name] for name in sources]) for trial in trials]
+    assert places == [propose(known, []), propose(known, places[:1])]
+    assert [trial.params[REPLICATE] for trial in trials] == [0, 0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tune.claims import ClaimData, ClaimRun, Roles, check_claims
+from tune.claim_data import ClaimData, ClaimRun, Roles
+from tune.claims import check_claims
 from tune.report.inputs import Study, StudyRun
 from tune.report.tables import Column, Table, search_runs
 from tune.unigrams import mixture_divergences

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune.report.format import FORMATS, amount, percent
+from tune.report.format import FORMATS, amount, percent, show_interval
 from tune.report.inputs import Study, StudyRun
 from tune.results import CellOptimum, Interval, LawFit, Recommendation
 
@@ -337,6 +337,7 @@ def optima_table(study: Study) -> Table:
         for o in study.optima
         if o.warnings
     ]
+    notes += split_notes(study.optima)
     methods = sorted({f"Method: {o.method}." for o in study.optima})
     caption = "Best synthetic share of each searched cell: minimum of the smooth fit, with its interval"
     rows = tuple(optimum_rows(study.optima))
@@ -386,3 +387,14 @@ def equal_loss_tables(study: Study) -> list[Table]:
             )
         )
     return tables
+
+
+def split_notes(optima: Iterable[CellOptimum]) -> list[str]:
+    """Return the best share of every source in words, for searches of several."""
+    return [
+        f"{o.synthetic}, {o.model}, {amount(o.train_tokens)} tokens: best at "
+        + ", ".join(f"{name} {show_interval(share, 'percent')}" for name, share in o.best_shares.items())
+        + "."
+        for o in optima
+        if o.best_shares
+    ]
