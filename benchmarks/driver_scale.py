@@ -6,6 +6,8 @@
   already, so that a part costs its actor one small read and all the rest is Ray's and the driver's: the seconds until
   the first part is back, the seconds a part after that, the driver's growth in resident memory, the object store's use.
   The same parts are then read in a plain loop, which is what the actors' share of it is worth.
+* requests: a worker makes a few parts under a root in an S3 server of its own process; its requests to the store are
+  counted by kind, a part each.
 * runs: `train.queue` hands so many runs to so many lanes and hears their ends, in one process without Ray: the seconds
   an assignment takes, and the memory a waiting run takes.
 
@@ -15,6 +17,7 @@ One machine stands in for a cluster: it has as many actors as given, and no netw
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -29,7 +32,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synth.config import RephraseConfig
+from synth.config import CorpusConfig, RephraseConfig
 from synth.identity import provenance
 from synth.ledger import read_entry
 from synth.model_source import find_model
@@ -45,17 +48,19 @@ def main() -> int:
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--store-parts", type=int, default=20)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         kind, number, width = options.one.split(":")
-        measure = {"parts": send_parts, "runs": queue_runs}[kind]
+        measure = {"parts": send_parts, "requests": count_requests, "runs": queue_runs}[kind]
         print("RESULT " + json.dumps(measure(int(number), int(width))))
         return 0
     found = {
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
         "parts": [in_own_process("parts", number, options.engines) for number in options.parts],
+        "requests": in_own_process("requests", options.store_parts, 8),
         "runs": [in_own_process("runs", number, options.lanes) for number in options.runs],
         "provenance": provenance(),
     }
@@ -132,6 +137,64 @@ def through_ray(work: RephraseWork, num_parts: int) -> dict[str, Any]:
         "driver_growth_mib": (peak - before) / 2**20, "driver_peak_mib": peak / 2**20,
         "object_store": " ".join(summary.split()),
     }  # fmt: skip
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+def count_requests(num_parts: int, documents: int) -> dict[str, Any]:
+    """Make parts of so many documents each under an S3 root, and count what the store was asked."""
+    from collections import Counter
+
+    import s3fs
+
+    from synth.rephrase import RephraseWorker, open_work
+    from tests.assets.object_store import object_store
+
+    asked: Counter[str] = Counter()
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        asked[method] += 1
+        return await call(self, method, *arguments, **options)
+
+    with object_store():
+        root = "s3://bucket/study"
+        write_corpus(root, num_parts, documents)
+        work = open_work(RephraseConfig.model_validate({
+            "root": root, "corpus": "natural", "recipes": ["hq"], "engine": {"kind": "fake", "model": "fake"},
+        }))  # fmt: skip
+        work.claim()
+        s3fs.S3FileSystem._call_s3 = counted
+        asyncio.run(make_parts(RephraseWorker(work), num_parts))
+    return {
+        "parts": num_parts,
+        "requests_per_part": {name: count / num_parts for name, count in sorted(asked.items())},
+    }
+
+
+async def make_parts(worker: Any, num_parts: int) -> None:
+    for part in range(num_parts):
+        await worker.make_part(part)
+    await worker.close()
+
+
+def write_corpus(root: str, num_parts: int, documents: int) -> None:
+    """Write a finished corpus of short documents."""
+    from synth.corpus import CorpusBuild
+
+    with tempfile.TemporaryDirectory() as texts:
+        for number in range(num_parts * documents):
+            (Path(texts) / f"{number}.txt").write_text(f"Buoy number {number} marks the channel. " * 10)
+        config = CorpusConfig.model_validate({
+            "root": root, "sources": [{"kind": "files", "paths": [texts]}], "documents_per_part": documents,
+            "held_out_fraction": 0.0,
+        })  # fmt: skip
+        build = CorpusBuild(config)
+        for stage in build.stages():
+            for task in stage.todo:
+                stage.work(task)
+        build.finish()
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
