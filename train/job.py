@@ -19,7 +19,7 @@ import ray.train
 
 from synth.errors import UserError
 from synth.identity import is_finished, read_manifest
-from synth.job import publish, tasks_at_once
+from synth.job import beside_the_driver, publish, tasks_at_once
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.storage import study_path
@@ -317,9 +317,9 @@ class Lanes:
         self._spoken_of: set[str] = set()
 
     def __enter__(self) -> Lanes:
-        actor: Any = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS, name=f"run queue of {self._name}")(
-            _QueueActor
-        )
+        actor: Any = ray.remote(
+            **beside_the_driver(), max_concurrency=MAX_CALLS, name=f"run queue of {self._name}"
+        )(_QueueActor)
         self.queue = actor.remote(self._root, self.placement.lanes)
         for lane in range(self.placement.lanes):
             thread = threading.Thread(
