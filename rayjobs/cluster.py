@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from rayjobs.capacity import check_capacity, need_of
-from rayjobs.job_page import STEP, STUDY, JobPage
+from rayjobs.metadata import STEP, STUDY, JobPage
 from synth import progress
 from synth.config import JobConfig
 from synth.errors import UserError

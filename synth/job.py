@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray.data
 import ray.util.metrics
+import ray.util.scheduling_strategies
 
 from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
@@ -53,6 +54,13 @@ def publish(samples: Iterable[Sample]) -> None:
 def _meter(metric: Metric) -> Any:
     kind = {"gauge": ray.util.metrics.Gauge, "counter": ray.util.metrics.Counter}[metric.kind]
     return kind(metric.name, metric.help, metric.labels)
+
+
+def beside_the_driver() -> dict[str, Any]:
+    """Return options of a light actor that lives and dies with the driver's node: no spot node's loss may take it."""
+    node = ray.get_runtime_context().get_node_id()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    return {"num_cpus": 0, "scheduling_strategy": here}
 
 
 def tasks_at_once(limit: int) -> int:
@@ -163,7 +171,7 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     """
     placement = work.config.placement
     most = min(placement.engines, len(parts))
-    attempts = ray.remote(num_cpus=0)(PartAttempts).remote()
+    attempts = ray.remote(**beside_the_driver())(PartAttempts).remote()
     with _quiet_ray_data():
         dataset = ray.data.from_items(
             [{"part": part} for part in parts], override_num_blocks=len(parts)

@@ -38,6 +38,9 @@ TRIAL_RESOURCES = {"memory": 1}
 """What a trial asks of the cluster, bytes. Tune wants some resource; a share of a CPU would wait for ever beside lanes that
 hold them all."""
 
+TRIAL_RESTARTS = 3
+"""Times a trial's node may be lost; the trial asks for its run again, which goes on in its lane meanwhile."""
+
 
 def search_mixture(config: SearchConfig, lanes: Lanes | None = None) -> dict[str, Any]:
     """Search the best share of every cell on a running Ray; return the manifest.
@@ -122,7 +125,12 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
             trial_name_creator=lambda trial: f"{trial.config['cell']}-share-{trial.config['share']}",
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
-        run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
+        run_config=ray.tune.RunConfig(
+            name="trials",
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=TRIAL_RESTARTS),
+        ),
     )
     results = tuner.fit()
     _remove(storage)

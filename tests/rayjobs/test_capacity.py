@@ -33,9 +33,9 @@ def test_training_needs_all_workers_of_one_lane_together():
 
 
 def test_a_task_needs_a_cpu_and_a_fit_nothing():
-    corpus = CorpusConfig.model_validate({"sources": [{"packages": ["json"]}]})
+    corpus = CorpusConfig.model_validate({"sources": [{"kind": "docstrings", "packages": ["json"]}]})
     assert dict(need_of(corpus).bundle) == {"CPU": 1}
-    assert need_of(LawsConfig()) is None
+    assert need_of(LawsConfig(plan="grid")) is None
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,9 @@ def test_a_fit_runs_as_a_job_of_its_own(cluster, tmp_path):
     rows = [
         (n, d, 1.7 + 400 / n**0.34 + 410 / d**0.28) for n in (1e7, 1e8, 1e9) for d in (1e8, 1e9, 1e10, 1e11)
     ]
-    runs.write_text("params,tokens,loss\n" + "".join(f"{n:.0f},{d:.0f},{loss:.6f}\n" for n, d, loss in rows))
+    runs.write_text(
+        "num_params,train_tokens,loss\n" + "".join(f"{n:.0f},{d:.0f},{loss:.6f}\n" for n, d, loss in rows)
+    )
     done = cluster.submit(
         "rayjobs.fit_laws", "--runs", str(runs), "--root", str(tmp_path / "study"), "--bootstrap_samples", "20",
         "--law", "chinchilla",

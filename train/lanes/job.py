@@ -14,9 +14,8 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from synth.job import publish
+from synth.job import beside_the_driver, publish
 from synth.progress import Progress
 from synth.storage import study_path
 from train.config import RunConfig, TrainPlacement
@@ -133,9 +132,8 @@ class Lanes:
         self._spoken_of: set[str] = set()
 
     def __enter__(self) -> Lanes:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(  # beside this process: a worker's node may go while training goes on
-            num_cpus=0, max_concurrency=MAX_CALLS, scheduling_strategy=here, name=f"run queue of {self._name}"
+        actor: Any = ray.remote(
+            **beside_the_driver(), max_concurrency=MAX_CALLS, name=f"run queue of {self._name}"
         )(QueueActor)
         self.queue = actor.remote(self._root, self.placement.lanes, publish)
         for lane in range(self.placement.lanes):
