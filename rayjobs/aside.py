@@ -56,7 +56,9 @@ def _paths(step: Step) -> Iterator[UPath]:
     for run_id in own_runs(step):
         yield from _of_run(root, run_id)
     if step.section == "generators":
-        yield from (study_path(root, kind, f"{name}{end}") for kind in ("corpora", "packed") for end in OWN_NAMES)
+        yield from (
+            study_path(root, kind, f"{name}{end}") for kind in ("corpora", "packed") for end in OWN_NAMES
+        )
     yield _directory(step)
 
 
@@ -81,7 +83,9 @@ def own_runs(step: Step) -> list[str]:
         return [run["run_id"] for run in read_json(directory / PLAN_FILE)["runs"]]
     if step.section == "search":
         planned = _planned_runs(step.config.root)
-        lines = [line for cell in list_directories(directory) for line in _lines(directory / cell / TRIALS_FILE)]
+        lines = [
+            line for cell in list_directories(directory) for line in _lines(directory / cell / TRIALS_FILE)
+        ]
         return [run_id for line in lines if (run_id := json.loads(line)["run_id"]) not in planned]
     return []
 
@@ -103,4 +107,3 @@ def _of_run(root: str, run_id: str) -> Iterator[UPath]:
         if trunk is not None:
             yield study_path(root, "trunks", trunk)
     yield directory
-

@@ -87,7 +87,9 @@ class StudyForecast:
         if config.max_documents is not None:
             documents = min(documents, config.max_documents)
         tokens = documents * assumed.tokens_per_document
-        self._corpora[config.name] = _Text(tokens * (1 - config.held_out_fraction), assumed.tokens_per_document)
+        self._corpora[config.name] = _Text(
+            tokens * (1 - config.held_out_fraction), assumed.tokens_per_document
+        )
         facts: dict[str, object] = {
             "documents, assumed": documents,
             "tokens, assumed": round(tokens),
@@ -108,7 +110,10 @@ class StudyForecast:
         recipes = load_recipes(config.recipes, config.recipe_overrides)
         assumed = self._assumed.rephrase.get(config.name)
         ratio = assumed.answer_tokens_per_source_token if assumed else None
-        work = {r.name: _work_of(r, documents * _visits(config, r), text.tokens_per_document, ratio) for r in recipes}
+        work = {
+            r.name: _work_of(r, documents * _visits(config, r), text.tokens_per_document, ratio)
+            for r in recipes
+        }
         prompt = config.samples_per_chunk * sum(each[0] for each in work.values())
         output = config.samples_per_chunk * sum(each[1] for each in work.values())
         kept = assumed.accepted_fraction if assumed else 1.0
@@ -134,22 +139,34 @@ class StudyForecast:
         rate, price = config.cost.tokens_per_device_second, config.cost.device_hour_price
         hours = None if rate is None else output_tokens / rate / 3600
         money = None if hours is None or price is None else hours * price
-        facts["FLOP (2 N a token)"] = _shown(flops, f"assumptions.rephrase.{config.name}.generator_num_params")
+        facts["FLOP (2 N a token)"] = _shown(
+            flops, f"assumptions.rephrase.{config.name}.generator_num_params"
+        )
         facts["device-hours"] = _shown(hours, f"rephrase.{config.name}.cost.tokens_per_device_second, or run tune_engine first")  # fmt: skip
         if hours is not None:
-            facts["device-hours rest on"] = f"{rate:,g} output tokens a device-second, assumed (cost.tokens_per_device_second)"
+            facts["device-hours rest on"] = (
+                f"{rate:,g} output tokens a device-second, assumed (cost.tokens_per_device_second)"
+            )
         if price is not None:
             facts[f"price, {config.cost.currency}"] = _shown(money, None)
-        return Forecast(output_tokens, generation_flops=flops, generation_device_hours=hours, money=money, facts=facts)
+        return Forecast(
+            output_tokens, generation_flops=flops, generation_device_hours=hours, money=money, facts=facts
+        )
 
     # --- tokens ---
 
     def pack(self, config: PackConfig) -> Forecast:
         """Count the tokens of every source, and describe the packed set as far as plans of runs need it."""
         tokens = {name: self._source_tokens(source.corpus, source.synthetic, source.recipe) for name, source in config.sources.items()}  # fmt: skip
-        vocab = config.tokenizer.vocab_size if config.tokenizer.kind == "train" else self._assumed.training.vocab_size
+        vocab = (
+            config.tokenizer.vocab_size
+            if config.tokenizer.kind == "train"
+            else self._assumed.training.vocab_size
+        )
         facts: dict[str, object] = {
-            f"tokens of {name}": "unknown: what it is packed from is not known" if each is None else f"{each:,.0f}, assumed"
+            f"tokens of {name}": "unknown: what it is packed from is not known"
+            if each is None
+            else f"{each:,.0f}, assumed"
             for name, each in tokens.items()
         }
         self._packed[config.name] = None
@@ -176,7 +193,9 @@ class StudyForecast:
         tokens = config.train_tokens // per_step * per_step
         model = model_of(config.model)
         flops = train_flops(model, config.vocab_size, config.sequence_length, tokens)
-        return self._training(tokens, flops, {"parameters": f"{count_parameters(model, config.vocab_size).total:,}"})
+        return self._training(
+            tokens, flops, {"parameters": f"{count_parameters(model, config.vocab_size).total:,}"}
+        )
 
     def pretrain(self, config: PretrainConfig) -> Forecast:
         """Count every run of a plan; budgets of a trunk share what they have in common."""
@@ -187,9 +206,14 @@ class StudyForecast:
         runs = [each.run for each in planned]
         own = tokens_to_train(runs)
         flops = sum(_flops(run, packed, own[run.run_id]) for run in runs)
-        facts: dict[str, object] = {"runs": len(runs), "steps": sum(own[run.run_id] // run.tokens_per_step for run in runs)}
+        facts: dict[str, object] = {
+            "runs": len(runs),
+            "steps": sum(own[run.run_id] // run.tokens_per_step for run in runs),
+        }
         if any(run.branching for run in runs):
-            facts["tokens saved by branching"] = sum(run.num_steps * run.tokens_per_step for run in runs) - sum(own.values())
+            facts["tokens saved by branching"] = sum(
+                run.num_steps * run.tokens_per_step for run in runs
+            ) - sum(own.values())
         warnings = _too_many_passes(lambda: check_budgets(planned, packed))
         return replace(self._training(sum(own.values()), flops, facts), warnings=warnings)
 
@@ -198,7 +222,10 @@ class StudyForecast:
         packed = self._packed.get(config.packed)
         if packed is None:
             return _unknown_training(config.packed)
-        runs = [trial_run(config, packed, cell.cell, 0.5 * sum(config.share_range)) for cell in order_cells(config, packed)]
+        runs = [
+            trial_run(config, packed, cell.cell, 0.5 * sum(config.share_range))
+            for cell in order_cells(config, packed)
+        ]
         trials = config.trials_per_cell
         tokens = trials * sum(run.num_steps * run.tokens_per_step for run in runs)
         flops = trials * sum(_flops(run, packed, run.num_steps * run.tokens_per_step) for run in runs)
@@ -217,7 +244,9 @@ class StudyForecast:
             )
         if price is not None:
             facts[f"price, {self._study.prices.currency}"] = _shown(money, None)
-        return Forecast(trained_tokens=tokens, training_flops=flops, training_device_hours=hours, money=money, facts=facts)
+        return Forecast(
+            trained_tokens=tokens, training_flops=flops, training_device_hours=hours, money=money, facts=facts
+        )
 
 
 _FORECASTS: dict[str, Callable[[StudyForecast, Any], Forecast]] = {
@@ -290,7 +319,11 @@ def _work_of(recipe: Recipe, documents: float, length: float, ratio: float | Non
     chunk = length if longest is None else min(length, longest * per_unit)
     chunks = documents * math.ceil(length / chunk)
     frame = sum(len(text) for message in recipe.messages for text in message.pieces()[::2]) / BYTES_PER_TOKEN
-    data = min(chunk, recipe.max_input_tokens) if "document" in recipe.placeholders else 2.0 * recipe.num_keywords
+    data = (
+        min(chunk, recipe.max_input_tokens)
+        if "document" in recipe.placeholders
+        else 2.0 * recipe.num_keywords
+    )
     longest_answers = float(chunks * recipe.sampling.max_output_tokens)
     answer = longest_answers if ratio is None else min(longest_answers, documents * length * ratio)
     return chunks * (frame + data), answer

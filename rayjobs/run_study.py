@@ -38,7 +38,11 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
         raise Mistakes(mistakes)
     left = [forecast.of(step) for step, plan in zip(selection.steps, plans, strict=True) if not plan.finished]
     if left:
-        facts = {"steps": len(left), **total_of(left, _currency(study)), "resting on": "the file alone, see each step"}
+        facts = {
+            "steps": len(left),
+            **total_of(left, _currency(study)),
+            "resting on": "the file alone, see each step",
+        }
         plans.append(Plan("all steps that are left", str(study_path(study.root)), False, facts))
     return plans
 
@@ -56,7 +60,10 @@ def _plan_step(step: Step, forecast: Forecast, redone: bool) -> Plan:
     foreseen = Plan(step.job.name, step.config.name, False, {**needs, **forecast.facts}, forecast.warnings)
     if redone:
         there = ", ".join(str(path) for path in what_is_there(step)) or "nothing"
-        return replace(foreseen, facts={"is done again": f"what is there is moved aside first: {there}", **foreseen.facts})
+        return replace(
+            foreseen,
+            facts={"is done again": f"what is there is moved aside first: {there}", **foreseen.facts},
+        )
     try:
         plan = step.plan()
     except IncompleteArtefact:
@@ -68,7 +75,9 @@ def _plan_step(step: Step, forecast: Forecast, redone: bool) -> Plan:
         return replace(foreseen, warnings=(*foreseen.warnings, f"not looked at from here: {error}"))
     if plan.finished:
         return plan
-    return replace(plan, facts={**needs, **forecast.facts, **plan.facts}, warnings=(*plan.warnings, *forecast.warnings))
+    return replace(
+        plan, facts={**needs, **forecast.facts, **plan.facts}, warnings=(*plan.warnings, *forecast.warnings)
+    )
 
 
 def run_study(
@@ -100,9 +109,15 @@ def say(text: str) -> None:
 
 
 FLAGS = (
-    Flag("--only", "run this step alone, by its place in the file (`pretrain.grid`) or its section; may be repeated"),
+    Flag(
+        "--only",
+        "run this step alone, by its place in the file (`pretrain.grid`) or its section; may be repeated",
+    ),
     Flag("--until", "run this step and the steps it needs; may be repeated"),
-    Flag("--force", "do this step and what is made from it again; what is there is moved to `aside/`, never deleted"),
+    Flag(
+        "--force",
+        "do this step and what is made from it again; what is there is moved to `aside/`, never deleted",
+    ),
 )
 
 JOB = Job(

@@ -48,14 +48,18 @@ def need_of(step: Step) -> Need:
     if step.section == "rephrase":
         engines = placement.min_engines or placement.engines
         gpus = max(placement.gpus_per_engine, placement.tensor_parallel * placement.pipeline_parallel if placement.gpus_per_engine else 0)  # fmt: skip
-        return Need(engines * placement.cpus_per_engine + 1, engines * gpus)  # one CPU reads and writes Parquet
+        return Need(
+            engines * placement.cpus_per_engine + 1, engines * gpus
+        )  # one CPU reads and writes Parquet
     if isinstance(placement, TrainPlacement):
         workers = placement.workers_per_lane * (1 if step.section == "generators" else placement.lanes)
         return Need(workers * placement.cpus_per_worker, workers * placement.gpus_per_worker)
     return Need(0.0)
 
 
-def fitting(ready: Sequence[tuple[Step, Need]], running: Sequence[Need], cpus: float, gpus: float) -> list[tuple[Step, Need]]:
+def fitting(
+    ready: Sequence[tuple[Step, Need]], running: Sequence[Need], cpus: float, gpus: float
+) -> list[tuple[Step, Need]]:
     """Return the steps to start now on a cluster of this size, in order; at least one when nothing runs.
 
     A step whose placement is fixed comes before one that takes what is left, which then gets just that.
@@ -82,7 +86,11 @@ class Schedule:
     """One pass over the steps of a study. `run` returns when all are finished, or raises what stopped one of them."""
 
     def __init__(
-        self, study: StudyConfig, steps: Sequence[Step], connect: Callable[[], None], say: Callable[[str], None]
+        self,
+        study: StudyConfig,
+        steps: Sequence[Step],
+        connect: Callable[[], None],
+        say: Callable[[str], None],
     ) -> None:
         self._study, self._connect, self._say = study, connect, say
         self._steps = steps
@@ -183,7 +191,11 @@ class Schedule:
     def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
         del self._running[step.key]
         if failure is not None:
-            self._say(f"{step.title} has stopped; waiting for {', '.join(self._running)}" if self._running else f"{step.title} has stopped")
+            self._say(
+                f"{step.title} has stopped; waiting for {', '.join(self._running)}"
+                if self._running
+                else f"{step.title} has stopped"
+            )
             while self._running:
                 other, other_seconds, other_failure = self._outcomes.get()
                 del self._running[other.key]

@@ -66,7 +66,12 @@ def status_of(study: StudyConfig) -> list[StepStatus]:
 
 
 def _status(
-    study: StudyConfig, step: Step, forecast: Forecast, since: str | None, log: list[dict[str, Any]], finished: set[str]
+    study: StudyConfig,
+    step: Step,
+    forecast: Forecast,
+    since: str | None,
+    log: list[dict[str, Any]],
+    finished: set[str],
 ) -> StepStatus:
     plan, note = _plan(step)
     waits = [parent for parent in step.parents if parent not in finished]
@@ -83,7 +88,11 @@ def _status(
     else:
         state = "begun" if fraction else "ready"
     hours = _device_seconds(step) / 3600
-    price = study.prices.generation_device_hour if step.section == "rephrase" else study.prices.training_device_hour
+    price = (
+        study.prices.generation_device_hour
+        if step.section == "rephrase"
+        else study.prices.training_device_hour
+    )
     if step.section == "rephrase":
         price = step.config.cost.device_hour_price
     left = 0.0 if state == "finished" else _remaining_hours(plan, forecast, fraction)
@@ -171,7 +180,9 @@ def _running(root: str) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return {
-        key: f"since {entry['began_at']} on {entry['host']}" for key, entry in entries.items() if _alive(entry)
+        key: f"since {entry['began_at']} on {entry['host']}"
+        for key, entry in entries.items()
+        if _alive(entry)
     }
 
 
@@ -245,7 +256,15 @@ def _cells(row: StepStatus) -> tuple[str, ...]:
     spent = _hours(row.device_hours) if row.device_hours else ""
     cost = _money(row.cost) if row.device_hours else ""
     left = "" if finished else _hours(row.remaining_device_hours)
-    eta = "" if finished else "unknown" if row.eta_seconds is None else clock(row.eta_seconds) if row.eta_seconds else ""
+    eta = (
+        ""
+        if finished
+        else "unknown"
+        if row.eta_seconds is None
+        else clock(row.eta_seconds)
+        if row.eta_seconds
+        else ""
+    )
     return (row.step, row.state, done, wall, spent, cost, left, eta, row.note)
 
 

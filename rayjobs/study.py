@@ -23,7 +23,7 @@ from rayjobs import (
     write_report,
 )
 from rayjobs.assumptions import Assumptions, StudyPrices
-from rayjobs.cli import Job
+from rayjobs.cli import BETWEEN_STEPS, Job
 from rayjobs.references import ancestors_of, descendants_of, in_order, mistakes_in, parents_of
 from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
@@ -76,7 +76,9 @@ class StudyConfig(JobConfig):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _all_mistakes_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[StudyConfig]) -> StudyConfig:
+    def _all_mistakes_at_once(
+        cls, values: Any, handler: ModelWrapValidatorHandler[StudyConfig]
+    ) -> StudyConfig:
         """Name the steps, then raise one ValidationError with the mistakes of all of them and between them."""
         if not isinstance(values, dict):
             return handler(values)
@@ -88,9 +90,11 @@ class StudyConfig(JobConfig):
                 _mistake(each["loc"], each["msg"], each["input"], kind=each["type"])
                 for each in error.errors(include_url=False)
             ]
-        known = {name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)}
+        known = {
+            name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
+        }
         for found in mistakes_in(_valid_steps(known), known):
-            mistakes.append(_mistake(found.path, found.sentence, found.value))
+            mistakes.append(_mistake(found.path, found.sentence, None))
         for section in ("corpora", "rephrase"):
             mistakes += _unknown_assumptions(values, section, known.get(section, {}))
         if mistakes:
@@ -109,15 +113,17 @@ def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, An
         tables = {}
         for name, table in values[section].items():
             if isinstance(table, dict):
-                for field in sorted({"name", "root"} & table.keys()):
-                    mistakes.append(_mistake((section, name, field), "is set by the study itself: remove it", table[field]))  # fmt: skip
+                mistakes += [
+                    _mistake((section, name, field), "is set by the study itself: remove it", table[field])
+                    for field in sorted({"name", "root"} & table.keys())
+                ]
                 table = {**table, "name": name, "root": root}
             tables[name] = table
         named[section] = tables
     return named, mistakes
 
 
-def _mistake(path: Iterable[str | int], sentence: str, value: Any, kind: str = "study") -> InitErrorDetails:
+def _mistake(path: Iterable[str | int], sentence: str, value: Any, kind: str = BETWEEN_STEPS) -> InitErrorDetails:
     error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})  # type: ignore[arg-type]
     return InitErrorDetails(type=error, loc=tuple(path), input=value)
 
@@ -134,7 +140,9 @@ def _valid_steps(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _unknown_assumptions(values: dict[str, Any], section: str, there: Iterable[str]) -> list[InitErrorDetails]:
+def _unknown_assumptions(
+    values: dict[str, Any], section: str, there: Iterable[str]
+) -> list[InitErrorDetails]:
     assumed = values.get("assumptions")
     stated = assumed.get(section) if isinstance(assumed, dict) else None
     return [
@@ -200,7 +208,11 @@ def steps_of(study: StudyConfig) -> tuple[Step, ...]:
 
 def _priced(config: Any, prices: StudyPrices) -> Any:
     """Give a rephrasing step the study's price where it has none of its own; a price is not part of its identity."""
-    if not isinstance(config, RephraseConfig) or config.cost.device_hour_price or not prices.generation_device_hour:
+    if (
+        not isinstance(config, RephraseConfig)
+        or config.cost.device_hour_price
+        or not prices.generation_device_hour
+    ):
         return config
     update = {"device_hour_price": prices.generation_device_hour, "currency": prices.currency}
     return config.model_copy(update={"cost": config.cost.model_copy(update=update)})
@@ -238,7 +250,8 @@ def select(
                 raise UserError(f"--force {key}: --only and --until leave this step out; name it there too.")
             forced |= {key, *descendants_of(key, parents)} & chosen
     return Selection(
-        tuple(step for step in steps if step.key in chosen), tuple(step for step in steps if step.key in forced)
+        tuple(step for step in steps if step.key in chosen),
+        tuple(step for step in steps if step.key in forced),
     )
 
 

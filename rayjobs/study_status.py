@@ -11,7 +11,9 @@ from synth.storage import study_path
 
 def plan_status(study: StudyConfig, json: bool = False) -> Plan:
     """Return what `study_status` would do: it reads, and that is all."""
-    return Plan("study_status", str(study_path(study.root)), False, {"reads": "records, ledgers and manifests"})
+    return Plan(
+        "study_status", str(study_path(study.root)), False, {"reads": "records, ledgers and manifests"}
+    )
 
 
 def study_status(study: StudyConfig, json: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -26,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u206
 def render(study: Study) -> dict[str, str]:
     """Return every file of the report, path -> text; the same study gives the same text."""
     sections = build_sections(study)
-    context = {
+    context: dict[str, Any] = {
         "study": study,
         "config": study.config,
         "sections": sections,
@@ -36,6 +38,12 @@ def render(study: Study) -> dict[str, str]:
         "short": SHORT_ID,
     }
     environment = _environment()
+    script = environment.get_template("report.js.j2").render()
+    # Only this very script may run in the page: text of a corpus that got through as markup would stay dead.
+    context |= {
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
     drawings = [drawing for section in sections for drawing in section.drawings]
     return {
         "index.html": environment.get_template("report.html.j2").render(context),
