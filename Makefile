@@ -6,7 +6,7 @@ LOCK_FLAGS := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --ge
               --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow drills lint types check format lock clean
+.PHONY: help setup demo test test-slow drills lint types check format lock docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ lock: setup  ## compile the locks again from pyproject.toml
 	.tools/bin/uv pip compile $(LOCK_FLAGS) pyproject.toml --extra cpu --overrides requirements/overrides-cpu.txt --find-links .tools/wheels -o requirements/cpu.lock
 	.tools/bin/uv pip compile $(LOCK_FLAGS) pyproject.toml --extra gpu -o requirements/gpu.lock
 	.tools/bin/uv pip compile $(LOCK_FLAGS) --group test --group dev -c requirements/cpu.lock --find-links .tools/wheels -o requirements/dev.lock
+
+docs: setup  ## build the documentation into site/ (uv fetches mkdocs)
+	.tools/bin/uv tool run --from mkdocs==1.6.1 mkdocs build
 
 clean:  ## remove the environment and caches, never a study
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

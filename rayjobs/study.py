@@ -126,7 +126,7 @@ def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, An
 def _mistake(
     path: Iterable[str | int], sentence: str, value: Any, kind: str = BETWEEN_STEPS
 ) -> InitErrorDetails:
-    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})  # type: ignore[arg-type]
+    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})
     return InitErrorDetails(type=error, loc=tuple(path), input=value)
 
 

@@ -32,7 +32,6 @@ def site(tmp_path_factory: pytest.TempPathFactory):
     """Serve the report on loopback; yield (address, paths asked for)."""
     config = simulate_study(str(tmp_path_factory.mktemp("study")), SMALL, bootstrap_samples=20)
     directory = tmp_path_factory.mktemp("site")
-    # A probe runs beside the page's own script: it has its own hash in the policy and says what it saw.
     page = render(read_study(config))["index.html"]
     (directory / "index.html").write_text(page, encoding="utf-8")
     asked: list[str] = []
