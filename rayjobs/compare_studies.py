@@ -17,13 +17,13 @@ _main = main_of(JOB)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; `A B` at the front stands for `--a A --b B`."""
+    """Run the job; `A B` at the front stands for `--study_a A --study_b B`."""
     return _main(with_names(sys.argv[1:] if argv is None else argv))
 
 
 def with_names(argv: Sequence[str]) -> list[str]:
-    """Return the words with `A B` at the front written as `--a A --b B`."""
-    words, names, front = list(argv), ["--a", "--b"], []
+    """Return the words with `A B` at the front written as `--study_a A --study_b B`."""
+    words, names, front = list(argv), ["--study_a", "--study_b"], []
     while words and names and not words[0].startswith("-"):
         front += [names.pop(0), words.pop(0)]
     return [*front, *words]

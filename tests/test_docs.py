@@ -118,10 +118,9 @@ def test_every_command_is_one_a_person_can_give(page, words, tmp_path, monkeypat
         words = words[words.index("--") + 1 :]
     program = Path(words[0]).name
     if program.startswith("python") and words[1:2] == ["-m"] and words[2].startswith("rayjobs."):
-        for name, text in named_files(page).items():
-            (tmp_path / name).write_text(text)
-        if not (tmp_path / "my.toml").exists():  # "copy the demo and change it"
-            (tmp_path / "my.toml").write_text((ROOT / "rayjobs/configs/demo.toml").read_text())
+        for each in (*PAGES, page):  # a page may go on with another's file; its own comes first
+            for name, text in named_files(each).items():
+                (tmp_path / name).write_text(text)
         (tmp_path / "rayjobs").symlink_to(ROOT / "rayjobs")
         monkeypatch.chdir(tmp_path)
         check_job(words[2], words[3:])

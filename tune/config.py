@@ -237,9 +237,9 @@ class CompareConfig(JobConfig):
     """Directory or prefix the comparison is written under."""
     name: Name = "comparison"
     """Directory with `index.html`, `comparison.md` and `comparison.json`."""
-    a: str
+    study_a: str
     """Root of the first study; `python -m rayjobs.compare_studies A B` gives both."""
-    b: str
+    study_b: str
     """Root of the second study; may be the first one again, with `pairs`."""
     plan_a: Name = "grid"
     """Plan of `pretrain_models` of the first study."""

@@ -46,7 +46,7 @@ def studies(tmp_path_factory):
 
 
 def test_a_better_generator_is_told_and_natural_text_is_not(studies):
-    found = compare(CompareConfig(a=studies[0], b=studies[1]))
+    found = compare(CompareConfig(study_a=studies[0], study_b=studies[1]))
     by = {(each.what, each.share): each for each in found.by_share}
     better = by["hq", 1 / 3]
     assert (better.verdict, better.cells, better.pairs) == ("B is better", 6, 6)
@@ -57,8 +57,8 @@ def test_a_better_generator_is_told_and_natural_text_is_not(studies):
 
 
 def test_exchanging_the_studies_changes_every_sign_and_nothing_else(studies):
-    there = compare(CompareConfig(a=studies[0], b=studies[1]))
-    back = compare(CompareConfig(a=studies[1], b=studies[0]))
+    there = compare(CompareConfig(study_a=studies[0], study_b=studies[1]))
+    back = compare(CompareConfig(study_a=studies[1], study_b=studies[0]))
     for one, other in zip(there.by_share, back.by_share, strict=True):
         assert one.relative.value == pytest.approx(-other.relative.value)
     assert back.by_share[1].verdict == "A is better"
@@ -66,7 +66,7 @@ def test_exchanging_the_studies_changes_every_sign_and_nothing_else(studies):
 
 def test_best_shares_of_common_cells_are_compared_with_both_errors(studies):
     names = ("search-hq",)
-    found = compare(CompareConfig(a=studies[0], b=studies[1], searches_a=names, searches_b=names))
+    found = compare(CompareConfig(study_a=studies[0], study_b=studies[1], searches_a=names, searches_b=names))
     assert [(each.what, each.model) for each in found.best_shares] == [("hq", "25k"), ("hq", "98k")]
     for each in found.best_shares:
         assert each.difference.value == pytest.approx(each.b.value - each.a.value)
@@ -77,13 +77,13 @@ def test_best_shares_of_common_cells_are_compared_with_both_errors(studies):
 
 def test_two_sources_of_one_study_are_compared_by_naming_them(tmp_path):
     root = write_study(tmp_path / "both", 1.0, sources=("hq", "qa"))
-    found = compare(CompareConfig(a=root, b=root, pairs={"hq": "qa"}))
+    found = compare(CompareConfig(study_a=root, study_b=root, pairs={"hq": "qa"}))
     assert {each.what for each in found.by_share} == {"hq against qa"}
     assert found.by_share[0].pairs == 6
 
 
 def test_files_are_the_same_every_time_and_the_json_has_every_number(studies):
-    found = compare(CompareConfig(a=studies[0], b=studies[1]))
+    found = compare(CompareConfig(study_a=studies[0], study_b=studies[1]))
     files = render_comparison(found)
     assert files == render_comparison(found)
     value = json.loads(files["comparison.json"])
@@ -106,9 +106,9 @@ def test_studies_without_a_common_cell_are_one_sentence(studies, tmp_path):
     planned = list(plan_runs(config, packed))
     claim_plan(config, packed, planned)
     with pytest.raises(UserError, match="have no two finished runs of the same size, budget, share and seed"):
-        compare(CompareConfig(a=studies[0], b=str(tmp_path)))
+        compare(CompareConfig(study_a=studies[0], study_b=str(tmp_path)))
     with pytest.raises(UserError, match="pairs names 'xy', which is no synthetic source of study b"):
-        compare(CompareConfig(a=studies[0], b=studies[1], pairs={"hq": "xy"}))
+        compare(CompareConfig(study_a=studies[0], study_b=studies[1], pairs={"hq": "xy"}))
 
 
 def test_an_interval_that_reaches_both_ways_is_no_verdict():

@@ -93,14 +93,14 @@ class Comparison:
 
 def compare(config: CompareConfig) -> Comparison:
     """Compare two studies. Raises UserError when they have no pair of runs, IncompleteArtefact without a plan."""
-    runs_a, runs_b = read_runs(config.a, config.plan_a), read_runs(config.b, config.plan_b)
+    runs_a, runs_b = read_runs(config.study_a, config.plan_a), read_runs(config.study_b, config.plan_b)
     pairs = paired_runs(runs_a, runs_b, _matched(config, runs_a, runs_b))
     if not pairs:
         raise UserError(
-            f"plans {config.plan_a!r} of {config.a} and {config.plan_b!r} of {config.b} have no two finished runs of the same "
+            f"plans {config.plan_a!r} of {config.study_a} and {config.plan_b!r} of {config.study_b} have no two finished runs of the same "
             "size, budget, share and seed: compare plans that share a cell, or name the sources in pairs."
         )
-    packed = [_packed(root, runs) for root, runs in ((config.a, runs_a), (config.b, runs_b))]
+    packed = [_packed(root, runs) for root, runs in ((config.study_a, runs_a), (config.study_b, runs_b))]
     same_tokens = packed[0].get("tokenizer_hash") == packed[1].get("tokenizer_hash")
     measure = "loss_nats_per_token" if same_tokens else "bits_per_byte"
     by_share = tuple(_by_share(pairs, measure, config.confidence))
@@ -245,7 +245,7 @@ def verdict_of(relative: Interval) -> str:
 
 
 def _best_shares(config: CompareConfig) -> Iterable[ShareDifference]:
-    optima_a, optima_b = read_optima(config.a, config.searches_a), read_optima(config.b, config.searches_b)
+    optima_a, optima_b = read_optima(config.study_a, config.searches_a), read_optima(config.study_b, config.searches_b)
     there = {(o.synthetic, o.num_params, o.train_tokens): o for o in optima_b}
     for mine in optima_a:
         source = config.pairs.get(mine.synthetic, mine.synthetic)
@@ -295,14 +295,14 @@ def _synthetic_of(root: str, run: StudyRun) -> tuple[str, dict[str, Any]]:
 
 
 def _differing(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[dict[str, Any]]:
-    if config.a == config.b:
+    if config.study_a == config.study_b:
         yield from _differing_sets(config, pairs)
         return
     for kind in ("corpora", "synthetic", "packed", "plans"):
-        names_a, names_b = (_finished(root, kind) for root in (config.a, config.b))
+        names_a, names_b = (_finished(root, kind) for root in (config.study_a, config.study_b))
         for name in sorted(names_a & names_b):
             old, new = (
-                _json(root, kind, name, RECIPE_FILE).get("recipe", {}) for root in (config.a, config.b)
+                _json(root, kind, name, RECIPE_FILE).get("recipe", {}) for root in (config.study_a, config.study_b)
             )
             for field, (a, b) in _unequal(old, new).items():
                 yield {"artefact": f"{kind}/{name}", "field": field, "a": a, "b": b}
@@ -316,7 +316,7 @@ def _differing_sets(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[di
     for pair in pairs:
         if pair.a.share == 0:
             continue
-        (name_a, made_a), (name_b, made_b) = _synthetic_of(config.a, pair.a), _synthetic_of(config.b, pair.b)
+        (name_a, made_a), (name_b, made_b) = _synthetic_of(config.study_a, pair.a), _synthetic_of(config.study_b, pair.b)
         if (name_a, name_b) not in done:
             done.add((name_a, name_b))
             for field, (a, b) in _unequal(made_a.get("recipe", {}), made_b.get("recipe", {})).items():
@@ -346,7 +346,7 @@ def _generation(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[dict[s
     for pair in pairs:
         if pair.a.share == 0:
             continue
-        for study, root, run in (("A", config.a, pair.a), ("B", config.b, pair.b)):
+        for study, root, run in (("A", config.study_a, pair.a), ("B", config.study_b, pair.b)):
             name, manifest = _synthetic_of(root, run)
             if not manifest or (study, name) in seen:
                 continue
