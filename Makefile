@@ -6,7 +6,7 @@ LOCK_FLAGS := --python-version 3.11 --python-platform x86_64-manylinux_2_28 --ge
               --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow drills lint types check format lock dashboards clean
+.PHONY: help setup demo test test-slow drills lint types check format lock docs dashboards clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ lock: setup  ## compile the locks again from pyproject.toml
 
 dashboards:  ## start Prometheus and Grafana for the Ray cluster of this machine, where they are installed
 	@$(PYTHON) deploy/dashboards.py
+
+docs: setup  ## build the documentation into site/ (uv fetches mkdocs)
+	.tools/bin/uv tool run --from mkdocs==1.6.1 mkdocs build
 
 clean:  ## remove the environment and caches, never a study
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

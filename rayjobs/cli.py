@@ -293,6 +293,10 @@ def _joined_negatives(argv: list[str]) -> list[str]:
 # --- saying things ---------------------------------------------------------------------------------------------
 
 
+BETWEEN_STEPS = "between_steps"
+"""Type of a mistake whose message says all there is to say, the value found included."""
+
+
 def sentences(error: pydantic.ValidationError) -> list[str]:
     """Return one sentence per mistake: the dotted field, what is wrong, the value found."""
     return [_sentence(detail) for detail in error.errors(include_url=False)]
@@ -305,6 +309,8 @@ def _sentence(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{path} is missing: give it in the file or as --{path}."
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == BETWEEN_STEPS:
+        return f"{path}: {message}."
     value = detail["input"]
     shown = "" if isinstance(value, (dict, pydantic.BaseModel)) else f" (it is {value!r})"
     return f"{path}: {message}{shown}."

@@ -37,7 +37,6 @@ class Mistake:
     path: tuple[str | int, ...]
     sentence: str
     """What is wrong and how to mend it, without the path and without a full stop."""
-    value: Any = None
 
 
 def references_of(section: str, name: str, config: Any) -> Iterator[Reference]:

@@ -43,7 +43,7 @@ class Need:
 
 def need_of(step: Step) -> Need:
     """Return what a step's placement asks for; a step that runs on the driver asks for nothing."""
-    placement = getattr(step.config, "placement", None)
+    placement: Any = getattr(step.config, "placement", None)
     if step.section in ("corpora", "pack"):
         return Need(float(placement.tasks or 1), elastic=placement.tasks == 0)
     if step.section == "rephrase":

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from upath import UPath
@@ -58,7 +59,7 @@ def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
         if parent.section not in PLACES or _hash(step.config.root, parent) != _hash(root, parent):
             return False
     try:
-        return bool(step.job.plan(step.config.model_copy(update={"root": root})).finished)
+        return replace(step, config=step.config.model_copy(update={"root": root})).plan().finished
     except UserError:  # another recipe, or something it needs is gone there
         return False
 
@@ -117,8 +118,8 @@ def _copy_file(source: UPath, target: UPath) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Artefacts are replaced whole and never written into, so two studies can hold the same file.
     with contextlib.suppress(OSError):
-        os.link(source, target)
+        os.link(str(source), str(target))
         return
     unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, unfinished)
+    shutil.copyfile(str(source), str(unfinished))
     unfinished.replace(target)

@@ -24,7 +24,7 @@ from rayjobs import (
     write_report,
 )
 from rayjobs.assumptions import Assumptions, StudyPrices
-from rayjobs.cli import Job
+from rayjobs.cli import BETWEEN_STEPS, Job
 from rayjobs.references import ancestors_of, descendants_of, in_order, mistakes_in, parents_of
 from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
@@ -98,7 +98,7 @@ class StudyConfig(JobConfig):
             name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
         }
         for found in mistakes_in(_valid_steps(known), known):
-            mistakes.append(_mistake(found.path, found.sentence, found.value))
+            mistakes.append(_mistake(found.path, found.sentence, None))
         for section in ("corpora", "rephrase"):
             mistakes += _unknown_assumptions(values, section, known.get(section, {}))
         if mistakes:
@@ -127,8 +127,10 @@ def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, An
     return named, mistakes
 
 
-def _mistake(path: Iterable[str | int], sentence: str, value: Any, kind: str = "study") -> InitErrorDetails:
-    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})  # type: ignore[arg-type]
+def _mistake(
+    path: Iterable[str | int], sentence: str, value: Any, kind: str = BETWEEN_STEPS
+) -> InitErrorDetails:
+    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})
     return InitErrorDetails(type=error, loc=tuple(path), input=value)
 
 

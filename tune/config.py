@@ -250,3 +250,31 @@ class ReportConfig(JobConfig):
     """Synthetic sets to show."""
     corpora: tuple[Name, ...] = ()
     """Corpora to show."""
+
+
+# --- compare_studies -------------------------------------------------------------------------------------------
+
+
+class CompareConfig(JobConfig):
+    """`compare_studies`: two studies, or two synthetic sources of one -> paired differences with intervals."""
+
+    root: str = "."
+    """Directory or prefix the comparison is written under."""
+    name: Name = "comparison"
+    """Directory with `index.html`, `comparison.md` and `comparison.json`."""
+    study_a: str
+    """Root of the first study; `python -m rayjobs.compare_studies A B` gives both."""
+    study_b: str
+    """Root of the second study; may be the first one again, with `pairs`."""
+    plan_a: Name = "grid"
+    """Plan of `pretrain_models` of the first study."""
+    plan_b: Name = "grid"
+    """Plan of the second study."""
+    searches_a: tuple[Name, ...] = ()
+    """Searches of the first study whose best shares are compared."""
+    searches_b: tuple[Name, ...] = ()
+    """Searches of the second study."""
+    pairs: dict[Name, Name] = Field(default_factory=dict)
+    """Synthetic source of the first study -> the one of the second it is compared with; empty: those of the same name."""
+    confidence: Fraction = 0.95
+    """Level of the intervals, (0, 1)."""

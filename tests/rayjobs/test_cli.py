@@ -3,14 +3,16 @@
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import rayjobs
-from rayjobs import cli, study
+from rayjobs import cli, run_study, study
 from synth.config import RephraseConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -103,17 +105,41 @@ def test_the_environment_is_not_a_configuration(monkeypatch):
     assert (config.corpus, config.seed) == ("natural", 0)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "rayjobs/configs").glob("*.toml")), ids=lambda path: path.name
-)
-def test_every_shipped_study_dry_runs_without_ray(path, tmp_path):
+SHIPPED = sorted((ROOT / "rayjobs/configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_study_dry_runs_without_ray_and_says_what_it_takes(path, tmp_path):
     block = "import sys, runpy; sys.modules['ray'] = None; sys.argv = sys.argv[1:]; runpy.run_module('rayjobs.run_study', run_name='__main__')"
     argv = ["run_study", "--config", str(path), "--root", str(tmp_path / "study"), "--dry-run"]
     done = subprocess.run([sys.executable, "-c", block, *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for section in study.SECTIONS.values():
-        assert f"\n{section.name} -> " in done.stdout
+    written = tomllib.loads(path.read_text())
+    for name, job in study.SECTIONS.items():
+        assert done.stdout.count(f"\n{job.name} -> ") == len(written.get(name, {}))
+    total = done.stdout[done.stdout.index("\nall steps that are left -> ") :]
+    for amount in ("tokens generated", "tokens trained on", "FLOP of generation", "FLOP of training",
+                   "device-hours of generation", "device-hours of training"):  # fmt: skip
+        assert re.search(rf"  {amount} +[0-9]", total), f"{amount} is not known"
+    assert ("price, USD" in total) == ("prices" in written)
+    assert "unknown" not in total
     assert not (tmp_path / "study").exists(), "a dry run leaves nothing behind"
+
+
+def test_there_is_a_study_for_each_purpose():
+    assert {path.stem for path in SHIPPED} >= {"demo", "single_gpu", "paper", "generator_ablation", "collapse"}
+
+
+def test_the_papers_study_has_the_papers_conditions():
+    config, _ = cli.parse(run_study.JOB, ["--config", "rayjobs/configs/paper.toml"])
+    grid = config.pretrain["grid"]
+    mixtures = {(source, share) if share else None for source in grid.synthetic for share in grid.shares}
+    assert len(mixtures) == 10
+    budgets, sizes = grid.axes
+    assert (budgets.models, budgets.train_tokens[0], budgets.train_tokens[-1]) == (("1b",), 10**9, 2 * 10**11)
+    assert (sizes.train_tokens, sizes.models[0], sizes.models[-1]) == ((5 * 10**10,), "125m", "3b")
+    assert config.laws["laws"].hold_out_largest
+    assert config.rephrase["hq"].engine.model == "mistralai/Mistral-7B-Instruct-v0.1"
 
 
 def test_a_curve_has_the_same_bits_however_many_threads_there_are():

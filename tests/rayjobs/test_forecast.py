@@ -1,10 +1,10 @@
 """What a study will take, from its file alone: exact where it counts, and honest where it cannot."""
 
 import pytest
-from test_study import STUDY, changed
 
 from rayjobs.forecast import StudyForecast, total_of
 from rayjobs.study import StudyConfig, steps_of
+from tests.assets.study_file import STUDY, changed
 from train.flops import count_parameters, train_flops
 from train.sizes import model_of
 
@@ -38,7 +38,9 @@ def test_generation_is_counted_from_what_is_assumed():
     assert found.generation_device_hours == pytest.approx(found.generated_tokens / 100 / 3600)
     assert found.money == pytest.approx(found.generation_device_hours * 3.0)
     assert found.facts["accepted tokens"] == round(found.generated_tokens * 0.8)
-    assert found.generation_flops == pytest.approx(2000 * (found.facts["prompt tokens"] + found.generated_tokens))
+    assert found.generation_flops == pytest.approx(
+        2000 * (found.facts["prompt tokens"] + found.generated_tokens)
+    )
 
 
 def test_training_is_counted_exactly_and_priced_by_the_assumed_speed():

@@ -1,38 +1,12 @@
 """A study file: one root, names from its keys, a graph of steps, and every mistake in it told at once."""
 
-import copy
-
 import pydantic
 import pytest
 
 from rayjobs.cli import sentences
 from rayjobs.study import StudyConfig, select, steps_of
 from synth.errors import UserError
-
-STUDY = {
-    "root": "somewhere",
-    "corpora": {"natural": {"sources": [{"kind": "docstrings", "packages": ["numpy"]}]}},
-    "rephrase": {"made": {"corpus": "natural", "recipes": ["hq"], "engine": {"model": "org/model"}}},
-    "pack": {
-        "packed": {
-            "sources": {"natural": {"corpus": "natural"}, "hq": {"synthetic": "made", "recipe": "hq"}},
-            "evaluate_on": ["natural"],
-        }
-    },
-    "pretrain": {"grid": {"synthetic": ["hq"], "axes": [{"models": ["98k"], "train_tokens": [65536]}]}},
-    "laws": {"fit": {"plan": "grid"}},
-    "report": {"report": {"plan": "grid", "laws": "fit"}},
-}
-
-
-def changed(path, value, study=STUDY):
-    study = copy.deepcopy(study)
-    *parents, last = path.split(".")
-    table = study
-    for key in parents:
-        table = table.setdefault(key, {})
-    table[last] = value
-    return study
+from tests.assets.study_file import STUDY, changed
 
 
 def mistakes(study):
@@ -98,7 +72,9 @@ def test_a_circle_of_steps_is_refused():
 def test_a_chain_of_generators_runs_round_by_round():
     study = changed("generators.first", {"corpus": "natural"})
     study = changed("rephrase.made.engine.model", "root:generators/first", study)
-    study = changed("generators.second", {"corpus": "natural", "synthetic": "made", "natural_fraction": 0.5}, study)
+    study = changed(
+        "generators.second", {"corpus": "natural", "synthetic": "made", "natural_fraction": 0.5}, study
+    )
     again = {"corpus": "natural", "recipes": ["hq"], "engine": {"model": "root:generators/second"}}
     study = changed("rephrase.again", again, study)
     keys = [step.key for step in steps_of(StudyConfig.model_validate(study))]
@@ -116,13 +92,21 @@ def keys_of(steps):
 def test_only_takes_one_step_and_until_takes_what_it_needs_too():
     study = StudyConfig.model_validate(STUDY)
     assert keys_of(select(study, only=("pretrain.grid",)).steps) == ["pretrain.grid"]
-    assert keys_of(select(study, until=("pack",)).steps) == ["corpora.natural", "rephrase.made", "pack.packed"]
+    assert keys_of(select(study, until=("pack",)).steps) == [
+        "corpora.natural",
+        "rephrase.made",
+        "pack.packed",
+    ]
     assert len(select(study).steps) == 6
 
 
 def test_force_takes_what_is_made_from_a_step_with_it():
     study = StudyConfig.model_validate(STUDY)
-    assert keys_of(select(study, force=("pretrain.grid",)).redone) == ["pretrain.grid", "laws.fit", "report.report"]
+    assert keys_of(select(study, force=("pretrain.grid",)).redone) == [
+        "pretrain.grid",
+        "laws.fit",
+        "report.report",
+    ]
     alone = select(study, only=("pretrain.grid",), force=("pretrain.grid",))
     assert keys_of(alone.redone) == ["pretrain.grid"]
 

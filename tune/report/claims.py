@@ -18,9 +18,9 @@ CLAIM_COLUMNS = (
 )
 
 
-def claims_table(study: Study) -> Table:
+def claims_table(data: ClaimData) -> Table:
     """Return all claims with statistic, interval and verdict."""
-    results = check_claims(claim_data(study))
+    results = check_claims(data)
     rows = tuple({column.key: getattr(each, column.key) for column in CLAIM_COLUMNS} for each in results)
     counts = {
         verdict: sum(each.verdict == verdict for each in results)

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
 from tune.report.format import amount, percent, show_interval
-from tune.report.style import PANEL_INCHES, Look, label_amounts, open_panel, quarters, write_heading
-from tune.report.svg import Drawing, finish_drawing, house_style, light
+from tune.report.style import PANEL_INCHES, Look, label_amounts, open_panel, write_heading
+from tune.report.svg import Drawing, Series, finish_drawing, house_style, light
 from tune.results import CellOptimum, HeldOutPoint
 
 # --- loss against share ----------------------------------------------------------------------------------------
@@ -57,10 +57,17 @@ def draw_loss_by_share(panel: CellPanel, looks: dict[str, Look]) -> Drawing:
             _draw_optimum(axes, optimum, looks[optimum.synthetic], tips)
         plain = {point.source for point in panel.points if point.source is not None} - searched
         for source in sorted(plain):
-            _connect_means(axes, [p for p in panel.points if p.source in (None, source)], looks[source])
+            _connect_means(
+                axes, source, [p for p in panel.points if p.source in (None, source)], looks[source]
+            )
+        gids: dict[str, list[str]] = {}
         for (mixed, origin), points in _grouped(panel.points).items():
             look = Look("natural", "o") if mixed is None else looks[mixed]
             _draw_share_points(axes, mixed or "natural", origin, points, look, tips)
+            gids.setdefault(mixed or "natural", []).append(f"{origin}-{mixed or 'natural'}")
+        for source in {*plain, *searched}:
+            parts = ("means", "band", "curve", "interval", *(f"optimum-{o.search}" for o in panel.optima))
+            gids.setdefault(source, []).extend(f"{part}-{source}" for part in parts)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel("synthetic share of training tokens")
@@ -69,7 +76,11 @@ def draw_loss_by_share(panel: CellPanel, looks: dict[str, Look]) -> Drawing:
         write_heading(figure, axes, title, columns=3)
         alt = f"Loss against synthetic share, {title}: {_share_summary(panel)}"
         runs = [point.run_id for point in panel.points]
-        return finish_drawing(figure, panel.name, title, alt, runs, tips)
+        series = [
+            Series(name, "natural" if name == "natural" else looks[name].role, tuple(of))
+            for name, of in sorted(gids.items(), key=lambda item: (item[0] != "natural", item[0]))
+        ]
+        return finish_drawing(figure, panel.name, title, alt, runs, tips, series)
 
 
 def _grouped(points: Sequence[SharePoint]) -> dict[tuple[str | None, str], list[SharePoint]]:
@@ -79,11 +90,19 @@ def _grouped(points: Sequence[SharePoint]) -> dict[tuple[str | None, str], list[
     return groups
 
 
-def _connect_means(axes: Axes, points: Sequence[SharePoint], look: Look) -> None:
+def _connect_means(axes: Axes, source: str, points: Sequence[SharePoint], look: Look) -> None:
     """Join the mean losses of a source nobody searched: straight dotted lines, because no curve was fitted."""
     shares = sorted({point.share for point in points})
     means = [float(np.mean([p.loss for p in points if p.share == share])) for share in shares]
-    axes.plot(shares, means, linestyle=(0, (1, 1.6)), linewidth=1.1, color=look.colour, zorder=2)
+    axes.plot(
+        shares,
+        means,
+        linestyle=(0, (1, 1.6)),
+        linewidth=1.1,
+        color=look.colour,
+        gid=f"means-{source}",
+        zorder=2,
+    )
 
 
 def _draw_share_points(
@@ -109,13 +128,16 @@ def _draw_share_points(
 
 def _draw_optimum(axes: Axes, optimum: CellOptimum, look: Look, tips: dict[str, list[str]]) -> None:
     share, loss, low, high = np.array(optimum.curve or [(math.nan,) * 4], dtype=np.float64).T
-    axes.fill_between(share, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
-    axes.plot(share, loss, color=look.colour, zorder=2)
+    source = optimum.synthetic
+    axes.fill_between(
+        share, low, high, color=look.colour, alpha=0.15, linewidth=0, gid=f"band-{source}", zorder=1
+    )
+    axes.plot(share, loss, color=look.colour, gid=f"curve-{source}", zorder=2)
     best = optimum.best_share
     gid = f"optimum-{optimum.search}-{optimum.synthetic}"
     if best.low is not None and best.high is not None:
         axes.plot([best.low, best.high], [optimum.best_loss.value] * 2, color=look.colour, linewidth=4.5, alpha=0.45,
-                  solid_capstyle="butt", zorder=5)  # fmt: skip
+                  solid_capstyle="butt", gid=f"interval-{source}", zorder=5)  # fmt: skip
     axes.plot([best.value], [optimum.best_loss.value], marker="*", markersize=12, color=look.colour,
               markeredgecolor=light("paper"), markeredgewidth=0.8, linestyle="none", gid=gid, zorder=6)  # fmt: skip
     tips[gid] = [
@@ -224,7 +246,12 @@ def draw_laws(panel: LawPanel, looks: dict[float, Look]) -> Drawing:
         write_heading(figure, axes, panel.title)
         alt = f"{panel.title}: " + "; ".join(_law_summary(series) for series in panel.series) + "."
         runs = [run_id for series in panel.series for _, _, run_id in series.points]
-        return finish_drawing(figure, panel.name, panel.title, alt, runs, tips)
+        parts = ("band", "curve", "points", "held-out")
+        togglable = [
+            Series(each.label, looks[each.share].role, tuple(f"{part}-{each.label}" for part in parts))
+            for each in panel.series
+        ]
+        return finish_drawing(figure, panel.name, panel.title, alt, runs, tips, togglable)
 
 
 def _draw_law_series(
@@ -234,8 +261,8 @@ def _draw_law_series(
     if series.curve is not None:
         if series.curve.low is not None and series.curve.high is not None:
             axes.fill_between(series.curve.x, series.curve.low, series.curve.high, color=look.colour, alpha=0.14,
-                              linewidth=0, zorder=1)  # fmt: skip
-        axes.plot(series.curve.x, series.curve.loss, color=look.colour, zorder=2)
+                              linewidth=0, gid=f"band-{series.label}", zorder=1)  # fmt: skip
+        axes.plot(series.curve.x, series.curve.loss, color=look.colour, gid=f"curve-{series.label}", zorder=2)
     points = sorted(series.points)
     axes.plot([x for x, _, _ in points], [loss for _, loss, _ in points], linestyle="none", marker=look.marker,
               markersize=5, color=look.colour, label=percent(series.share), gid=gid, zorder=4)  # fmt: skip
@@ -266,7 +293,7 @@ def _law_summary(series: LawSeries) -> str:
     )
 
 
-# --- domains and training --------------------------------------------------------------------------------------
+# --- domains ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -331,65 +358,3 @@ def _draw_heat_cell(axes: Axes, heat: HeatMap, row: int, column: int, value: flo
                       alpha=0.1 + 0.5 * min(1.0, abs(strength)), gid=f"cell-{row}-{column}")  # fmt: skip
     axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8,
               weight="bold" if column == heat.reference else "normal")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrainingCurve:
-    """Loss over one run."""
-
-    run_id: str
-    label: str
-    share: float
-    tokens: Sequence[float]
-    loss: Sequence[float]
-    """Training loss, nats/token, as logged."""
-    evaluated_tokens: Sequence[float]
-    evaluated_loss: Sequence[float]
-    """Held-out loss, nats/token."""
-
-
-@dataclass(frozen=True)
-class CurvesPanel:
-    """Runs of one model size, natural and mixed with one source."""
-
-    name: str
-    title: str
-    curves: tuple[TrainingCurve, ...]
-
-
-def draw_training(panel: CurvesPanel, looks: dict[float, Look]) -> Drawing:
-    """Draw training loss as lines and held-out loss as markers, against tokens trained on."""
-    tips: dict[str, list[str]] = {}
-    with house_style():
-        figure, axes = open_panel()
-        named: set[float] = set()
-        for curve in panel.curves:
-            look = looks[curve.share]
-            line = f"line-{curve.run_id}"
-            if len(curve.tokens) > 1:
-                axes.plot(
-                    curve.tokens, curve.loss, color=look.colour, linewidth=1.0, alpha=0.75, gid=line, zorder=2
-                )
-                tips[line] = [f"{curve.label}, run {curve.run_id}"]
-            gid = f"held-out-{curve.run_id}"
-            axes.plot(curve.evaluated_tokens, curve.evaluated_loss, linestyle="none", marker=look.marker, markersize=4.5,
-                      color=look.colour, label="" if curve.share in named else percent(curve.share), gid=gid,
-                      zorder=3)  # fmt: skip
-            tips[gid] = [
-                f"{curve.label} after {amount(tokens)} tokens: {loss:.4f} nats/token held out, run {curve.run_id}"
-                for tokens, loss in zip(curve.evaluated_tokens, curve.evaluated_loss, strict=True)
-            ]
-            named.add(curve.share)
-        axes.set_xscale("log")
-        label_amounts(
-            axes,
-            quarters(
-                [tokens for curve in panel.curves for tokens in (*curve.tokens, *curve.evaluated_tokens)]
-            ),
-        )
-        axes.set_xlabel("tokens trained on")
-        axes.set_ylabel("loss, nats per token")
-        write_heading(figure, axes, panel.title)
-        alt = f"{panel.title}: training loss (lines) and held-out loss (markers) of {len(panel.curves)} runs."
-        runs = [curve.run_id for curve in panel.curves]
-        return finish_drawing(figure, panel.name, panel.title, alt, runs, tips)

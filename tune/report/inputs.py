@@ -167,6 +167,18 @@ class _Reader:
             return None
 
 
+def read_runs(root: str, plan: str) -> tuple[StudyRun, ...]:
+    """Return the runs of a plan with their records. Raises IncompleteArtefact when there is no such plan."""
+    reader = _Reader(root)
+    return tuple(_read_run(reader, entry) for entry in _read_plan(reader, plan)["runs"])
+
+
+def read_optima(root: str, searches: Iterable[str]) -> list[CellOptimum]:
+    """Return the best share of every cell of some finished searches. Raises IncompleteArtefact for one that is not."""
+    reader = _Reader(root)
+    return [optimum for name in searches for optimum in _read_search(reader, name)]
+
+
 def read_study(config: ReportConfig) -> Study:
     """Read everything a report names. Raises IncompleteArtefact for the first named thing that is not finished."""
     reader = _Reader(config.root)

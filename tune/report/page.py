@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -26,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u206
 def render(study: Study) -> dict[str, str]:
     """Return every file of the report, path -> text; the same study gives the same text."""
     sections = build_sections(study)
-    context = {
+    context: dict[str, Any] = {
         "study": study,
         "config": study.config,
         "sections": sections,
@@ -34,8 +36,10 @@ def render(study: Study) -> dict[str, str]:
         "numbers": headline_numbers(study),
         "cautions": scale_cautions(study),
         "short": SHORT_ID,
+        "linked": True,
     }
-    environment = _environment()
+    environment = environment_of_report()
+    context = with_script(environment, context)
     drawings = [drawing for section in sections for drawing in section.drawings]
     return {
         "index.html": environment.get_template("report.html.j2").render(context),
@@ -47,6 +51,16 @@ def render(study: Study) -> dict[str, str]:
         "equal_loss.csv": to_csv(tables.EQUAL_LOSS_COLUMNS, tables.equal_loss_rows(study.recommendations)),
         **{f"figures/{drawing.name}.svg": drawing.file_svg for drawing in drawings},
     }
+
+
+def with_script(environment: jinja2.Environment, context: dict[str, Any]) -> dict[str, Any]:
+    """Return the context with the page's script and its hash.
+
+    Only this very script may run in the page: text of a corpus that got through as markup would stay dead.
+    """
+    script = environment.get_template("report.js.j2").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return context | {"script": script, "script_hash": digest}
 
 
 def headline_numbers(study: Study) -> dict[str, Any]:
@@ -86,7 +100,8 @@ def scale_cautions(study: Study) -> tuple[str, ...]:
 # --- templates -------------------------------------------------------------------------------------------------
 
 
-def _environment() -> jinja2.Environment:
+def environment_of_report() -> jinja2.Environment:
+    """Return the templates with the filters they use."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tune.report", "templates"),
         autoescape=lambda name: name is not None and ".html." in name,
@@ -157,6 +172,8 @@ def verdict_word(value: Any) -> str:
         "complete": "good",
         "yes": "good",
         "supported": "good",
+        "A is better": "good",
+        "B is better": "good",
         "diverged": "bad",
         "failed": "bad",
         "no": "bad",

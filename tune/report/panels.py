@@ -12,14 +12,13 @@ from tune.laws.fitted import FittedLaw
 from tune.observations import mixture_label
 from tune.report.figures import (
     CellPanel,
-    CurvesPanel,
     HeatMap,
     LawCurve,
     LawPanel,
     LawSeries,
     SharePoint,
-    TrainingCurve,
 )
+from tune.report.figures_training import CurvesPanel, TrainingCurve
 from tune.report.format import amount
 from tune.report.inputs import Study, StudyRun
 from tune.report.tables import search_runs

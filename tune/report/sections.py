@@ -5,19 +5,17 @@ A section whose input is not there keeps one line that names the job to run; it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from tune.claims import ClaimData
 from tune.report import data_tables as data
 from tune.report import tables
-from tune.report.claims import claims_table
-from tune.report.figures import (
-    draw_best_shares,
-    draw_domain_heat_map,
-    draw_laws,
-    draw_loss_by_share,
-    draw_training,
-)
+from tune.report.claims import claim_data, claims_table
+from tune.report.derived import share_marks, speed_ups, words_points
+from tune.report.figures import draw_best_shares, draw_domain_heat_map, draw_laws, draw_loss_by_share
+from tune.report.figures_scale import draw_share_map, draw_speed_ups, draw_words
+from tune.report.figures_training import draw_training
 from tune.report.format import percent
 from tune.report.inputs import Example, Study
 from tune.report.panels import (
@@ -65,8 +63,10 @@ def _sections(study: Study) -> Iterator[Section]:
     yield _fits(study)
     yield _best_share(study)
     yield _equal_loss(study)
-    yield _claims(study)
+    data = claim_data(study)
+    yield _claims(data)
     yield _domains(study)
+    yield _words(study, data.divergences)
     yield _training(study)
     yield _corpora(study)
     yield _synthetic(study)
@@ -136,38 +136,57 @@ def _fits(study: Study) -> Section:
 
 
 def _best_share(study: Study) -> Section:
-    if not study.optima:
-        line = "No search is part of this report: run search_mixture and name it in searches."
+    marks = share_marks(study)
+    if not marks:
+        line = "No search is part of this report and no cell of the plan has enough shares: run search_mixture and name it in searches."
         return Section("best-share", "Best share per cell", "", absent=line)
     looks = source_looks(synthetic_sources(study))
-    lead = "The best share is the minimum of a smooth fit through noisy losses, so it comes with an interval."
-    drawing = draw_best_shares(study.optima, looks)
-    return Section(
-        "best-share", "Best share per cell", lead, drawings=(drawing,), tables=(tables.optima_table(study),)
+    lead = (
+        "The best share is the minimum of a smooth fit through noisy losses, so it comes with an interval. The map shows it "
+        "over model size and budget, searched cells as well as cells of the plan with enough shares for a curve."
     )
+    drawings = [draw_best_shares(study.optima, looks)] if study.optima else []
+    drawings += [
+        draw_share_map(source, [mark for mark in marks if mark.source == source])
+        for source in sorted({mark.source for mark in marks})
+    ]
+    found = (tables.optima_table(study),) if study.optima else ()
+    return Section("best-share", "Best share per cell", lead, drawings=tuple(drawings), tables=found)
 
 
 def _equal_loss(study: Study) -> Section:
-    if not study.recommendations:
+    curves = speed_ups(study)
+    if not study.recommendations and not curves:
         line = (
             "No recommendation is part of this report: run recommend_mixture and name it in recommendations."
         )
         return Section("equal-loss", "Tokens to equal loss", "", absent=line)
     lead = (
-        "How many tokens of each mixture reach the loss that natural text alone reaches with the target's tokens. "
-        "A speed-up above 1 means fewer tokens; generation is not counted here but in the verdict above. A mixture that is "
-        "not listed does not reach that loss with any number of tokens."
+        "How many times fewer tokens each mixture needs for the loss that natural text alone reaches: along the data laws in the "
+        "figures, at the target in the table. Above 1 it needs fewer; generation is not counted here but in the verdict "
+        "above. A mixture that is not in the table does not reach that loss with any number of tokens."
     )
-    return Section("equal-loss", "Tokens to equal loss", lead, tables=tuple(tables.equal_loss_tables(study)))
+    looks = share_looks([*all_shares(study), *(curve.share for curve in curves)])
+    sources = sorted({curve.source for curve in curves})
+    drawings = tuple(
+        draw_speed_ups(source, [c for c in curves if c.source == source], looks) for source in sources
+    )
+    return Section(
+        "equal-loss",
+        "Tokens to equal loss",
+        lead,
+        drawings=drawings,
+        tables=tuple(tables.equal_loss_tables(study)),
+    )
 
 
-def _claims(study: Study) -> Section:
+def _claims(data: ClaimData) -> Section:
     lead = (
         "What Kang et al. 2025 (arXiv 2510.01631) found, tested on these runs. Supported: the whole interval lies where the "
         "claim says; not supported: the whole interval lies elsewhere; anything else these runs cannot decide. The paper's "
         "models are thousands of times larger than a demo's: agreement here says little about it, and disagreement no more."
     )
-    return Section("claims", "The paper's claims on these runs", lead, tables=(claims_table(study),))
+    return Section("claims", "The paper's claims on these runs", lead, tables=(claims_table(data),))
 
 
 def _domains(study: Study) -> Section:
@@ -180,6 +199,19 @@ def _domains(study: Study) -> Section:
         "alone in the same row: blue is better, orange worse, the stronger the larger the difference."
     )
     return Section("domains", "Domain by domain", lead, drawings=(draw_domain_heat_map(heat),))
+
+
+def _words(study: Study, divergences: Mapping[str, float]) -> Section:
+    cell, points = words_points(study, dict(divergences))
+    if not points:
+        line = "Fewer than three mixtures have a loss in one cell, or their packed tokens are not under this root any more."
+        return Section("words", "Words against loss", "", absent=line)
+    lead = (
+        "How far the words of each mixture are from those of the held-out text, against its loss there: KL divergence of token "
+        "frequencies. If coverage of words decided the loss, the markers would rise from left to right."
+    )
+    drawing = draw_words(cell, points, source_looks(synthetic_sources(study)))
+    return Section("words", "Words against loss", lead, drawings=(drawing,))
 
 
 def _training(study: Study) -> Section:
@@ -217,8 +249,17 @@ def _synthetic(study: Study) -> Section:
         "rows by their hash, not the best."
     )
     examples = tuple(example for each in study.synthetic.values() for example in each.examples)
+    cards = tuple(
+        f"Data card of {name}, with histograms, verdicts and more examples: synthetic/{name}/card.html under the study's root."
+        for name in sorted(study.synthetic)
+    )
     return Section(
-        "synthetic", "Synthetic text", lead, tables=tuple(data.synthetic_tables(study)), examples=examples
+        "synthetic",
+        "Synthetic text",
+        lead,
+        tables=tuple(data.synthetic_tables(study)),
+        examples=examples,
+        notes=cards,
     )
 
 

@@ -89,6 +89,17 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
+class Series:
+    """What belongs together in a drawing and can be hidden together."""
+
+    label: str
+    role: str
+    """Palette role of its colour."""
+    gids: tuple[str, ...]
+    """Artists it is made of, by gid."""
+
+
+@dataclass(frozen=True)
 class Drawing:
     """One finished figure panel."""
 
@@ -103,6 +114,8 @@ class Drawing:
     """The standalone file: light colours on white."""
     inline_svg: str
     """The element for the page: colours are CSS variables, no namespace, no style sheet, no outside reference."""
+    series: tuple[tuple[str, str], ...] = ()
+    """(label, palette role) of what a reader may hide; element k of the page's drawing has `data-series="k"`."""
 
 
 def light(role: str) -> str:
@@ -120,11 +133,12 @@ def house_style() -> Iterator[None]:
 
 
 def finish_drawing(
-    figure: Figure, name: str, title: str, alt: str, run_ids: Sequence[str], tips: Mapping[str, Sequence[str]]
-) -> Drawing:
+    figure: Figure, name: str, title: str, alt: str, run_ids: Sequence[str], tips: Mapping[str, Sequence[str]],
+    series: Sequence[Series] = (),
+) -> Drawing:  # fmt: skip
     """Turn a figure into a Drawing. `tips` gives, by artist gid, one tooltip per marker (or one for the artist).
 
-    Raises ValueError when an artist's markers and tips differ in number: a tooltip on the wrong run would lie.
+    A single series is not offered for hiding: nothing would be left. Raises ValueError when an artist's markers and tips differ in number: a tooltip on the wrong run would lie.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -133,6 +147,11 @@ def finish_drawing(
         _plain_element(element)
     for gid, texts in tips.items():
         _add_tips(root, gid, texts)
+    shown = series if len(series) > 1 else ()
+    for number, each in enumerate(shown):
+        for element in root.iter("g"):
+            if element.get("id") in each.gids:
+                element.set("data-series", str(number))
     _drop_boilerplate(root)
     _prefix_identifiers(root, name)
     width, height = (side.removesuffix("pt") for side in (root.get("width", ""), root.get("height", "")))
@@ -150,7 +169,8 @@ def finish_drawing(
     root.insert(0, ET.Element("rect", width="100%", height="100%", fill=light("paper")))
     root.attrib.update({"xmlns": SVG_NAMESPACE, "width": width, "height": height})
     drawn = tuple(dict.fromkeys(run_ids))
-    return Drawing(name, title, alt, drawn, ET.tostring(root, encoding="unicode") + "\n", inline)
+    text = ET.tostring(root, encoding="unicode") + "\n"
+    return Drawing(name, title, alt, drawn, text, inline, tuple((each.label, each.role) for each in shown))
 
 
 def _themed(root: ET.Element) -> str:

@@ -1,0 +1,183 @@
+"""Which steps run beside each other, what is moved aside, what is taken over from another study, and how far one is."""
+
+import json
+import os
+
+import pytest
+
+from rayjobs import run_study, study_status
+from rayjobs.aside import move_aside, what_is_there
+from rayjobs.schedule import RUNNING_FILE, Need, Schedule, fitting, need_of
+from rayjobs.sharing import take_over
+from rayjobs.status import status_of
+from rayjobs.study import StudyConfig, steps_of
+from synth.config import CorpusConfig
+from synth.corpus import CorpusBuild
+from synth.identity import is_finished
+from synth.storage import read_json, study_path, write_json_atomic
+from tests.assets.study_file import changed
+
+FIXED, ELASTIC = Need(cpus=2.0), Need(cpus=1.0, elastic=True)
+
+
+def names(started):
+    return [step for step, _ in started]
+
+
+def test_two_cores_run_one_step_after_the_other():
+    ready = [("corpus", ELASTIC), ("generator", Need(1.0))]
+    assert names(fitting(ready, [], cpus=2, gpus=0)) == ["corpus"]
+    assert fitting(ready[1:], [ELASTIC], cpus=2, gpus=0) == []
+
+
+def test_a_generator_trains_beside_a_corpus_that_takes_the_cpus_it_leaves():
+    started = fitting([("corpus", ELASTIC), ("generator", FIXED)], [], cpus=8, gpus=0)
+    assert [(step, need.cpus) for step, need in started] == [("generator", 2.0), ("corpus", 6.0)]
+
+
+def test_steps_that_want_the_same_gpus_wait_for_each_other():
+    three = [(name, Need(cpus=9.0, gpus=8.0)) for name in ("hq-3b", "hq-8b", "hq-70b")]
+    assert names(fitting(three, [], cpus=64, gpus=16)) == ["hq-3b", "hq-8b"]
+    assert names(fitting(three[2:], [need for _, need in three[:2]], cpus=64, gpus=16)) == []
+    assert names(fitting(three[2:], [three[0][1]], cpus=64, gpus=16)) == ["hq-70b"]
+
+
+def test_a_step_larger_than_the_cluster_is_started_all_the_same_when_nothing_runs():
+    assert names(fitting([("large", Need(100.0)), ("small", Need(1.0))], [], cpus=8, gpus=0)) == ["large"]
+
+
+def test_what_a_step_needs_is_what_its_placement_asks_for():
+    study = changed("pretrain.grid.placement", {"lanes": 3, "workers_per_lane": 2, "gpus_per_worker": 1.0})
+    study = changed(
+        "rephrase.made.placement", {"engines": 4, "gpus_per_engine": 2, "tensor_parallel": 2}, study
+    )
+    needs = {step.section: need_of(step) for step in steps_of(StudyConfig.model_validate(study))}
+    assert needs["pretrain"] == Need(cpus=6.0, gpus=6.0)
+    assert needs["rephrase"] == Need(cpus=5.0, gpus=8.0)
+    assert needs["corpora"].elastic
+    assert needs["laws"] == Need(0.0)
+
+
+# --- with a corpus that is there -------------------------------------------------------------------------------
+
+
+def build(config: CorpusConfig) -> None:
+    corpus = CorpusBuild(config)
+    for stage in corpus.stages():
+        for task in stage.todo:
+            stage.work(task)
+    corpus.finish()
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.mkdir()
+    for number in range(6):
+        (path / f"{number}.txt").write_text(f"document {number}: " + "words that make it long enough. " * 12)
+    return path
+
+
+def study_on(text, root, **more):
+    sources = [{"kind": "files", "paths": [str(text)], "domain": "notes"}]
+    study = changed("corpora.natural", {"sources": sources, "held_out_fraction": 0.2})
+    return StudyConfig.model_validate({**study, "root": str(root), **more})
+
+
+def first_step(study):
+    return steps_of(study)[0]
+
+
+def test_a_step_done_again_is_moved_aside_and_nothing_is_lost(text, tmp_path):
+    study = study_on(text, tmp_path / "study")
+    step = first_step(study)
+    build(step.config)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "study/corpora/natural/train").iterdir()}
+    ((old, new),) = move_aside(study.root, step)
+    assert what_is_there(step) == []
+    assert not step.plan().finished
+    assert old == study_path(study.root, "corpora", "natural")
+    assert {path.name: path.read_bytes() for path in (new / "train").iterdir()} == before
+    assert new.relative_to(study_path(study.root)).parts[0] == "aside"
+
+
+def test_a_dry_run_says_what_would_be_moved_aside_and_moves_nothing(text, tmp_path, capsys):
+    study = study_on(text, tmp_path / "study")
+    build(first_step(study).config)
+    plans = run_study.plan_study(study, force=("corpora.natural",))
+    assert str(tmp_path / "study/corpora/natural") in plans[0].facts["is done again"]
+    assert is_finished(study_path(study.root, "corpora", "natural"))
+
+
+def test_a_corpus_of_another_study_is_taken_over_and_stays_there(text, tmp_path):
+    theirs = study_on(text, tmp_path / "theirs")
+    build(first_step(theirs).config)
+    ours = study_on(text, tmp_path / "ours", share_with=[theirs.root])
+    said = []
+    Schedule(
+        ours, [first_step(ours)], connect=lambda: pytest.fail("Ray is not needed"), say=said.append
+    ).run()
+    assert said == [f"1/1 build_corpus natural: taken over from {theirs.root}"]
+    assert first_step(ours).plan().finished
+    assert first_step(theirs).plan().finished
+    hashes = [
+        read_json(study_path(study.root, "corpora/natural/manifest.json"))["hash"] for study in (ours, theirs)
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_corpus_of_another_recipe_is_not_taken_over(text, tmp_path):
+    theirs = study_on(text, tmp_path / "theirs")
+    build(first_step(theirs).config)
+    ours = study_on(text, tmp_path / "ours")
+    other = first_step(ours).config.model_copy(update={"min_characters": 10})
+    step = type(first_step(ours))("corpora", first_step(ours).job, other)
+    assert take_over(step, [theirs.root], {}) is None
+    assert not study_path(ours.root, "corpora").exists()
+
+
+# --- status ----------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_finished_from_ready_from_waiting(text, tmp_path):
+    study = study_on(text, tmp_path / "study")
+    assert [row.state for row in status_of(study)] == ["ready", *["waiting"] * 5]
+    build(first_step(study).config)
+    rows = {row.step: row for row in status_of(study)}
+    assert rows["corpora.natural"].state == "finished"
+    assert rows["corpora.natural"].done_fraction == 1.0
+    assert rows["pack.packed"].note == "needs rephrase.made"
+
+
+def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
+    study = study_on(text, tmp_path / "study")
+    here = {"began_at": "2026-01-01T00:00:00+00:00", "host": os.uname().nodename}
+    path = study_path(study.root, RUNNING_FILE)
+    write_json_atomic(path, {"corpora.natural": {**here, "pid": os.getpid()}})
+    assert status_of(study)[0].state == "running"
+    assert status_of(study)[0].note == f"since {here['began_at']} on {here['host']}"
+    write_json_atomic(path, {"corpora.natural": {**here, "pid": 2**22 - 1}})
+    assert status_of(study)[0].state == "ready"
+
+
+def test_status_is_a_table_for_people_and_json_for_programs(tmp_path, capsys):
+    argv = ["--config", "rayjobs/configs/demo.toml", "--root", str(tmp_path / "study")]
+    assert study_status.main(argv) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[2].split()[:3] == ["step", "state", "done"]
+    assert "0 of 10" in table
+    assert study_status.main([*argv, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert [step["state"] for step in value["steps"]] == ["ready", *["waiting"] * 9]
+    assert value["total"]["remaining_device_hours"] > 0
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_steps_mistake_is_said_with_all_others_before_anything_starts(tmp_path, capsys):
+    study = changed("corpora.natural.sources", [{"kind": "files", "paths": [str(tmp_path / "nowhere.txt")]}])
+    study = changed(
+        "corpora.other", {"sources": [{"kind": "docstrings", "packages": ["no_such_package"]}]}, study
+    )
+    with pytest.raises(run_study.Mistakes) as error:
+        run_study.plan_study(StudyConfig.model_validate({**study, "root": str(tmp_path / "study")}))
+    assert [each.split(":")[0] for each in error.value.sentences] == ["corpora.natural", "corpora.other"]

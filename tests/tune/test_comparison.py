@@ -1,0 +1,117 @@
+"""`compare_studies`: two studies of known difference, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from rayjobs import compare_studies
+from synth.errors import UserError
+from tests.assets.simulated_study import record_of, write_packed, write_search
+from train.config import Axis, PretrainConfig
+from train.grid import claim_plan, finish_plan, plan_runs
+from train.record import write_record
+from tune.config import CompareConfig
+from tune.report.comparison import compare, mean_interval, verdict_of
+from tune.report.comparison_page import render_comparison
+from tune.results import Interval
+
+AXES = (Axis(models=("25k", "98k"), train_tokens=(262_144, 524_288, 1_048_576)),)
+
+
+def write_study(root, effect, sources=("hq",), searched=False):
+    """Write a study whose synthetic runs have `effect` times the loss of the simulated law."""
+    packed = write_packed(str(root), parents={"source.hq": str(effect)})
+    config = PretrainConfig(root=str(root), synthetic=sources, shares=(0.0, 1 / 3, 2 / 3), axes=AXES)
+    planned = list(plan_runs(config, packed))
+    identity = claim_plan(config, packed, planned)
+    # What makes the generators differ is the text alone: natural runs of both studies are the same to the last bit.
+    records = [record_of(each.run, factor=effect if each.share else 1.0) for each in planned]
+    for record in records:
+        write_record(str(root), record)
+    finish_plan(config, identity, records)
+    if searched:
+        write_search(config, packed, "hq")
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    return (
+        write_study(tmp_path_factory.mktemp("a"), 1.0, searched=True),
+        write_study(tmp_path_factory.mktemp("b"), 0.97, searched=True),
+    )
+
+
+def test_a_better_generator_is_told_and_natural_text_is_not(studies):
+    found = compare(CompareConfig(study_a=studies[0], study_b=studies[1]))
+    by = {(each.what, each.share): each for each in found.by_share}
+    better = by["hq", 1 / 3]
+    assert (better.verdict, better.cells, better.pairs) == ("B is better", 6, 6)
+    assert better.relative.low <= math.log(0.97) <= better.relative.high
+    assert by["natural text alone", 0.0].verdict == "not told apart"
+    assert by["hq", None].cells == 6
+    assert {each.verdict for each in found.by_domain} == {"B is better"}
+
+
+def test_exchanging_the_studies_changes_every_sign_and_nothing_else(studies):
+    there = compare(CompareConfig(study_a=studies[0], study_b=studies[1]))
+    back = compare(CompareConfig(study_a=studies[1], study_b=studies[0]))
+    for one, other in zip(there.by_share, back.by_share, strict=True):
+        assert one.relative.value == pytest.approx(-other.relative.value)
+    assert back.by_share[1].verdict == "A is better"
+
+
+def test_best_shares_of_common_cells_are_compared_with_both_errors(studies):
+    names = ("search-hq",)
+    found = compare(CompareConfig(study_a=studies[0], study_b=studies[1], searches_a=names, searches_b=names))
+    assert [(each.what, each.model) for each in found.best_shares] == [("hq", "25k"), ("hq", "98k")]
+    for each in found.best_shares:
+        assert each.difference.value == pytest.approx(each.b.value - each.a.value)
+        assert each.difference.standard_error == pytest.approx(
+            math.hypot(each.a.standard_error, each.b.standard_error)
+        )
+
+
+def test_two_sources_of_one_study_are_compared_by_naming_them(tmp_path):
+    root = write_study(tmp_path / "both", 1.0, sources=("hq", "qa"))
+    found = compare(CompareConfig(study_a=root, study_b=root, pairs={"hq": "qa"}))
+    assert {each.what for each in found.by_share} == {"hq against qa"}
+    assert found.by_share[0].pairs == 6
+
+
+def test_files_are_the_same_every_time_and_the_json_has_every_number(studies):
+    found = compare(CompareConfig(study_a=studies[0], study_b=studies[1]))
+    files = render_comparison(found)
+    assert files == render_comparison(found)
+    value = json.loads(files["comparison.json"])
+    assert value["by_share"][1]["relative"]["value"] == found.by_share[1].relative.value
+    assert "B is better" in files["comparison.md"]
+    assert "http" not in files["index.html"].replace("http-equiv", "")
+
+
+def test_the_job_takes_two_roots(studies, tmp_path, capsys):
+    assert compare_studies.main([*studies, "--root", str(tmp_path)]) == 0
+    assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
+        "index.html", "comparison.md", "comparison.json",
+    }  # fmt: skip
+
+
+def test_studies_without_a_common_cell_are_one_sentence(studies, tmp_path):
+    packed = write_packed(str(tmp_path))
+    axes = (Axis(models=("12k",), train_tokens=(131_072,)),)
+    config = PretrainConfig(root=str(tmp_path), synthetic=("hq",), axes=axes)
+    planned = list(plan_runs(config, packed))
+    claim_plan(config, packed, planned)
+    with pytest.raises(UserError, match="have no two finished runs of the same size, budget, share and seed"):
+        compare(CompareConfig(study_a=studies[0], study_b=str(tmp_path)))
+    with pytest.raises(UserError, match="pairs names 'xy', which is no synthetic source of study b"):
+        compare(CompareConfig(study_a=studies[0], study_b=studies[1], pairs={"hq": "xy"}))
+
+
+def test_an_interval_that_reaches_both_ways_is_no_verdict():
+    assert verdict_of(Interval(value=-0.01, low=-0.03, high=0.01)) == "not told apart"
+    assert verdict_of(mean_interval([-0.02, -0.021, -0.019], 0.95)) == "B is better"
+    assert verdict_of(mean_interval([-0.02], 0.95)) == "not told apart"
