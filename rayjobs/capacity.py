@@ -53,9 +53,9 @@ def need_of(config: JobConfig) -> Need | None:
         fields = ("placement.cpus_per_engine", "placement.gpus_per_engine")
         return Need("an engine", 1, _bundle(placement.cpus_per_engine, placement.gpus_per_engine), fields)
     if isinstance(placement, TrainPlacement):
-        fields = ("placement.workers_per_lane", "placement.cpus_per_worker", "placement.gpus_per_worker")
+        per_lane = ("placement.workers_per_lane", "placement.cpus_per_worker", "placement.gpus_per_worker")
         bundle = _bundle(placement.cpus_per_worker, placement.gpus_per_worker)
-        return Need("a training lane", placement.min_workers, bundle, fields)
+        return Need("a training lane", placement.min_workers, bundle, per_lane)
     if isinstance(config, (CorpusConfig, PackConfig)):
         return Need("a task", 1, _bundle(1, 0), ("off the GPU pools",), off_the_gpu_pools=True)
     return None
@@ -154,7 +154,7 @@ class _AutoscalerState:
 def _autoscaler_state() -> _AutoscalerState:
     # What `ray status` reads; it leaves out the requests that are infeasible, so the reply is read here.
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and its stub leaves it out
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()

@@ -25,8 +25,10 @@ from train.config import PretrainConfig
 from train.grid import plan_runs
 from train.record import RECORD_FILE, run_directory
 from train.tokens import PackedInfo
-from tune.cells import first_shares, order_cells, trial_run
+from tune.cells import trial_run
 from tune.config import SearchConfig
+from tune.rounds import first_choices
+from tune.search import cells_of
 
 PLACES = {"corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed"}
 """Sections whose artefacts are taken over whole, and where these lie."""
@@ -91,8 +93,11 @@ def _wanted_runs(step: Step) -> list[str]:
         return [each.run.run_id for each in plan_runs(config, packed)]
     assert isinstance(config, SearchConfig)
     # Later shares depend on the losses of these; they are asked for again when the search reaches them.
-    cells = [each.cell for each in order_cells(config, packed)]
-    return [trial_run(config, packed, cell, share).run_id for cell in cells for share in first_shares(config)]
+    return [
+        trial_run(config, packed, cell.cell, choice).run_id
+        for cell in cells_of(config, packed)
+        for choice in first_choices(config, cell.space)
+    ]
 
 
 def _take_run(root: str, own: str, run_id: str) -> None:

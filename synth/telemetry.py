@@ -82,7 +82,8 @@ def of_part(
         yield Sample(REASONS, rows, (name, reason))
     yield Sample(ACCEPTED_TOKENS, total.accepted_tokens, (name,))
     yield Sample(ACCEPTED_RATE, accepted_per_second, (name,))
-    yield Sample(ENGINE_DEATHS, entry.engine_deaths, (name,))
+    if entry.engine_deaths is not None:  # a backend that does not tell has no number
+        yield Sample(ENGINE_DEATHS, entry.engine_deaths, (name,))
 
 
 def of_engine(name: str, running: int, waiting: int) -> Iterator[Sample]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tune.claims import ClaimData
+from tune.claim_data import ClaimData
 from tune.report import data_tables as data
 from tune.report import tables
 from tune.report.claims import claim_data, claims_table
