@@ -22,8 +22,7 @@ def connect(step: str, config: JobConfig, *, dashboard: bool = False) -> None:
 
     Joins once a process; each step's name and progress are then shown on the job's page and as metrics. A local
     cluster has the machine's CPUs and GPUs and asks every client for Ray's token; `dashboard` serves its dashboard on
-    loopback and prints the address; its processes take a good part of a small machine. Ray Train's watcher of lost
-    controllers asks it who is alive, and says so without it.
+    loopback and prints the address; its processes take a good part of a small machine.
 
     Raises UserError when no local Ray comes up, or when the cluster can never hold what the step's placement asks for.
     """
@@ -68,6 +67,8 @@ def _start_local(step: str, dashboard: bool) -> Any:
     for attempt in range(1, STARTS + 1):
         try:
             return ray.init(
+                # Without a dashboard Ray Train's watcher warns every second that it cannot ask it who is alive.
+                logging_config=None if dashboard else ray.LoggingConfig(encoding="TEXT", log_level="ERROR"),
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 logging_level=logging.WARNING,

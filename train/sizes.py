@@ -15,6 +15,7 @@ from train.config import ModelConfig
 from train.flops import count_parameters, flops_per_token
 
 _SMALL = {
+    "6k": (1, 32, 1, 1, 20),
     "12k": (1, 32, 1, 1, 80),
     "25k": (2, 32, 1, 1, 88),
     "49k": (1, 64, 2, 2, 168),

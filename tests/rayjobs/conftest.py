@@ -12,7 +12,7 @@ from tests.assets.study_results import results_of
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = "rayjobs/configs/demo.toml"
-TRAINING = {"rows_per_step": 4, "max_epochs": 100.0}
+TRAINING = {"rows_per_step": 4, "max_epochs": 100.0, "optimizer": {"warmup_tokens": 512}}
 SHRUNK = {
     "corpora": {
         "natural": {"sources": [{"kind": "docstrings", "packages": ["pandas", "optuna"]}], "max_documents": 300, "documents_per_part": 32},

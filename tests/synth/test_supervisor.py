@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synth import supervisor as supervisor_module
+from synth.engines import supervisor as supervisor_module
 from synth.engines.fake import FakeBehaviour, FakeEngine
 from synth.engines.protocol import EngineStartFailed, GenerationRequest, GenerationResult
 from synth.engines.supervisor import Quarantined, Supervisor, TooManyDeaths

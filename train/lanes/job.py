@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import tempfile
 import threading
 import time
@@ -84,6 +85,8 @@ def _work_in_lane(config: dict[str, Any]) -> None:
     """Run on every worker of a lane's group."""
     import ray.train.torch
 
+    # A local Ray is told to keep its own warnings to itself; ours are worth hearing.
+    logging.getLogger("train").setLevel(logging.WARNING)
     link = _QueueLink(config["queue"], config["lane"], ray.train.get_context().get_world_size())
     LaneWorker(
         config["root"], config["placement"], config["trainer"], link, ray.train.torch.get_device()
