@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from synth.config import Config, Fraction, JobConfig, Name
 from synth.identity import content_hash
@@ -163,7 +163,15 @@ class TemplateOptimizer(OptimizerConfig):
 
 
 OF_A_BRANCH = frozenset(
-    {"train_tokens", "decay_fraction", "warmup_fraction", "max_epochs", "evaluations", "branching"}
+    {
+        "train_tokens",
+        "decay_fraction",
+        "warmup_fraction",
+        "max_epochs",
+        "max_epochs_by_source",
+        "evaluations",
+        "branching",
+    }
 )
 """Fields of a run and of its optimizer that runs of one trunk may differ in."""
 
@@ -223,6 +231,8 @@ class RunConfig(Config):
     """Number format of weights and activations in the forward and backward pass; the master copy is float32."""
     max_epochs: float | None = Field(default=1.0, gt=0)
     """Most passes over any source; 1 refuses to repeat, null allows any number."""
+    max_epochs_by_source: dict[Name, PositiveFloat] = Field(default_factory=dict)
+    """Most passes over single sources, in place of max_epochs for them."""
     evaluations: int = Field(default=1, ge=1)
     """Evaluations on every held-out domain, evenly spaced over the run, the last one at its end."""
     branching: bool = False
@@ -372,6 +382,8 @@ class RunTemplate(Config):
     """Number format of the forward and backward pass."""
     max_epochs: float | None = Field(default=1.0, gt=0)
     """Most passes over any source; 1 refuses to repeat, null allows any number."""
+    max_epochs_by_source: dict[Name, PositiveFloat] = Field(default_factory=dict)
+    """Most passes over single sources, in place of max_epochs for them."""
     evaluations: int = Field(default=1, ge=1)
     """Evaluations over the run, the last one at its end."""
     branching: bool = False

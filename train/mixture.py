@@ -148,36 +148,52 @@ def check_epochs(run: RunConfig, num_rows: Mapping[str, int]) -> dict[str, RowUs
     """Return what a run will draw from each source of a packed set with these rows.
 
     Raises UserError, naming the largest budget that fits, when a source would be passed over more often than
-    `max_epochs` allows.
+    `max_epochs`, or its own `max_epochs_by_source`, allows.
     """
+    for name in run.max_epochs_by_source:
+        if name not in num_rows:
+            raise UserError(
+                f"max_epochs_by_source names {name!r}, which the packed set does not have (it has "
+                f"{', '.join(sorted(num_rows))}): correct the name."
+            )
     sampler = MixtureSampler(run.mixture, num_rows, run.seed)
     use = sampler.use(run.num_steps * run.rows_per_step)
-    if run.max_epochs is None:
-        return use
-    limit = Fraction(repr(run.max_epochs))  # 2.3 as written, not the binary number just below it
-    over = {name: each for name, each in use.items() if each.rows > limit * each.num_rows}
+    limits = {name: run.max_epochs_by_source.get(name, run.max_epochs) for name in use}
+    over = {name: each for name, each in use.items() if _beyond(each, limits[name])}
     if not over:
         return use
     name, worst = max(over.items(), key=lambda item: item[1].epochs)
-    fits = _largest_number_of_steps(sampler, run.rows_per_step, run.num_steps, limit) * run.tokens_per_step
+    fits = _largest_number_of_steps(sampler, run.rows_per_step, run.num_steps, limits) * run.tokens_per_step
     allows = f"allows D <= {fits:,}" if fits else "allows not even one step"
+    limit = limits[name]
+    assert limit is not None, "no limit was passed"
+    field = f"max_epochs_by_source.{name}" if name in run.max_epochs_by_source else "max_epochs"
     raise UserError(
         f"train_tokens = {run.train_tokens:,} needs {worst.epochs:.3g} passes over source {name} "
-        f"({worst.num_rows * run.sequence_length:,} tokens at share {run.mixture[name]:.3g}), max_epochs = "
-        f"{run.max_epochs:g} {allows}: lower train_tokens, generate more, or raise run.max_epochs."
+        f"({worst.num_rows * run.sequence_length:,} tokens at share {run.mixture[name]:.3g}), {field} = "
+        f"{limit:g} {allows}: lower train_tokens, generate more, or raise run.{field}."
     )
 
 
-def _largest_number_of_steps(sampler: MixtureSampler, rows_per_step: int, above: int, limit: Fraction) -> int:
-    """Return the most optimiser steps whose rows stay within `limit` passes; counts only grow, so bisect."""
+def _beyond(use: RowUse, limit: float | None) -> bool:
+    if limit is None:
+        return False
+    return (
+        use.rows > Fraction(repr(limit)) * use.num_rows
+    )  # 2.3 as written, not the binary number just below it
+
+
+def _largest_number_of_steps(
+    sampler: MixtureSampler, rows_per_step: int, above: int, limits: Mapping[str, float | None]
+) -> int:
+    """Return the most optimiser steps whose rows stay within the limits; counts only grow, so bisect."""
     below = 0
     while above - below > 1:
         steps = (below + above) // 2
-        use = sampler.use(steps * rows_per_step).values()
-        if all(each.rows <= limit * each.num_rows for each in use):
-            below = steps
-        else:
+        if any(_beyond(each, limits[name]) for name, each in sampler.use(steps * rows_per_step).items()):
             above = steps
+        else:
+            below = steps
     return below
 
 

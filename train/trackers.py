@@ -8,7 +8,8 @@ WANDB_MODE, ...), because a study file is no place for a key.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from upath import UPath
@@ -19,6 +20,8 @@ from train.config import RunConfig, Tracker, TrainPlacement
 from train.events import EventLog
 from train.metrics import StepMetrics, scalars_of
 from train.record import Evaluation
+
+_LOG = logging.getLogger(__name__)
 
 PROJECT = "synthscale"
 """Experiment (MLflow) or project (Weights & Biases) that runs appear under; their own settings can name another."""
@@ -59,27 +62,40 @@ def check_trackers(root: str, placement: TrainPlacement) -> None:
 
 
 class Trackers:
-    """All trackers of one attempt at a run; none, on any worker but the leading one."""
+    """All trackers of one attempt at a run. One that fails is left out from there on, with a warning: a view of a run is
+    no reason to lose the run."""
 
     def __init__(self, run: RunConfig, placement: TrainPlacement, directory: UPath, step: int) -> None:
-        self._open: list[RunTracker] = [
-            _open_tracker(tracker, run, directory, step) for tracker in placement.trackers
-        ]
+        self._open: dict[str, RunTracker] = {}
+        for name in placement.trackers:
+            try:
+                self._open[name] = _open_tracker(name, run, directory, step)
+            except Exception as error:  # whatever a tracker's library raises
+                _warn(name, error)
 
     def add(self, line: StepMetrics) -> None:
         """Take in a metrics line."""
-        for tracker in self._open:
-            tracker.add(line)
+        self._tell(lambda tracker: tracker.add(line))
 
     def add_evaluation(self, evaluation: Evaluation, step: int) -> None:
         """Take in the held-out losses after a step."""
-        for tracker in self._open:
-            tracker.add_evaluation(evaluation, step)
+        self._tell(lambda tracker: tracker.add_evaluation(evaluation, step))
 
     def close(self, status: str) -> None:
         """Say how the attempt ended."""
-        for tracker in self._open:
-            tracker.close(status)
+        self._tell(lambda tracker: tracker.close(status))
+
+    def _tell(self, what: Callable[[RunTracker], None]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                what(tracker)
+            except Exception as error:  # whatever a tracker's library raises
+                _warn(name, error)
+                del self._open[name]
+
+
+def _warn(name: str, error: Exception) -> None:
+    _LOG.warning("tracker %s failed and is left out from here on: %s: %s", name, type(error).__name__, error)
 
 
 def _open_tracker(tracker: Tracker, run: RunConfig, directory: UPath, step: int) -> RunTracker:

@@ -232,3 +232,27 @@ def test_a_budget_beyond_max_epochs_is_refused_with_the_largest_that_fits():
 def test_a_source_too_small_for_one_step_is_said_so():
     with pytest.raises(UserError, match="allows not even one step"):
         check_epochs(run_of({"a": 1.0}, train_tokens=64), {"a": 3})
+
+
+def test_a_source_may_have_a_cap_of_its_own():
+    num_rows = {"natural": 100, "qa": 100}
+    run = run_of({"natural": 0.5, "qa": 0.5}, train_tokens=16 * 400, max_epochs_by_source={"natural": 4.0})
+    with pytest.raises(
+        UserError, match=r"passes over source qa .* max_epochs = 1 allows D <= 3,200: .*run.max_epochs\."
+    ):
+        check_epochs(run, num_rows)
+    capped = run.model_copy(update={"max_epochs": None, "max_epochs_by_source": {"qa": 1.5}})
+    with pytest.raises(UserError, match=r"max_epochs_by_source\.qa = 1\.5 allows D <= 4,800"):
+        check_epochs(capped, num_rows)
+    both = run.model_copy(update={"max_epochs_by_source": {"natural": 4.0, "qa": 2.0}})
+    assert {name: use.epochs for name, use in check_epochs(both, num_rows).items()} == {
+        "natural": 2.0,
+        "qa": 2.0,
+    }
+
+
+def test_a_cap_on_a_source_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"max_epochs_by_source names 'web', .*it has natural"):
+        check_epochs(
+            run_of({"natural": 1.0}, train_tokens=64, max_epochs_by_source={"web": 2.0}), {"natural": 99}
+        )

@@ -64,6 +64,15 @@ def test_what_decides_a_run_is_flat_and_plain(run):
     assert not any(isinstance(value, dict) for value in values.values())
 
 
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(run, tmp_path, caplog):
+    (tmp_path / "events").write_text("a file where a directory should be")
+    trackers = Trackers(run, TrainPlacement(trackers=("tensorboard",)), UPath(tmp_path), 0)
+    trackers.add(line(1, 4.0))
+    trackers.close("complete")
+    (warning,) = caplog.records
+    assert "tracker tensorboard failed and is left out from here on" in warning.getMessage()
+
+
 def test_mlflow_has_one_run_for_all_attempts(run, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is optional")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -13,6 +13,7 @@ from train.config import TrainPlacement
 from train.lanes import worker as lane_module
 from train.lanes.queue import RunQueue, Word, failed_record
 from train.lanes.worker import Beats, LaneWorker
+from train.memory import MicrobatchTooLarge
 from train.record import read_record, write_record
 
 
@@ -44,6 +45,10 @@ class DirectLink:
         self.refused[run_id] = why
 
 
+ATTEMPTS = []
+"""Of the run with seed 4."""
+
+
 def trainer(run, packed, placement, directory, *, device, report):
     """Stand in for training: what happens depends on the seed."""
     report(0)
@@ -54,6 +59,9 @@ def trainer(run, packed, placement, directory, *, device, report):
         raise UserError("packed_hash is another one.")
     if run.seed == 3:
         raise OSError("no space left on device")
+    if run.seed == 4 and len(ATTEMPTS) < 2:
+        ATTEMPTS.append(run.seed)
+        raise MicrobatchTooLarge("no memory for 8 rows at once")
     record = failed_record(
         run, packed.vocab_size, placement, "", tokens=9, seconds=1, tokens_per_second=1, attempts=1
     )
@@ -116,6 +124,17 @@ def test_a_full_disk_ends_the_worker_and_only_again_and_again_is_it_the_runs_end
     failed, complete = link.records
     assert "no space left on device" in failed.reason
     assert (failed.status, complete.status) == ("failed", "complete")
+
+
+def test_workers_that_were_all_short_of_memory_try_again_at_once(group, tmp_path, packed):
+    ATTEMPTS.clear()
+    short, good = run_on(packed, seed=4), run_on(packed, seed=10)
+    link = work(tmp_path, [short, good])
+    assert len(ATTEMPTS) == 2
+    assert [(record.run_id, record.status) for record in link.records] == [
+        (short.run_id, "complete"),
+        (good.run_id, "complete"),
+    ]
 
 
 def test_a_stage_3_worker_stops_after_one_run_to_be_replaced(group, tmp_path, packed):
