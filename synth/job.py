@@ -211,6 +211,8 @@ def _quiet_ray_data() -> Iterator[None]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = PART_ATTEMPTS
+    # It takes what a tokenizer weighs for a leak, every half minute.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     # Its progress module warns that progress bars are off, which is what was asked for.
     quieter = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
     levels = {name: logging.getLogger(name).level for name in quieter}
