@@ -194,6 +194,9 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
 
 # --- the same by Ray Data LLM ---
 
+ENGINE_RESTARTS = 2
+"""Times an engine of Ray Data LLM that died is started again with the same rows; its own default is for ever."""
+
 SMALL_STAGE_CPUS = 0.1
 """Logical CPUs of every stage beside the engines: with whole ones a small cluster has none left for an engine and waits
 for ever, without a word."""
@@ -211,10 +214,8 @@ def _ray_data_llm_results(work: RephraseWork, parts: list[int]) -> Iterator[dict
                 ray.data.llm.vLLMEngineProcessorConfig(**processor_fields(work)), preprocess=to_request, postprocess=to_answer,
                 preprocess_map_kwargs=small, postprocess_map_kwargs=small,
             )  # fmt: skip
-            # Its default is to start a dead engine again for ever, with the same rows.
-            processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_task_retries"] = (
-                PART_ATTEMPTS
-            )
+            engine_stage = processor.get_stage_by_name("vLLMEngineStage")
+            engine_stage.map_batches_kwargs["max_task_retries"] = ENGINE_RESTARTS
             requests = ray.data.from_items(
                 [{"part": part} for part in parts], override_num_blocks=len(parts)
             ).map_batches(RequestRows, fn_constructor_args=(work,), batch_size=1, compute=one, **small)
@@ -252,6 +253,8 @@ def _quiet_ray_data() -> Iterator[None]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = PART_ATTEMPTS
+    # It takes what a tokenizer weighs for a leak, every half minute.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     # Its progress module warns that progress bars are off, which is what was asked for.
     quieter = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
     levels = {name: logging.getLogger(name).level for name in quieter}

@@ -100,6 +100,28 @@ def test_a_set_that_lost_parts_is_made_whole_with_the_same_bytes_and_nothing_els
 
 
 @pytest.mark.drill
+def test_rows_that_kill_an_engine_of_ray_data_llm_end_the_job_in_one_sentence(natural, tiny_model, tmp_path):
+    """Seeds and chunked prefill together kill vLLM's CPU engine, every time (0.29)."""
+    deadly = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
+    config = RephraseConfig.model_validate(
+        {
+            "root": natural, "corpus": "natural", "recipes": ("hq",),
+            "engine": {"kind": "ray_data_llm", "model": str(tiny_model), "max_model_len": WINDOW, "engine_arguments": deadly},
+            "recipe_overrides": {"sampling": {"max_output_tokens": 48, "temperature": 1.0}},
+            "placement": {"kv_cache_gib": 0.25, "max_num_seqs": 16},
+        }
+    )  # fmt: skip
+    job = RephraseJob(config, tmp_path / "job.log")
+    try:
+        assert job.wait() == 2, job.said()[-6000:]
+    finally:
+        job.end()
+    lines = [line for line in job.said().splitlines() if line.startswith("rephrase_corpus: ")]
+    assert len(lines) == 1
+    assert "engine.kind = 'ray_data_llm' did not get through" in lines[0]
+
+
+@pytest.mark.drill
 def test_ray_data_llm_and_our_worker_draw_the_same_text_from_the_same_model(run, natural, tiny_model):
     def made(kind):
         config = RephraseConfig.model_validate(
