@@ -38,7 +38,7 @@ from synth.config import CorpusConfig
 from synth.identity import provenance
 from synth.job import build_corpus
 from synth.storage import read_json
-from train.config import PackConfig
+from train.config import PackConfig, TrainPlacement
 from train.job import Lanes, pack_tokens
 from train.record import RunRecord, read_record
 from train.tokens import PackedInfo
@@ -49,6 +49,7 @@ from tune.results import CellOptimum
 from tune.search import BEST_FILE, ShareSearch, cells_of
 
 CORPORA = {"natural": ["scipy"], "first": ["stdlib"], "second": ["pandas"]}
+LANES = TrainPlacement(lanes=2)
 TARGET_EXCESS, TARGET_TOKENS = 0.005, 0.4
 RUN = {
     "rows_per_step": 8,
@@ -69,7 +70,6 @@ def build(root: str) -> None:
                     "sources": [{"kind": "docstrings", "packages": packages}],
                     "max_documents": 600,
                     "held_out_fraction": 0.1,
-                    "disjoint_from": [each for each in CORPORA if each < name and each != name],
                 }
             )
         )
@@ -265,8 +265,7 @@ def measure(root: Path, model: str, budgets: list[int]) -> dict[str, Any]:
         for other in ("search", "replay"):
             shutil.copytree(root / "grid" / "packed", root / other / "packed", dirs_exist_ok=True)
         plans = studies(model, budgets)
-        placement = config_of(str(root), plans["one source"], "grid", "grid").placement
-        with Lanes(str(root / "grid"), placement) as first, Lanes(str(root / "search"), placement) as second:
+        with Lanes(str(root / "grid"), LANES) as first, Lanes(str(root / "search"), LANES) as second:
             found = {name: measure_study(root, name, each, (first, second)) for name, each in plans.items()}
     finally:
         ray.shutdown()

@@ -11,7 +11,7 @@ from tune.cells import CellSearch, complete_trials, share_caps, surface_of
 from tune.config import SearchConfig
 from tune.optimum import Curve, interval_of_draws
 from tune.results import CellOptimum, Interval, TrialResult
-from tune.rounds import CONFIDENCE, FEW_LOSSES, best_shares
+from tune.rounds import CONFIDENCE, FEW_LOSSES, best_of, best_shares
 from tune.surface import MIN_POINTS, Surface
 
 FLAT_FRACTION = 0.5
@@ -37,8 +37,10 @@ def cell_optimum(config: SearchConfig, packed: PackedInfo, cell: CellSearch) -> 
         num_params=cell.num_params,
         train_tokens=run.num_steps * run.tokens_per_step,
         trials=tuple(cell.settled),
-        best_share=best_share(surface),
-        best_shares=dict(zip(config.synthetic, best_shares(surface), strict=True)) if several else {},
+        best_share=best_of(cell.space, surface, surface.points.sum(axis=1)),
+        best_shares=dict(zip(config.synthetic, best_shares(cell.space, surface), strict=True))
+        if several
+        else {},
         region=region(surface) if several else (),
         share_caps=caps,
         best_loss=_loss_at_best(surface),
@@ -48,12 +50,6 @@ def cell_optimum(config: SearchConfig, packed: PackedInfo, cell: CellSearch) -> 
         method=curve.describe(),
         warnings=tuple(_warnings(config, cell, surface, curve)),
     )
-
-
-def best_share(surface: Surface) -> Interval:
-    """Return the synthetic share, of all sources together, at the minimum, with the interval of the surfaces' minima."""
-    best = float(surface.points[surface.best_index].sum())
-    return interval_of_draws(best, surface.minima.sum(axis=1), CONFIDENCE)
 
 
 def region(surface: Surface) -> tuple[tuple[float, ...], ...]:

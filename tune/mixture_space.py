@@ -43,10 +43,15 @@ class MixtureSpace:
         """K."""
         return len(self.caps)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps over [0, 1]."""
+        return self.steps or STEPS[self.num_sources]
+
     @cached_property
     def points(self) -> Floats:
         """The mixtures, [G, K], sorted by the first source, then the second, and so on."""
-        steps = self.steps or STEPS[self.num_sources]
+        steps = self.num_steps
         low, high = self.share_range
         if self.num_sources == 1:
             end = min(high, self.caps[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from tune.config import SearchConfig
 from tune.mixture_space import MixtureSpace, distance
 from tune.optimum import interval_of_draws
 from tune.results import Interval
-from tune.surface import MIN_POINTS, Losses, Prior, Surface, fit_surface, most_telling
+from tune.surface import MIN_POINTS, Floats, Losses, Prior, Surface, fit_surface, most_telling
 
 FEW_LOSSES = 5
 """With fewer losses than this the interval is mostly the prior's."""
@@ -35,6 +36,11 @@ class Question:
     """Places of the mixtures whose run has no loss."""
     prior: Prior | None = None
     """What other cells say."""
+
+    @cached_property
+    def surface(self) -> Surface:
+        """The surfaces that explain the losses. Raises ValueError below MIN_POINTS losses."""
+        return fit_surface(self.space.points, self.losses, self.prior)
 
 
 def first_choices(config: SearchConfig, space: MixtureSpace) -> tuple[Choice, ...]:
@@ -65,7 +71,7 @@ def is_done(config: SearchConfig, cell: CellSearch) -> bool:
     if config.stop_interval_width == 0.0:
         return False
     surface = surface_of(config, cell.space, cell.settled)
-    return surface is not None and widest(surface) < config.stop_interval_width
+    return surface is not None and widest(cell.space, surface) < config.stop_interval_width
 
 
 def next_choices(
@@ -109,8 +115,7 @@ def propose(question: Question, pending: Sequence[int]) -> int:
             [distance(points, points[place]) / far for place, far in tried.items()] or [room], axis=0
         )
         return int(candidates[int(apart[candidates].argmax())])
-    surface = fit_surface(points, question.losses, question.prior)
-    return most_telling(surface, candidates, np.asarray(pending, dtype=np.intp))
+    return most_telling(question.surface, candidates, np.asarray(pending, dtype=np.intp))
 
 
 def repeats(config: SearchConfig, cell: CellSearch) -> tuple[Choice, ...]:
@@ -137,15 +142,31 @@ def repeats(config: SearchConfig, cell: CellSearch) -> tuple[Choice, ...]:
     return tuple(choice for choice in wanted if choice not in cell.choices)
 
 
-def best_shares(surface: Surface) -> tuple[Interval, ...]:
+def best_shares(space: MixtureSpace, surface: Surface) -> tuple[Interval, ...]:
     """Return the share of each source at the minimum of the mean surface, with the interval of the surfaces' minima."""
-    best, minima = surface.points[surface.best_index], surface.minima
-    return tuple(interval_of_draws(float(best[k]), minima[:, k], CONFIDENCE) for k in range(len(best)))
+    return tuple(best_of(space, surface, column) for column in surface.points.T)
 
 
-def widest(surface: Surface) -> float:
+def best_of(space: MixtureSpace, surface: Surface, column: Floats) -> Interval:
+    """Return a function of the mixture, [G], at the minimum; the interval is that of the surfaces' minima.
+
+    Its ends lie half a step further out, since the best mixture of all lies anywhere between those on the lattice.
+    """
+    found = interval_of_draws(
+        float(column[surface.best_index]), column[surface.draws.argmin(axis=1)], CONFIDENCE
+    )
+    half = 0.5 / space.num_steps
+    return found.model_copy(
+        update={
+            "low": max(float(column.min()), (found.low or 0.0) - half),
+            "high": min(float(column.max()), (found.high or 0.0) + half),
+        }
+    )
+
+
+def widest(space: MixtureSpace, surface: Surface) -> float:
     """Return the width of the widest interval of a best share."""
-    return max((each.high or 0.0) - (each.low or 0.0) for each in best_shares(surface))
+    return max((each.high or 0.0) - (each.low or 0.0) for each in best_shares(space, surface))
 
 
 def failed_places(config: SearchConfig, cell: CellSearch) -> tuple[int, ...]:
