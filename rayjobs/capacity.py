@@ -49,6 +49,7 @@ class Need:
 def need_of(config: JobConfig) -> Need | None:
     """Return the least a step with this configuration can work with; None when it runs in the driver alone."""
     placement: Any = getattr(config, "placement", None)
+    fields: tuple[str, ...]
     if isinstance(config, RephraseConfig):
         fields = ("placement.cpus_per_engine", "placement.gpus_per_engine")
         return Need("an engine", 1, _bundle(placement.cpus_per_engine, placement.gpus_per_engine), fields)
@@ -154,7 +155,7 @@ class _AutoscalerState:
 def _autoscaler_state() -> _AutoscalerState:
     # What `ray status` reads; it leaves out the requests that are infeasible, so the reply is read here.
     import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and its stub leaves it out
+    from ray.autoscaler.v2.sdk import GcsClient
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     reply = GetClusterStatusReply()

@@ -12,6 +12,8 @@ import yaml
 from tests.assets.ray_head import ROOT, Head, free_port, ray_head
 
 HEAD_ID = "f" * 51 + "00000"
+HEAD_TYPE = "ray.head.default"
+"""The fake provider calls every head's type so."""
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -30,9 +32,11 @@ def fake_config(
     for node in config["available_node_types"].values():
         node["node_config"] = {}
         node["resources"] = {name: min(count, cpus) for name, count in node["resources"].items()}
-    config["available_node_types"][config["head_node_type"]]["max_workers"] = 0
+    head = config["available_node_types"].pop(config["head_node_type"])
+    config["available_node_types"][HEAD_TYPE] = {**head, "max_workers": 0}
     return {
         **copy.deepcopy(config),
+        "head_node_type": HEAD_TYPE,
         "idle_timeout_minutes": idle_seconds / 60,
         # `external` and not `fake_multinode`: for the latter autoscaler v2 looks for a file that is not in the wheel.
         "provider": {
@@ -53,7 +57,7 @@ def fake_cloud(directory: Any, *, cpus: int = 2, idle_seconds: float = 6.0) -> I
     file.write_text(yaml.safe_dump(fake_config(port, cpus=cpus, idle_seconds=idle_seconds)))
     autoscaler = {
         "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_NODE_TYPE_NAME": "head",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     }  # fmt: skip
     options = ("--num-cpus=0", "--labels=synthscale.io/pool=head", f"--autoscaling-config={file}")
     with ray_head(*options, port=port, **autoscaler) as head:
