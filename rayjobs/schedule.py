@@ -91,8 +91,11 @@ class Schedule:
         steps: Sequence[Step],
         connect: Callable[[], None],
         say: Callable[[str], None],
+        size: Callable[[], tuple[float, float]] | None = None,
     ) -> None:
+        """Take the steps in order, how to connect to Ray, and where lines go; `size` gives the cluster's CPUs and GPUs."""
         self._study, self._connect, self._say = study, connect, say
+        self._size = size or cluster_size
         self._steps = steps
         self._all = {step.key: step for step in steps_of(study)}
         self._waiting = list(steps)
@@ -120,7 +123,7 @@ class Schedule:
         if not ready:
             return
         self._connect()
-        cpus, gpus = _cluster_size()
+        cpus, gpus = self._size()
         started = fitting([(step, need_of(step)) for step in ready], list(self._running.values()), cpus, gpus)
         if len(started) == 1 and not self._running:
             self._run_here(started[0][0], lanes.for_step(started[0][0]))
@@ -251,7 +254,8 @@ class _SharedLanes:
         self._open = None
 
 
-def _cluster_size() -> tuple[float, float]:
+def cluster_size() -> tuple[float, float]:
+    """Return the CPUs and GPUs of the Ray cluster as it is now."""
     import ray
 
     size = ray.cluster_resources()

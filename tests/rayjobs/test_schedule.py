@@ -2,18 +2,23 @@
 
 import json
 import os
+import threading
+import time
 
 import pytest
 
 from rayjobs import run_study, study_status
 from rayjobs.aside import move_aside, what_is_there
+from rayjobs.cli import Job
 from rayjobs.schedule import RUNNING_FILE, Need, Schedule, fitting, need_of
 from rayjobs.sharing import take_over
 from rayjobs.status import status_of
-from rayjobs.study import StudyConfig, steps_of
-from synth.config import CorpusConfig
+from rayjobs.study import Step, StudyConfig, steps_of
+from synth.config import CorpusConfig, CorpusPlacement
 from synth.corpus import CorpusBuild
+from synth.errors import UserError
 from synth.identity import is_finished
+from synth.plan import Plan
 from synth.storage import read_json, study_path, write_json_atomic
 from tests.assets.study_file import changed
 
@@ -56,6 +61,65 @@ def test_what_a_step_needs_is_what_its_placement_asks_for():
     assert needs["rephrase"] == Need(cpus=5.0, gpus=8.0)
     assert needs["corpora"].elastic
     assert needs["laws"] == Need(0.0)
+
+
+def steps_that(work, tmp_path):
+    """Return a study and two steps that need nothing of each other, of jobs that do `work(name)`."""
+    study = StudyConfig.model_validate(changed("root", str(tmp_path / "study")))
+    done = set()
+
+    def run(config):
+        work(config.name)
+        done.add(config.name)
+
+    def plan(config):
+        return Plan("build_corpus", config.name, config.name in done, {"parts": 1})
+
+    job = Job(name="build_corpus", config=CorpusConfig, plan=plan, run=run)
+    config = steps_of(study)[0].config
+    return study, [
+        Step("corpora", job, config.model_copy(update={"name": name, "placement": CorpusPlacement(tasks=2)}))
+        for name in ("one", "two")
+    ]
+
+
+def test_steps_with_room_for_both_are_at_work_at_the_same_time(tmp_path):
+    together = threading.Barrier(2, timeout=20)  # neither gets past it alone
+    said = []
+    study, steps = steps_that(lambda name: together.wait(), tmp_path)
+    Schedule(study, steps, connect=lambda: None, say=said.append, size=lambda: (8.0, 0.0)).run()
+    assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
+    log = read_json(study_path(study.root, "study.json"))
+    assert sorted(entry["name"] for entry in log) == ["one", "two"]
+    assert not study_path(study.root, RUNNING_FILE).exists()
+
+
+def test_on_two_cpus_one_follows_the_other(tmp_path):
+    at_work = threading.Semaphore(1)
+
+    def work(name):
+        assert at_work.acquire(blocking=False), "another step was at work"
+        time.sleep(0.02)
+        at_work.release()
+
+    study, steps = steps_that(work, tmp_path)
+    Schedule(study, steps, connect=lambda: None, say=lambda text: None, size=lambda: (2.0, 0.0)).run()
+
+
+def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_path):
+    failed = threading.Event()
+
+    def work(name):
+        if name == "one":
+            failed.set()
+            raise UserError("the disk is full")
+        assert failed.wait(20)
+        time.sleep(0.05)  # still at work when the other has failed
+
+    study, steps = steps_that(work, tmp_path)
+    with pytest.raises(UserError, match="the disk is full"):
+        Schedule(study, steps, connect=lambda: None, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
+    assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["two"]
 
 
 # --- with a corpus that is there -------------------------------------------------------------------------------
