@@ -245,7 +245,10 @@ def verdict_of(relative: Interval) -> str:
 
 
 def _best_shares(config: CompareConfig) -> Iterable[ShareDifference]:
-    optima_a, optima_b = read_optima(config.study_a, config.searches_a), read_optima(config.study_b, config.searches_b)
+    optima_a, optima_b = (
+        read_optima(config.study_a, config.searches_a),
+        read_optima(config.study_b, config.searches_b),
+    )
     there = {(o.synthetic, o.num_params, o.train_tokens): o for o in optima_b}
     for mine in optima_a:
         source = config.pairs.get(mine.synthetic, mine.synthetic)
@@ -302,7 +305,8 @@ def _differing(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[dict[st
         names_a, names_b = (_finished(root, kind) for root in (config.study_a, config.study_b))
         for name in sorted(names_a & names_b):
             old, new = (
-                _json(root, kind, name, RECIPE_FILE).get("recipe", {}) for root in (config.study_a, config.study_b)
+                _json(root, kind, name, RECIPE_FILE).get("recipe", {})
+                for root in (config.study_a, config.study_b)
             )
             for field, (a, b) in _unequal(old, new).items():
                 yield {"artefact": f"{kind}/{name}", "field": field, "a": a, "b": b}
@@ -316,7 +320,10 @@ def _differing_sets(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[di
     for pair in pairs:
         if pair.a.share == 0:
             continue
-        (name_a, made_a), (name_b, made_b) = _synthetic_of(config.study_a, pair.a), _synthetic_of(config.study_b, pair.b)
+        (name_a, made_a), (name_b, made_b) = (
+            _synthetic_of(config.study_a, pair.a),
+            _synthetic_of(config.study_b, pair.b),
+        )
         if (name_a, name_b) not in done:
             done.add((name_a, name_b))
             for field, (a, b) in _unequal(made_a.get("recipe", {}), made_b.get("recipe", {})).items():
