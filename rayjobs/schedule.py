@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from upath import UPath
+
 from rayjobs.sharing import take_over
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.plan import Plan
@@ -23,8 +25,8 @@ from train.config import TrainPlacement
 
 LOG_FILE = "study.json"
 """Under the study root: one entry for every time a step ran, with its wall-clock seconds."""
-RUNNING_FILE = "running.json"
-"""Under the study root while a study runs: which steps, since when, and by which process of which machine."""
+RUNNING = "running"
+"""Directory under the study root with one file for each process that runs a study there: its steps and since when."""
 
 FEWEST_CPUS_TO_OVERLAP = 4
 """A smaller cluster runs one step after the other: two would only slow each other down."""
@@ -101,6 +103,7 @@ class Schedule:
         self._waiting = list(steps)
         self._plans: dict[str, Plan] = {}
         self._running: dict[str, Need] = {}
+        self._began_at: dict[str, str] = {}
         self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
 
     def run(self) -> None:
@@ -113,14 +116,14 @@ class Schedule:
                     if self._running:
                         self._settle(*self._outcomes.get())
             finally:
-                self._note_running(clear=True)
+                running_path(self._study.root, socket.gethostname(), os.getpid()).unlink(missing_ok=True)
 
     def _start_next(self, lanes: _SharedLanes) -> None:
         ready = self._ready()
-        for step in [step for step in ready if not step.job.needs_ray]:
-            self._run_here(step, {})
-            return
         if not ready:
+            return
+        if (on_the_driver := next((step for step in ready if not step.job.needs_ray), None)) is not None:
+            self._run_here(on_the_driver, {})
             return
         self._connect()
         cpus, gpus = self._size()
@@ -161,9 +164,12 @@ class Schedule:
 
     def _run_here(self, step: Step, options: dict[str, Any]) -> None:
         self._begin(step, Need(0.0))
-        began = time.monotonic()
-        step.job.run(step.config, **options)
-        self._settle(step, time.monotonic() - began, None)
+        began, failure = time.monotonic(), None
+        try:
+            step.job.run(step.config, **options)
+        except Exception as error:  # raised again, once the steps beside it have ended
+            failure = error
+        self._settle(step, time.monotonic() - began, failure)
 
     def _run_beside(self, step: Step, need: Need) -> None:
         self._begin(step, need)
@@ -189,6 +195,7 @@ class Schedule:
             self._say(f"warning: {warning}")
         self._waiting.remove(step)
         self._running[step.key] = need
+        self._began_at[step.key] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self._note_running()
 
     def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
@@ -212,16 +219,17 @@ class Schedule:
     def _numbered(self, step: Step) -> str:
         return f"{list(self._steps).index(step) + 1}/{len(self._steps)} {step.title}"
 
-    def _note_running(self, clear: bool = False) -> None:
-        path = study_path(self._study.root, RUNNING_FILE)
-        if clear or not self._running:
-            path.unlink(missing_ok=True)
-            return
-        known = read_json(path) if path.exists() else {}
-        by = {"pid": os.getpid(), "host": socket.gethostname()}
-        began_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        mine = {key: known[key] for key in self._running if {k: known.get(key, {}).get(k) for k in by} == by}
-        write_json_atomic(path, {key: mine.get(key, {"began_at": began_at, **by}) for key in self._running})
+    def _note_running(self) -> None:
+        host, pid = socket.gethostname(), os.getpid()
+        steps = {key: self._began_at[key] for key in self._running}
+        write_json_atomic(
+            running_path(self._study.root, host, pid), {"host": host, "pid": pid, "steps": steps}
+        )
+
+
+def running_path(root: str, host: str, pid: int) -> UPath:
+    """Return the file in which a process says what it runs."""
+    return study_path(root, RUNNING, f"{host}-{pid}.json")
 
 
 class _SharedLanes:

@@ -10,7 +10,7 @@ import pytest
 from rayjobs import run_study, study_status
 from rayjobs.aside import move_aside, what_is_there
 from rayjobs.cli import Job
-from rayjobs.schedule import RUNNING_FILE, Need, Schedule, fitting, need_of
+from rayjobs.schedule import RUNNING, Need, Schedule, fitting, need_of, running_path
 from rayjobs.sharing import take_over
 from rayjobs.status import status_of
 from rayjobs.study import Step, StudyConfig, steps_of
@@ -19,7 +19,7 @@ from synth.corpus import CorpusBuild
 from synth.errors import UserError
 from synth.identity import is_finished
 from synth.plan import Plan
-from synth.storage import read_json, study_path, write_json_atomic
+from synth.storage import list_names, read_json, study_path, write_json_atomic
 from tests.assets.study_file import changed
 
 FIXED, ELASTIC = Need(cpus=2.0), Need(cpus=1.0, elastic=True)
@@ -91,7 +91,7 @@ def test_steps_with_room_for_both_are_at_work_at_the_same_time(tmp_path):
     assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
     log = read_json(study_path(study.root, "study.json"))
     assert sorted(entry["name"] for entry in log) == ["one", "two"]
-    assert not study_path(study.root, RUNNING_FILE).exists()
+    assert list_names(study_path(study.root, RUNNING)) == []
 
 
 def test_on_two_cpus_one_follows_the_other(tmp_path):
@@ -215,12 +215,13 @@ def test_status_tells_finished_from_ready_from_waiting(text, tmp_path):
 
 def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
     study = study_on(text, tmp_path / "study")
-    here = {"began_at": "2026-01-01T00:00:00+00:00", "host": os.uname().nodename}
-    path = study_path(study.root, RUNNING_FILE)
-    write_json_atomic(path, {"corpora.natural": {**here, "pid": os.getpid()}})
+    host, began_at = os.uname().nodename, "2026-01-01T00:00:00+00:00"
+    steps = {"corpora.natural": began_at}
+    path = running_path(study.root, host, os.getpid())
+    write_json_atomic(path, {"host": host, "pid": os.getpid(), "steps": steps})
     assert status_of(study)[0].state == "running"
-    assert status_of(study)[0].note == f"since {here['began_at']} on {here['host']}"
-    write_json_atomic(path, {"corpora.natural": {**here, "pid": 2**22 - 1}})
+    assert status_of(study)[0].note == f"since {began_at} on {host}"
+    write_json_atomic(path, {"host": host, "pid": 2**22 - 1, "steps": steps})
     assert status_of(study)[0].state == "ready"
 
 
