@@ -54,14 +54,3 @@ class Assumptions(Config):
     """By synthetic set."""
     training: TrainingAssumption = TrainingAssumption()
     """One device of those that train."""
-
-
-class StudyPrices(Config):
-    """What a device costs; without it no money is named."""
-
-    currency: str = "USD"
-    """Currency of the prices, for display only."""
-    generation_device_hour: float | None = Field(default=None, ge=0)
-    """Price of one hour of one device that generates; a step's own cost.device_hour_price comes before it."""
-    training_device_hour: float | None = Field(default=None, ge=0)
-    """Price of one hour of one device that trains."""

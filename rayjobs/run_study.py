@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from rayjobs.cli import Flag, Job, Mistakes, main_of
 from rayjobs.forecast import Forecast, StudyForecast, total_of
 from rayjobs.schedule import Schedule
 from rayjobs.study import Selection, Step, StudyConfig, select
-from synth.config import JobConfig
+from synth.config import JobConfig, RephraseConfig
 from synth.errors import IncompleteArtefact, UserError
+from synth.model_source import STUDY_PREFIX, find_model
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import study_path
@@ -68,7 +70,7 @@ def _plan_step(step: Step, forecast: Forecast, redone: bool) -> Plan:
     try:
         plan = step.plan()
     except IncompleteArtefact:
-        return foreseen
+        return replace(foreseen, warnings=(*foreseen.warnings, *_model_out_of_reach(step)))
     except UserError as error:
         if not step.reads_elsewhere:
             raise
@@ -79,6 +81,25 @@ def _plan_step(step: Step, forecast: Forecast, redone: bool) -> Plan:
     return replace(
         plan, facts={**needs, **forecast.facts, **plan.facts}, warnings=(*plan.warnings, *forecast.warnings)
     )
+
+
+def _model_out_of_reach(step: Step) -> tuple[str, ...]:
+    """Return the complaint of a hub model that is not found from here, so that a misspelt name shows before its turn.
+
+    Raises UserError for a directory that is not there.
+    """
+    if not isinstance(step.config, RephraseConfig) or step.config.engine.model.startswith(STUDY_PREFIX):
+        return ()
+    try:
+        find_model(step.config.root, step.config.engine)
+    except UserError as error:
+        if _ON_THE_HUB.fullmatch(step.config.engine.model):
+            return (f"not looked at from here: {error}",)
+        raise
+    return ()
+
+
+_ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def run_study(

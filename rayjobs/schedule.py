@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from upath import UPath
+
 from rayjobs.sharing import take_over
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.config import JobConfig
@@ -24,8 +26,8 @@ from train.config import TrainPlacement
 
 LOG_FILE = "study.json"
 """Under the study root: one entry for every time a step ran, with its wall-clock seconds."""
-RUNNING_FILE = "running.json"
-"""Under the study root while a study runs: which steps, since when, and by which process of which machine."""
+RUNNING = "running"
+"""Directory under the study root with one file for each process that runs a study there: its steps and since when."""
 
 FEWEST_CPUS_TO_OVERLAP = 4
 """A smaller cluster runs one step after the other: two would only slow each other down."""
@@ -92,13 +94,17 @@ class Schedule:
         steps: Sequence[Step],
         connect: Callable[[str, JobConfig], None],
         say: Callable[[str], None],
+        size: Callable[[], tuple[float, float]] | None = None,
     ) -> None:
+        """Take the steps in order, how to connect to Ray, and where lines go; `size` gives the cluster's CPUs and GPUs."""
         self._study, self._connect, self._say = study, connect, say
+        self._size = size or cluster_size
         self._steps = steps
         self._all = {step.key: step for step in steps_of(study)}
         self._waiting = list(steps)
         self._plans: dict[str, Plan] = {}
         self._running: dict[str, Need] = {}
+        self._began_at: dict[str, str] = {}
         self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
 
     def run(self) -> None:
@@ -111,17 +117,17 @@ class Schedule:
                     if self._running:
                         self._settle(*self._outcomes.get())
             finally:
-                self._note_running(clear=True)
+                running_path(self._study.root, socket.gethostname(), os.getpid()).unlink(missing_ok=True)
 
     def _start_next(self, lanes: _SharedLanes) -> None:
         ready = self._ready()
-        for step in [step for step in ready if not step.job.needs_ray]:
-            self._run_here(step, {})
-            return
         if not ready:
             return
+        if (on_the_driver := next((step for step in ready if not step.job.needs_ray), None)) is not None:
+            self._run_here(on_the_driver, {})
+            return
         self._connect(self._numbered(ready[0]), ready[0].config)
-        cpus, gpus = _cluster_size()
+        cpus, gpus = self._size()
         started = fitting([(step, need_of(step)) for step in ready], list(self._running.values()), cpus, gpus)
         if len(started) == 1 and not self._running:
             self._run_here(started[0][0], lanes.for_step(started[0][0]))
@@ -161,9 +167,12 @@ class Schedule:
         if step.job.needs_ray:
             self._connect(self._numbered(step), step.config)
         self._begin(step, Need(0.0))
-        began = time.monotonic()
-        step.job.run(step.config, **options)
-        self._settle(step, time.monotonic() - began, None)
+        began, failure = time.monotonic(), None
+        try:
+            step.job.run(step.config, **options)
+        except Exception as error:  # raised again, once the steps beside it have ended
+            failure = error
+        self._settle(step, time.monotonic() - began, failure)
 
     def _run_beside(self, step: Step, need: Need) -> None:
         self._connect(self._numbered(step), step.config)
@@ -190,6 +199,7 @@ class Schedule:
             self._say(f"warning: {warning}")
         self._waiting.remove(step)
         self._running[step.key] = need
+        self._began_at[step.key] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self._note_running()
 
     def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
@@ -213,16 +223,17 @@ class Schedule:
     def _numbered(self, step: Step) -> str:
         return f"{list(self._steps).index(step) + 1}/{len(self._steps)} {step.title}"
 
-    def _note_running(self, clear: bool = False) -> None:
-        path = study_path(self._study.root, RUNNING_FILE)
-        if clear or not self._running:
-            path.unlink(missing_ok=True)
-            return
-        known = read_json(path) if path.exists() else {}
-        by = {"pid": os.getpid(), "host": socket.gethostname()}
-        began_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        mine = {key: known[key] for key in self._running if {k: known.get(key, {}).get(k) for k in by} == by}
-        write_json_atomic(path, {key: mine.get(key, {"began_at": began_at, **by}) for key in self._running})
+    def _note_running(self) -> None:
+        host, pid = socket.gethostname(), os.getpid()
+        steps = {key: self._began_at[key] for key in self._running}
+        write_json_atomic(
+            running_path(self._study.root, host, pid), {"host": host, "pid": pid, "steps": steps}
+        )
+
+
+def running_path(root: str, host: str, pid: int) -> UPath:
+    """Return the file in which a process says what it runs."""
+    return study_path(root, RUNNING, f"{host}-{pid}.json")
 
 
 class _SharedLanes:
@@ -255,7 +266,8 @@ class _SharedLanes:
         self._open = None
 
 
-def _cluster_size() -> tuple[float, float]:
+def cluster_size() -> tuple[float, float]:
+    """Return the CPUs and GPUs of the Ray cluster as it is now."""
     import ray
 
     size = ray.cluster_resources()

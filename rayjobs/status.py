@@ -13,7 +13,7 @@ from typing import Any
 from rayjobs.aside import own_runs
 from rayjobs.cli import Mistakes
 from rayjobs.forecast import Forecast, StudyForecast
-from rayjobs.schedule import LOG_FILE, RUNNING_FILE, need_of
+from rayjobs.schedule import LOG_FILE, RUNNING, need_of
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.errors import UserError
 from synth.ledger import LEDGER, synthetic_directory
@@ -174,16 +174,13 @@ def _log(root: str) -> list[dict[str, Any]]:
 
 def _running(root: str) -> dict[str, str]:
     """Return the steps that run now with since when and where; those of a process that is gone are left out."""
-    path = study_path(root, RUNNING_FILE)
-    try:
-        entries: dict[str, dict[str, Any]] = read_json(path)
-    except FileNotFoundError:
-        return {}
-    return {
-        key: f"since {entry['began_at']} on {entry['host']}"
-        for key, entry in entries.items()
-        if _alive(entry)
-    }
+    directory = study_path(root, RUNNING)
+    found = {}
+    for name in list_names(directory, ".json"):
+        entry = read_json(directory / name)
+        if _alive(entry):
+            found |= {key: f"since {began_at} on {entry['host']}" for key, began_at in entry["steps"].items()}
+    return found
 
 
 def _alive(entry: dict[str, Any]) -> bool:

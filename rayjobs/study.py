@@ -23,14 +23,14 @@ from rayjobs import (
     train_generator,
     write_report,
 )
-from rayjobs.assumptions import Assumptions, StudyPrices
+from rayjobs.assumptions import Assumptions
 from rayjobs.cli import BETWEEN_STEPS, Job
 from rayjobs.references import ancestors_of, descendants_of, in_order, mistakes_in, parents_of
 from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
 from synth.plan import Plan
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
-from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
+from tune.config import LawsConfig, RecommendConfig, ReportConfig, ReportPrices, SearchConfig
 
 SECTIONS: dict[str, Job[Any]] = {
     "corpora": build_corpus.JOB,
@@ -55,8 +55,8 @@ class StudyConfig(JobConfig):
     parents, is taken over instead of made again; so is every run this study wants and one of them has."""
     assumptions: Assumptions = Assumptions()
     """What is reckoned with before anything is measured."""
-    prices: StudyPrices = StudyPrices()
-    """What devices cost."""
+    prices: ReportPrices = ReportPrices()
+    """What devices cost: for the plan, the status and the report's ledger. A step's own price comes before it."""
     corpora: dict[Name, CorpusConfig] = Field(min_length=1)
     """`build_corpus` for each, by corpus name."""
     generators: dict[Name, GeneratorConfig] = Field(default_factory=dict)
@@ -212,8 +212,10 @@ def steps_of(study: StudyConfig) -> tuple[Step, ...]:
     return tuple(steps[key] for key in in_order(parents))
 
 
-def _priced(config: Any, prices: StudyPrices) -> Any:
-    """Give a rephrasing step the study's price where it has none of its own; a price is not part of its identity."""
+def _priced(config: Any, prices: ReportPrices) -> Any:
+    """Give a rephrasing step and a report the study's prices where they have none of their own."""
+    if isinstance(config, ReportConfig) and config.prices == ReportPrices():
+        return config.model_copy(update={"prices": prices})
     if (
         not isinstance(config, RephraseConfig)
         or config.cost.device_hour_price

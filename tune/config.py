@@ -231,6 +231,17 @@ class RecommendConfig(JobConfig):
 # --- write_report ----------------------------------------------------------------------------------------------
 
 
+class ReportPrices(Config):
+    """What devices cost; without it the report's ledger has no money in it."""
+
+    currency: str = "USD"
+    """Currency of the prices, for display only."""
+    generation_device_hour: float | None = Field(default=None, ge=0)
+    """Price of one hour of one device that generates."""
+    training_device_hour: float | None = Field(default=None, ge=0)
+    """Price of one hour of one device that trains."""
+
+
 class ReportConfig(JobConfig):
     """`write_report`: everything above -> `report/{index.html, report.md, *.csv}`."""
 
@@ -250,6 +261,8 @@ class ReportConfig(JobConfig):
     """Synthetic sets to show."""
     corpora: tuple[Name, ...] = ()
     """Corpora to show."""
+    prices: ReportPrices = ReportPrices()
+    """Prices of the cost ledger; in a study those of the study."""
 
 
 # --- compare_studies -------------------------------------------------------------------------------------------

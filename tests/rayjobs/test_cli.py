@@ -127,7 +127,13 @@ def test_every_shipped_study_dry_runs_without_ray_and_says_what_it_takes(path, t
 
 
 def test_there_is_a_study_for_each_purpose():
-    assert {path.stem for path in SHIPPED} >= {"demo", "single_gpu", "paper", "generator_ablation", "collapse"}
+    assert {path.stem for path in SHIPPED} >= {
+        "demo",
+        "single_gpu",
+        "paper",
+        "generator_ablation",
+        "collapse",
+    }
 
 
 def test_the_papers_study_has_the_papers_conditions():

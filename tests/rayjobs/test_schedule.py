@@ -2,19 +2,24 @@
 
 import json
 import os
+import threading
+import time
 
 import pytest
 
 from rayjobs import run_study, study_status
 from rayjobs.aside import move_aside, what_is_there
-from rayjobs.schedule import RUNNING_FILE, Need, Schedule, fitting, need_of
+from rayjobs.cli import Job
+from rayjobs.schedule import RUNNING, Need, Schedule, fitting, need_of, running_path
 from rayjobs.sharing import take_over
 from rayjobs.status import status_of
-from rayjobs.study import StudyConfig, steps_of
-from synth.config import CorpusConfig
+from rayjobs.study import Step, StudyConfig, steps_of
+from synth.config import CorpusConfig, CorpusPlacement
 from synth.corpus import CorpusBuild
+from synth.errors import UserError
 from synth.identity import is_finished
-from synth.storage import read_json, study_path, write_json_atomic
+from synth.plan import Plan
+from synth.storage import list_names, read_json, study_path, write_json_atomic
 from tests.assets.study_file import changed
 
 FIXED, ELASTIC = Need(cpus=2.0), Need(cpus=1.0, elastic=True)
@@ -56,6 +61,65 @@ def test_what_a_step_needs_is_what_its_placement_asks_for():
     assert needs["rephrase"] == Need(cpus=5.0, gpus=8.0)
     assert needs["corpora"].elastic
     assert needs["laws"] == Need(0.0)
+
+
+def steps_that(work, tmp_path):
+    """Return a study and two steps that need nothing of each other, of jobs that do `work(name)`."""
+    study = StudyConfig.model_validate(changed("root", str(tmp_path / "study")))
+    done = set()
+
+    def run(config):
+        work(config.name)
+        done.add(config.name)
+
+    def plan(config):
+        return Plan("build_corpus", config.name, config.name in done, {"parts": 1})
+
+    job = Job(name="build_corpus", config=CorpusConfig, plan=plan, run=run)
+    config = steps_of(study)[0].config
+    return study, [
+        Step("corpora", job, config.model_copy(update={"name": name, "placement": CorpusPlacement(tasks=2)}))
+        for name in ("one", "two")
+    ]
+
+
+def test_steps_with_room_for_both_are_at_work_at_the_same_time(tmp_path):
+    together = threading.Barrier(2, timeout=20)  # neither gets past it alone
+    said = []
+    study, steps = steps_that(lambda name: together.wait(), tmp_path)
+    Schedule(study, steps, connect=lambda: None, say=said.append, size=lambda: (8.0, 0.0)).run()
+    assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
+    log = read_json(study_path(study.root, "study.json"))
+    assert sorted(entry["name"] for entry in log) == ["one", "two"]
+    assert list_names(study_path(study.root, RUNNING)) == []
+
+
+def test_on_two_cpus_one_follows_the_other(tmp_path):
+    at_work = threading.Semaphore(1)
+
+    def work(name):
+        assert at_work.acquire(blocking=False), "another step was at work"
+        time.sleep(0.02)
+        at_work.release()
+
+    study, steps = steps_that(work, tmp_path)
+    Schedule(study, steps, connect=lambda: None, say=lambda text: None, size=lambda: (2.0, 0.0)).run()
+
+
+def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_path):
+    failed = threading.Event()
+
+    def work(name):
+        if name == "one":
+            failed.set()
+            raise UserError("the disk is full")
+        assert failed.wait(20)
+        time.sleep(0.05)  # still at work when the other has failed
+
+    study, steps = steps_that(work, tmp_path)
+    with pytest.raises(UserError, match="the disk is full"):
+        Schedule(study, steps, connect=lambda: None, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
+    assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["two"]
 
 
 # --- with a corpus that is there -------------------------------------------------------------------------------
@@ -151,12 +215,13 @@ def test_status_tells_finished_from_ready_from_waiting(text, tmp_path):
 
 def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
     study = study_on(text, tmp_path / "study")
-    here = {"began_at": "2026-01-01T00:00:00+00:00", "host": os.uname().nodename}
-    path = study_path(study.root, RUNNING_FILE)
-    write_json_atomic(path, {"corpora.natural": {**here, "pid": os.getpid()}})
+    host, began_at = os.uname().nodename, "2026-01-01T00:00:00+00:00"
+    steps = {"corpora.natural": began_at}
+    path = running_path(study.root, host, os.getpid())
+    write_json_atomic(path, {"host": host, "pid": os.getpid(), "steps": steps})
     assert status_of(study)[0].state == "running"
-    assert status_of(study)[0].note == f"since {here['began_at']} on {here['host']}"
-    write_json_atomic(path, {"corpora.natural": {**here, "pid": 2**22 - 1}})
+    assert status_of(study)[0].note == f"since {began_at} on {host}"
+    write_json_atomic(path, {"host": host, "pid": 2**22 - 1, "steps": steps})
     assert status_of(study)[0].state == "ready"
 
 
@@ -181,3 +246,16 @@ def test_a_steps_mistake_is_said_with_all_others_before_anything_starts(tmp_path
     with pytest.raises(run_study.Mistakes) as error:
         run_study.plan_study(StudyConfig.model_validate({**study, "root": str(tmp_path / "study")}))
     assert [each.split(":")[0] for each in error.value.sentences] == ["corpora.natural", "corpora.other"]
+
+
+def test_a_model_that_is_nowhere_is_a_mistake_and_one_out_of_reach_a_warning(text, tmp_path):
+    study = study_on(text, tmp_path / "study")
+    rephrase = next(plan for plan in run_study.plan_study(study) if plan.step == "rephrase_corpus")
+    assert (
+        "engine.model = 'org/model' is neither a directory nor in the local hub cache"
+        in rephrase.warnings[-1]
+    )
+    there = study.rephrase["made"].engine.model_copy(update={"model": str(tmp_path / "no-model")})
+    made = study.rephrase["made"].model_copy(update={"engine": there})
+    with pytest.raises(run_study.Mistakes, match=r"rephrase\.made: engine\.model = .* does not exist"):
+        run_study.plan_study(study.model_copy(update={"rephrase": {"made": made}}))

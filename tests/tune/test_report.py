@@ -19,9 +19,10 @@ from synth.errors import UserError
 from tests.assets.simulated_study import DOMAINS, ENDINGS, NASTY, SMALL, simulate_study
 from train.flops import train_flops
 from train.record import RunRecord
-from tune.config import ReportConfig
+from tune.config import ReportConfig, ReportPrices
 from tune.laws import load_fit
 from tune.report.artefact import plan_report, write_report
+from tune.report.data_tables import cost_table
 from tune.report.inputs import read_study
 from tune.report.page import render
 from tune.report.panels import training_panels
@@ -266,6 +267,20 @@ def test_cost_counts_a_run_of_plan_and_search_once(config: ReportConfig, page: P
     assert any(math.isclose(number, evaluated, rel_tol=1e-12) for number in shown)
     assert generated in shown
     assert "12.5 s" in page.text["cost"]  # build_corpus, from the study's log
+
+
+def test_the_ledger_has_money_in_it_once_devices_have_a_price(config: ReportConfig, page: Page) -> None:
+    priced = config.model_copy(
+        update={"prices": ReportPrices(generation_device_hour=3.6, training_device_hour=7.2)}
+    )
+    table = cost_table(read_study(priced))
+    by_step = {row["step"]: row.get("money") for row in table.rows}
+    assert by_step["rephrase_corpus"] == pytest.approx((512.5 + 41.0) / 1000)
+    assert by_step["train_generator"] == pytest.approx(80.0 / 500)
+    assert by_step["sum of what is known"] == pytest.approx(
+        sum(row["money"] for row in table.rows[:-1] if row["money"] is not None)
+    )
+    assert "Price" not in page.text["cost"]
 
 
 def test_data_sections_count_what_was_dropped_and_repeated(page: Page) -> None:

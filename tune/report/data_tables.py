@@ -9,6 +9,7 @@ from typing import Any
 
 from train.flops import train_flops
 from train.record import RunRecord
+from tune.config import ReportPrices
 from tune.report.format import significant
 from tune.report.inputs import Study, SyntheticSet
 from tune.report.tables import Column, Table
@@ -184,9 +185,13 @@ _COST_COLUMNS = (
 def cost_table(study: Study) -> Table:
     """Return what each step took; a trial that the plan had trained is charged to the plan alone."""
     rows = [*_data_costs(study), *_training_costs(study), *_evaluation_costs(study), *_other_costs(study)]
+    columns = _COST_COLUMNS
+    if study.config.prices != ReportPrices():
+        rows = [row | {"money": _money(study.config.prices, row)} for row in rows]
+        columns = (*columns, Column("money", f"Price, {study.config.prices.currency}", "money"))
     known = {
         key: [row[key] for row in rows if row.get(key) is not None]
-        for key in ("wall_seconds", "device_seconds", "flops")
+        for key in ("wall_seconds", "device_seconds", "flops", "money")
     }
     rows.append(
         {"step": "sum of what is known", "artefact": ""}
@@ -198,7 +203,15 @@ def cost_table(study: Study) -> Table:
         "FLOP of training: every matrix product forward and backward, attention and output projection included; of "
         "generation: 2 x all parameters x tokens read or written, prompt tokens the engine had cached left out.",
     )
-    return Table("cost", "Cost by step", _COST_COLUMNS, tuple(rows), notes)
+    return Table("cost", "Cost by step", columns, tuple(rows), notes)
+
+
+def _money(prices: ReportPrices, row: dict[str, Any]) -> float | None:
+    """Return what a step's device time cost; None without a price, or for a step that has no device time of its own."""
+    generating = row["step"] == "rephrase_corpus"
+    price = prices.generation_device_hour if generating else prices.training_device_hour
+    seconds = row.get("device_seconds")
+    return None if price is None or seconds is None else price * seconds / 3600
 
 
 def _wall(study: Study, step: str, name: str) -> float | None:
