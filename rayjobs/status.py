@@ -175,7 +175,7 @@ def _log(root: str) -> list[dict[str, Any]]:
 def _running(root: str) -> dict[str, str]:
     """Return the steps that run now with since when and where; those of a process that is gone are left out."""
     directory = study_path(root, RUNNING)
-    found = {}
+    found: dict[str, str] = {}
     for name in list_names(directory, ".json"):
         entry = read_json(directory / name)
         if _alive(entry):

@@ -87,7 +87,7 @@ def test_steps_with_room_for_both_are_at_work_at_the_same_time(tmp_path):
     together = threading.Barrier(2, timeout=20)  # neither gets past it alone
     said = []
     study, steps = steps_that(lambda name: together.wait(), tmp_path)
-    Schedule(study, steps, connect=lambda: None, say=said.append, size=lambda: (8.0, 0.0)).run()
+    Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (8.0, 0.0)).run()
     assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
     log = read_json(study_path(study.root, "study.json"))
     assert sorted(entry["name"] for entry in log) == ["one", "two"]
@@ -103,7 +103,7 @@ def test_on_two_cpus_one_follows_the_other(tmp_path):
         at_work.release()
 
     study, steps = steps_that(work, tmp_path)
-    Schedule(study, steps, connect=lambda: None, say=lambda text: None, size=lambda: (2.0, 0.0)).run()
+    Schedule(study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)).run()
 
 
 def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_path):
@@ -118,7 +118,7 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
 
     study, steps = steps_that(work, tmp_path)
     with pytest.raises(UserError, match="the disk is full"):
-        Schedule(study, steps, connect=lambda: None, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
+        Schedule(study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
     assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["two"]
 
 
@@ -179,7 +179,7 @@ def test_a_corpus_of_another_study_is_taken_over_and_stays_there(text, tmp_path)
     ours = study_on(text, tmp_path / "ours", share_with=[theirs.root])
     said = []
     Schedule(
-        ours, [first_step(ours)], connect=lambda: pytest.fail("Ray is not needed"), say=said.append
+        ours, [first_step(ours)], connect=lambda step, config: pytest.fail("Ray is not needed"), say=said.append
     ).run()
     assert said == [f"1/1 build_corpus natural: taken over from {theirs.root}"]
     assert first_step(ours).plan().finished

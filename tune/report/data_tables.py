@@ -185,7 +185,7 @@ _COST_COLUMNS = (
 def cost_table(study: Study) -> Table:
     """Return what each step took; a trial that the plan had trained is charged to the plan alone."""
     rows = [*_data_costs(study), *_training_costs(study), *_evaluation_costs(study), *_other_costs(study)]
-    columns = _COST_COLUMNS
+    columns: tuple[Column, ...] = _COST_COLUMNS
     if study.config.prices != ReportPrices():
         rows = [row | {"money": _money(study.config.prices, row)} for row in rows]
         columns = (*columns, Column("money", f"Price, {study.config.prices.currency}", "money"))
