@@ -8,7 +8,7 @@
   The same parts are then read in a plain loop, which is what the actors' share of it is worth.
 * requests: a worker makes a few parts under a root in an S3 server of its own process; its requests to the store are
   counted by kind, a part each.
-* runs: `train.queue` hands so many runs to so many lanes and hears their ends, in one process without Ray: the seconds
+* runs: `train.lanes.queue` hands so many runs to so many lanes and hears their ends, in one process without Ray: the seconds
   an assignment takes, and the memory a waiting run takes.
 
 One machine stands in for a cluster: it has as many actors as given, and no network between them.
@@ -201,7 +201,7 @@ def write_corpus(root: str, num_parts: int, documents: int) -> None:
 
 
 def queue_runs(num_runs: int, lanes: int) -> dict[str, Any]:
-    from train.queue import Assignment, RunQueue
+    from train.lanes.queue import Assignment, RunQueue
 
     from train.config import RunConfig
     from train.sizes import model_of

@@ -116,7 +116,8 @@ def write_run(root: str, record: RunRecord) -> None:
         {
             "step": int(step), "train_tokens": int(step) * tokens,
             "loss_nats_per_token": end * (record.config.num_steps / step) ** 0.12 + 0.04 * random.standard_normal(),
-            "learning_rate": 3e-3, "gradient_norm": 1.0, "tokens_per_second": 9000.0, "wall_seconds": float(step),
+            "learning_rate": 3e-3, "gradient_norm": 1.0, "tokens_per_second": 9000.0,
+            "loss_by_source": {}, "mfu_fraction": None, "memory_bytes": 1 << 30, "wall_seconds": float(step),
         }
         for step in steps
     ]  # fmt: skip

@@ -138,7 +138,8 @@ def text(tmp_path):
     path = tmp_path / "text"
     path.mkdir()
     for number in range(6):
-        (path / f"{number}.txt").write_text(f"document {number}: " + "words that make it long enough. " * 12)
+        words = " ".join(f"word{number}x{each}" for each in range(60))  # no document repeats another
+        (path / f"{number}.txt").write_text(f"document {number}: {words}")
     return path
 
 
