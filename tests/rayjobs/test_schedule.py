@@ -103,7 +103,9 @@ def test_on_two_cpus_one_follows_the_other(tmp_path):
         at_work.release()
 
     study, steps = steps_that(work, tmp_path)
-    Schedule(study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)).run()
+    Schedule(
+        study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)
+    ).run()
 
 
 def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_path):
@@ -118,7 +120,9 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
 
     study, steps = steps_that(work, tmp_path)
     with pytest.raises(UserError, match="the disk is full"):
-        Schedule(study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
+        Schedule(
+            study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (8.0, 0.0)
+        ).run()
     assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["two"]
 
 
@@ -180,7 +184,10 @@ def test_a_corpus_of_another_study_is_taken_over_and_stays_there(text, tmp_path)
     ours = study_on(text, tmp_path / "ours", share_with=[theirs.root])
     said = []
     Schedule(
-        ours, [first_step(ours)], connect=lambda step, config: pytest.fail("Ray is not needed"), say=said.append
+        ours,
+        [first_step(ours)],
+        connect=lambda step, config: pytest.fail("Ray is not needed"),
+        say=said.append,
     ).run()
     assert said == [f"1/1 build_corpus natural: taken over from {theirs.root}"]
     assert first_step(ours).plan().finished
