@@ -63,6 +63,8 @@ class _Complete(Record):
     state: RunState
     world_size: int
     zero_stage: int
+    optimizer: str
+    """DeepSpeed's class: under bfloat16 and ZeRO 1 it goes by whether gradients are accumulated, and files by it."""
     files: dict[str, int]
     """Size of every file of the checkpoint, bytes."""
 
@@ -97,18 +99,25 @@ class CheckpointWriter:
         """Write a checkpoint; to an object store once the one before is there. Called by all workers at once."""
         self.wait()
         home = self._home / agreed(f"{_prefix(state.step)}{uuid.uuid4().hex[:8]}")
+        complete = _Complete(
+            state=state,
+            world_size=world_size(),
+            zero_stage=self._placement.zero_stage,
+            optimizer=type(engine.optimizer).__name__,
+            files={},
+        )
         if not is_local(home):
             staging = Staging()
             engine.save_checkpoint(str(staging.path), tag=TAG, save_latest=False)
             self._upload = threading.Thread(
-                target=self._send, args=(staging, home, state, rank(), world_size()), daemon=True
+                target=self._send, args=(staging, home, complete, rank()), daemon=True
             )
             self._upload.start()
             return
         engine.save_checkpoint(str(home), tag=TAG, save_latest=False)
         wait_for_all()
         if leads():
-            self._complete(home, state, world_size(), _sizes(home))
+            self._finish(home, complete, _sizes(home))
 
     def wait(self) -> None:
         """Wait until this worker has uploaded its part of the last checkpoint, and the leading one all of it.
@@ -125,7 +134,8 @@ class CheckpointWriter:
         if self._upload is not None:
             self._upload.join()
 
-    def _send(self, staging: Staging, home: UPath, state: RunState, rank: int, workers: int) -> None:
+    def _send(self, staging: Staging, home: UPath, complete: _Complete, rank: int) -> None:
+        workers = complete.world_size
         try:
             with staging as local:
                 sizes = {}
@@ -138,7 +148,7 @@ class CheckpointWriter:
             if rank == 0 and self._all_sent(home, workers):
                 for part in range(1, workers):
                     sizes |= read_json(home / _part_file(part, workers))
-                self._complete(home, state, workers, sizes)
+                self._finish(home, complete, sizes)
         except Exception as error:  # for the thread that trains to raise
             self._error = error
 
@@ -149,14 +159,13 @@ class CheckpointWriter:
                 return False
         return True
 
-    def _complete(self, home: UPath, state: RunState, workers: int, sizes: dict[str, int]) -> None:
-        complete = _Complete(
-            state=state, world_size=workers, zero_stage=self._placement.zero_stage, files=sizes
-        )
+    def _finish(self, home: UPath, complete: _Complete, sizes: dict[str, int]) -> None:
+        complete = complete.model_copy(update={"files": sizes})
         write_json_atomic(home / COMPLETE_FILE, complete.model_dump(mode="json"))
         if not self._keep_older:
+            same_step = _prefix(complete.state.step)
             for name in list_names(self._home):
-                if name < home.name or (name.startswith(_prefix(state.step)) and name != home.name):
+                if name < home.name or (name.startswith(same_step) and name != home.name):
                     _remove(self._home / name)
 
 
@@ -166,7 +175,7 @@ def load_checkpoint(
     """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one.
 
     Called by all workers at once. With `up_to_step`, checkpoints after more steps than that do not count. One written by
-    another number of workers goes through its universal form: no bit of the state is lost, but floats are added up in
+    another number of workers, or with gradients accumulated otherwise, goes through its universal form: no bit of the state is lost, but floats are added up in
     another order from here on. ZeRO stages 1 and 2 read each other's; between other stages there is no way: the run then
     starts over, with a warning, and ends with the same result.
     """
@@ -175,16 +184,17 @@ def load_checkpoint(
     if found is None:
         return RunState()
     name, complete = found
-    written, wanted = (complete.zero_stage, complete.world_size), (placement.zero_stage, world_size())
-    if written == wanted or written[0] == wanted[0] == 0:
+    written, wanted = complete.zero_stage, placement.zero_stage
+    as_here = complete.world_size == world_size() and complete.optimizer == type(engine.optimizer).__name__
+    if written == wanted and (as_here or written == 0):
         with local_copy(home / name / TAG) as local, reading_only_weights():
             engine.load_checkpoint(str(local.parent), tag=TAG)
         return complete.state
-    if LAYOUTS[written[0]] != LAYOUTS[wanted[0]]:
+    if LAYOUTS[written] != LAYOUTS[wanted]:
         if leads():
             _LOG.warning(
                 "%s was written under ZeRO %d and cannot be loaded under ZeRO %d: the run starts over",
-                home / name, written[0], wanted[0],
+                home / name, written, wanted,
             )  # fmt: skip
         return RunState()
     scratch = home / agreed(f".universal-{uuid.uuid4().hex[:8]}")

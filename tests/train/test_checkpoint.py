@@ -45,10 +45,13 @@ def engine_of(run, placement, seed=0):
 
 def step(engine):
     rows = torch.randint(1, 64, (8, 33), generator=torch.Generator().manual_seed(engine.global_steps))
-    loss, _ = engine(rows)
-    engine.backward(loss)
-    engine.step()
-    return loss.item()
+    losses = []
+    for part in rows.split(engine.train_micro_batch_size_per_gpu()):
+        loss, _ = engine(part)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return sum(losses) / len(losses)
 
 
 def weights(engine):
@@ -131,6 +134,23 @@ def test_the_universal_form_of_a_checkpoint_keeps_every_bit(tmp_path, run, zero_
             losses.append([step(engine) for _ in range(6)])
     assert losses[0] == losses[1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint.name]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize(("written", "read"), [(8, 4), (4, 8)])
+def test_gradients_may_be_accumulated_otherwise_after_a_resume(tmp_path, run, zero_stage, written, read):
+    run = run.model_copy(update={"precision": "bf16"})
+    place = {
+        rows: TrainPlacement(zero_stage=zero_stage, rows_per_microbatch=rows) for rows in (written, read)
+    }
+    saved(UPath(tmp_path), run, steps=(1, 2), placement=place[written])
+    with engine_of(run, place[written], seed=1) as engine:
+        load_checkpoint(engine, UPath(tmp_path), place[written])
+        expected = weights(engine), [step(engine) for _ in range(5)]
+    with engine_of(run, place[read], seed=2) as engine:
+        assert load_checkpoint(engine, UPath(tmp_path), place[read]).step == 2
+        assert all(torch.equal(one, two) for one, two in zip(weights(engine), expected[0], strict=True))
+        assert [step(engine) for _ in range(5)] == pytest.approx(expected[1], abs=2e-2)
 
 
 @pytest.mark.parametrize("cut_after", range(5))
