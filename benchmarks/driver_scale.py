@@ -19,12 +19,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,34 +145,43 @@ def through_ray(work: RephraseWork, num_parts: int) -> dict[str, Any]:
 # --- requests -----------------------------------------------------------------------------------------------------
 
 
+class Asked(logging.Handler):
+    """Counts requests by kind in the lines a server writes into its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.search(r"(HEAD|GET|PUT|POST|DELETE) /(\S*)", record.getMessage()):
+            self.counts["LIST" if "list-type" in found[2] else found[1]] += 1
+
+
 def count_requests(num_parts: int, documents: int) -> dict[str, Any]:
     """Make parts of so many documents each under an S3 root, and count what the store was asked."""
-    from collections import Counter
-
-    import s3fs
-
     from synth.rephrase import RephraseWorker, open_work
     from tests.assets.object_store import object_store
 
-    asked: Counter[str] = Counter()
-    call = s3fs.S3FileSystem._call_s3
-
-    async def counted(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
-        asked[method] += 1
-        return await call(self, method, *arguments, **options)
-
+    asked = Asked()
     with object_store():
         root = "s3://bucket/study"
         write_corpus(root, num_parts, documents)
-        work = open_work(RephraseConfig.model_validate({
-            "root": root, "corpus": "natural", "recipes": ["hq"], "engine": {"kind": "fake", "model": "fake"},
-        }))  # fmt: skip
+        config = {
+            "root": root,
+            "corpus": "natural",
+            "recipes": ["hq"],
+            "engine": {"kind": "fake", "model": "fake"},
+        }
+        work = open_work(RephraseConfig.model_validate(config))
         work.claim()
-        s3fs.S3FileSystem._call_s3 = counted
-        asyncio.run(make_parts(RephraseWorker(work), num_parts))
+        worker = RephraseWorker(work)
+        log = logging.getLogger("werkzeug")
+        log.setLevel(logging.INFO)
+        log.addHandler(asked)
+        asyncio.run(make_parts(worker, num_parts))
     return {
         "parts": num_parts,
-        "requests_per_part": {name: count / num_parts for name, count in sorted(asked.items())},
+        "requests_per_part": {name: count / num_parts for name, count in sorted(asked.counts.items())},
     }
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from rayjobs.capacity import check_capacity, need_of
-from rayjobs.metadata import STEP, STUDY, JobPage
+from rayjobs.metadata import PROGRESS, STEP, STUDY, JobPage
 from synth import progress
 from synth.config import JobConfig
 from synth.errors import UserError
@@ -27,7 +27,7 @@ def connect(step: str, config: JobConfig, *, dashboard: bool = False) -> None:
     Raises UserError when no local Ray comes up, or when the cluster can never hold what the step's placement asks for.
     """
     _join(step, dashboard)
-    JobPage().put(**{STUDY: config.root, STEP: step})
+    JobPage().put(**{STUDY: config.root, STEP: step, PROGRESS: "begun"})
     if need := need_of(config):
         check_capacity(step, need, may_grow=bool(os.environ.get("RAY_ADDRESS")))
 

@@ -43,27 +43,23 @@ class Head:
         )  # fmt: skip
 
     def submit(
-        self, *command: str, options: Sequence[str] = (), timeout: float = 1400
+        self, *command: str, options: Sequence[str] = (), upload: bool = True, timeout: float = 1400
     ) -> subprocess.CompletedProcess[str]:
-        """Submit `python -m <command>` from the checkout and follow it to its end."""
-        return self.ray(
-            "job",
-            "submit",
-            "--working-dir",
-            str(ROOT),
-            *options,
-            "--",
-            "python",
-            "-m",
-            *command,
-            timeout=timeout,
-        )
+        """Submit `python -m <command>` from the checkout and follow it to its end.
 
-    def submit_detached(self, *command: str, options: Sequence[str] = ()) -> str:
+        Without `upload` the job runs from the checkout itself: nodes on one machine share the directory that uploads are
+        unpacked in, and each unpacks anew, under the feet of the driver.
+        """
+        source = ("--working-dir", str(ROOT))
+        if not upload:
+            source = ("--runtime-env-json", json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}}))
+        return self.ray("job", "submit", *source, *options, "--", "python", "-m", *command, timeout=timeout)
+
+    def submit_detached(self, *command: str, options: Sequence[str] = (), upload: bool = True) -> str:
         """Submit and leave; return the submission id."""
-        done = self.submit(*command, options=("--no-wait", *options))
+        done = self.submit(*command, options=("--no-wait", *options), upload=upload)
         assert done.returncode == 0, done.stdout + done.stderr
-        return re.findall(r"Job '([\w-]+)' submitted successfully", done.stdout)[0]
+        return str(re.findall(r"Job '([\w-]+)' submitted successfully", done.stdout)[0])
 
     def job(self, submission: str) -> dict[str, object]:
         """Return what the job server knows of a job."""

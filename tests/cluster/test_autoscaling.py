@@ -38,7 +38,7 @@ def test_nodes_come_work_die_are_replaced_and_go_and_the_study_is_the_same(undis
         return {name.split("/")[0] for name in cloud.raylets()}
 
     assert pools() == {"head"}
-    job = cloud.submit_detached("rayjobs.run_study", *data_study(root, gpus=1))
+    job = cloud.submit_detached("rayjobs.run_study", *data_study(root, gpus=1), upload=False)
 
     def working():
         pools()

@@ -1,6 +1,7 @@
 """cluster.yaml through Ray's own AWS provider, against a stand-in for Amazon's servers: what it asks them for."""
 
 import copy
+import urllib.request
 from pathlib import Path
 
 import boto3
@@ -25,6 +26,8 @@ def amazon(monkeypatch, tmp_path):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     (tmp_path / ".ssh").mkdir()
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=10).close()  # what it serves outlives the server
     iam = boto3.client("iam")
     for name in ("synthscale-head", "synthscale-worker"):
         iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
