@@ -11,6 +11,10 @@ left out of all three:
   from the moment its first batch enters the engine to the last file.
 * ours: `rephrase_corpus`, with chunking, tokenising, verdicts, Parquet, checksums and ledger; from the engine's start
   to the last ledger entry.
+* worker (not by default): the same without Ray, in one process; tells what Ray costs.
+
+Ray makes its workers nicer than other processes (niceness 15), which on a machine with anything else to do would slow its
+two sides alone; here they have niceness 0.
 
 With `--threads 1` each engine has one core of two and the path around it the other, as a GPU has a host beside it;
 with `--threads 2` engine and path share both cores, which no GPU machine does.
@@ -170,25 +174,37 @@ def run_ray_data_llm(task: dict[str, Any]) -> dict[str, Any]:
         max_concurrent_batches=batches, placement_group_config={"bundles": [{"CPU": 1}]}, log_engine_metrics=False,
         chat_template_stage=False, tokenize_stage=False, detokenize_stage=False,
     )  # fmt: skip
+    from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF
+
+    begun = Path(f"{task['out']}.begun")
+
+    class Timed(vLLMEngineStageUDF):  # type: ignore[misc]
+        """Notes when the first batch enters the engine, which Ray Data LLM does not tell."""
+
+        async def udf(self, batch: list[dict[str, Any]]) -> Any:
+            if not begun.exists():
+                begun.touch()
+            async for answer in super().udf(batch):
+                yield answer
+
     processor = ray.data.llm.build_processor(
         config,
         preprocess=lambda row: {
             "number": row["number"], "tokenized_prompt": row["prompt_token_ids"], "sampling_params": json.loads(row["sampling"])
         },
         postprocess=lambda row: {
-            "number": row["number"], "text": row["generated_text"], "output_tokens": row["num_generated_tokens"],
-            "seconds": row["time_taken_llm"], "done": time.time(),
+            "number": row["number"], "text": row["generated_text"], "output_tokens": row["num_generated_tokens"]
         },
     )  # fmt: skip
+    processor.get_stage_by_name("vLLMEngineStage").fn = Timed
     source, target = Path(task["requests"]).with_suffix(".parquet"), Path(task["out"])
     processor(ray.data.read_parquet(str(source))).write_parquet(str(target))
     files = list(target.glob("*.parquet"))
     ended = max(file.stat().st_mtime for file in files)
     rows = pa.concat_tables([pq.read_table(file) for file in files]).sort_by("number").to_pylist()
-    began = min(row["done"] - row["seconds"] for row in rows)
     ray.shutdown()
     return {
-        "seconds": ended - began,
+        "seconds": ended - begun.stat().st_mtime,
         "output_tokens": sum(row["output_tokens"] for row in rows),
         "rows": len(rows),
         "texts": [row["text"] for row in rows],
@@ -205,6 +221,37 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
     config = RephraseConfig.model_validate(task["config"])
     rephrase_corpus(config)
     ray.shutdown()
+    return _found(config)
+
+
+def run_worker(task: dict[str, Any]) -> dict[str, Any]:
+    """Return tokens and seconds of the worker of rephrase_corpus in this process."""
+    import asyncio
+
+    from synth.rephrase import finish_work
+    from synth.worker import RephraseWorker
+
+    config = RephraseConfig.model_validate(task["config"])
+    work = open_work(config)
+    work.claim()
+
+    async def everything() -> None:
+        worker, gate = RephraseWorker(work), asyncio.Semaphore(config.placement.parts_in_flight)
+
+        async def make(part: int) -> None:
+            async with gate:
+                await worker.make_part(part)
+
+        await asyncio.gather(*map(make, range(work.num_parts)))
+        await worker.close()
+
+    asyncio.run(everything())
+    finish_work(work)
+    return _found(config)
+
+
+def _found(config: RephraseConfig) -> dict[str, Any]:
+    """Return what a finished set holds and what it took, from its files."""
     work = open_work(config)
     entries = list(read_entries(work.directory, work.num_parts))
     written = [
@@ -229,7 +276,7 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-SIDES = {"bare": run_bare, "ray_data_llm": run_ray_data_llm, "ours": run_ours}
+SIDES = {"bare": run_bare, "ray_data_llm": run_ray_data_llm, "ours": run_ours, "worker": run_worker}
 
 
 def run_side(name: str, task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
@@ -284,12 +331,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
         environment = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_LOGGING_LEVEL": "ERROR", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         sides: dict[str, list[dict[str, Any]]] = {}
         for name in options.order.split(","):
-            if name == "ours":  # once more means in a set of its own
-                task["config"]["name"] = f"set{len(sides.get('ours', []))}"
+            if name in ("ours", "worker"):  # once more means in a set of its own
+                task["config"]["name"] = f"{name}{len(sides.get(name, []))}"
             task["out"] = f"{root}/out{len(sides.get(name, []))}"
             sides.setdefault(name, []).append(run_side(name, task, environment))
     texts = {name: runs[0].pop("texts") for name, runs in sides.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from synth.companions import common_words_of, index_held_out
 from synth.engines.supervisor import Outcome, Quarantined
@@ -22,6 +23,7 @@ from synth.rows import (
     PreparedRecipe,
     Provenance,
     draft_rows,
+    finished_row,
     finished_table,
     prepare_recipe,
     tally_rows,
@@ -48,6 +50,14 @@ class DraftedPart:
             for at, draft in enumerate(self.drafts)
             if draft.prompt_token_ids and draft.key not in self.killers
         ]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A row after generation: what the engine said, and what goes into the part."""
+
+    outcome: Outcome | None
+    row: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ class PartWriter:
         self._prepared: tuple[PreparedRecipe, ...] | None = None
         self._common_words: frozenset[str] = frozenset()
         self._held_out: NgramIndex | None = None
+        self._has_index = False
 
     def draft(self, part: int, tokenizer: Tokenizer) -> DraftedPart:
         """Return the rows a part will have. Raises UserError when the input is damaged or a recipe does not fit."""
@@ -104,18 +115,23 @@ class PartWriter:
         values = {key: {"reason": row.reason, "detail": row.detail} for key, row in drafted.killers.items()}
         write_json_atomic(quarantine_path(self.work.directory, drafted.part, self.work.num_parts), values)
 
+    def finish(self, draft: Draft, outcome: Outcome | None, engine_version: str) -> Finished:
+        """Return the row a draft has become. `outcome` is None where nothing was asked."""
+        if not self._has_index:
+            self._held_out, self._has_index = index_held_out(self.work.held_out), True
+        provenance = Provenance(self.work.model.reference, self.work.model.hash, engine_version)
+        return Finished(outcome, finished_row(draft, outcome, provenance, self._held_out))
+
     def commit(
-        self, drafted: DraftedPart, outcomes: Sequence[Outcome | None], generated: GeneratedBy, cost: PartCost
+        self, drafted: DraftedPart, finished: Sequence[Finished], generated: GeneratedBy, cost: PartCost
     ) -> LedgerEntry:
-        """Write the part, then its ledger entry. `outcomes` are in the order of the drafts, None where nothing was asked.
+        """Write the part, then its ledger entry. `finished` is in the order of the drafts.
 
         Raises UserError when it cannot be written, RuntimeError when a row is unaccounted for.
         """
-        work, model, drafts = self.work, self.work.model, drafted.drafts
-        if self._held_out is None:
-            self._held_out = index_held_out(work.held_out)
-        provenance = Provenance(model.reference, model.hash, generated.engine_version)
-        table = finished_table(drafts, outcomes, provenance, self._held_out)
+        work, drafts = self.work, drafted.drafts
+        outcomes = [each.outcome for each in finished]
+        table = finished_table([each.row for each in finished])
         path = work.directory / part_name(drafted.part, work.num_parts)
         try:
             num_bytes = write_parquet_atomic(path, table)

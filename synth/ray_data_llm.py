@@ -26,7 +26,7 @@ from synth.engines.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from synth.engines.vllm import VllmEngine, sampling_arguments, vllm_version
 from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
-from synth.part_writer import DraftedPart, GeneratedBy, PartCost, PartWriter
+from synth.part_writer import DraftedPart, Finished, GeneratedBy, PartCost, PartWriter
 from synth.rephrase import RephraseWork
 
 BATCH_ROWS = 32
@@ -93,7 +93,7 @@ def outcome_of(row: Mapping[str, Any]) -> Outcome:
 class _OpenPart:
     drafted: DraftedPart
     waiting: set[int]
-    outcomes: list[Outcome | None]
+    finished: dict[int, Finished]
 
 
 @dataclass
@@ -110,15 +110,25 @@ class _Desk:
     def tokenizer(self) -> HuggingFaceTokenizer:
         return load_tokenizer(self.work.config.engine, self.work.model)
 
+    @functools.cached_property
+    def version(self) -> str:
+        return f"ray.data.llm {importlib.metadata.version('ray')}, {vllm_version()}"
+
     def open(self, part: int) -> _OpenPart:
         drafted = self.writer.draft(part, self.tokenizer)
-        outcomes: list[Outcome | None] = [drafted.killers.get(draft.key) for draft in drafted.drafts]
-        return _OpenPart(drafted, set(drafted.to_ask()), outcomes)
+        return _OpenPart(drafted, set(drafted.to_ask()), {})
+
+    def finish(self, part: _OpenPart, at: int, outcome: Outcome | None) -> None:
+        part.finished[at] = self.writer.finish(part.drafted.drafts[at], outcome, self.version)
 
     def commit(self, part: _OpenPart) -> LedgerEntry:
-        version = f"ray.data.llm {importlib.metadata.version('ray')}, {vllm_version()}"
-        generated = GeneratedBy(version, self.tokenizer.prompt_format)
-        return self.writer.commit(part.drafted, part.outcomes, generated, PartCost())
+        drafts = part.drafted.drafts
+        for at, draft in enumerate(drafts):
+            if at not in part.finished:  # nothing was asked
+                self.finish(part, at, part.drafted.killers.get(draft.key))
+        generated = GeneratedBy(self.version, self.tokenizer.prompt_format)
+        finished = [part.finished[at] for at in range(len(drafts))]
+        return self.writer.commit(part.drafted, finished, generated, PartCost())
 
 
 class RequestRows:
@@ -181,7 +191,7 @@ class CommitParts:
         opened = self._open[part]
         if at not in opened.waiting:
             return None
-        opened.outcomes[at] = outcome_of(row)
+        self._desk.finish(opened, at, outcome_of(row))
         opened.waiting.remove(at)
         if opened.waiting:
             return None

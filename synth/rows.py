@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -380,13 +380,9 @@ def ending_of(result: GenerationResult, max_output_tokens: int) -> str:
     return "stop" if result.completion_tokens < max_output_tokens else UNKNOWN_ENDING
 
 
-def finished_table(
-    drafts: Sequence[Draft], outcomes: Sequence[Outcome | None], provenance: Provenance, held_out: NgramIndex | None = None
-) -> pa.Table:  # fmt: skip
-    """Return the output part, columns REPHRASED_SCHEMA, one row per draft in the same order."""
-    pairs = zip(drafts, outcomes, strict=True)
-    rows = [finished_row(draft, outcome, provenance, held_out) for draft, outcome in pairs]
-    return pa.Table.from_pylist(rows, schema=REPHRASED_SCHEMA)
+def finished_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the output part of its finished rows, columns REPHRASED_SCHEMA."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=REPHRASED_SCHEMA)
 
 
 def tally_rows(

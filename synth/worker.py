@@ -14,12 +14,14 @@ from synth.engines.supervisor import POISON, Outcome, Quarantined, Supervisor, T
 from synth.engines.tunings import TUNINGS, find_tuning, tuned_placement
 from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
-from synth.part_writer import DraftedPart, GeneratedBy, PartCost, PartWriter
+from synth.part_writer import DraftedPart, Finished, GeneratedBy, PartCost, PartWriter
 from synth.rephrase import RephraseWork
+from synth.rows import Draft
 from synth.storage import list_names, study_path
 
-IN_FLIGHT_PER_SEQUENCE = 1.25
-"""Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends."""
+IN_FLIGHT_PER_SEQUENCE = 2.0
+"""Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends, also when all of them
+end at once because all run into the cap."""
 
 
 def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
@@ -68,9 +70,9 @@ class RephraseWorker:
             return entry
         await self._supervisor.ready(part)
         drafted = await loop.run_in_executor(self._thread, self._draft, part)
-        answers = [asyncio.create_task(self._answer(drafted, at)) for at in range(len(drafted.drafts))]
+        answers = [asyncio.create_task(self._finish(drafted, draft)) for draft in drafted.drafts]
         try:
-            outcomes = await asyncio.gather(*answers)
+            finished = await asyncio.gather(*answers)
         except TooManyDeaths as error:
             raise UserError(
                 f"part {part}: its rows have killed the engine {error.deaths} times, more than "
@@ -80,7 +82,7 @@ class RephraseWorker:
         finally:
             for answer in answers:
                 answer.cancel()
-        return await loop.run_in_executor(self._thread, self._commit, drafted, outcomes, began)
+        return await loop.run_in_executor(self._thread, self._commit, drafted, finished, began)
 
     @property
     def load(self) -> tuple[int, int]:
@@ -95,19 +97,26 @@ class RephraseWorker:
     def _draft(self, part: int) -> DraftedPart:
         return self._writer.draft(part, self._engine.tokenizer)
 
-    async def _answer(self, drafted: DraftedPart, at: int) -> Outcome | None:
-        draft = drafted.drafts[at]
+    async def _finish(self, drafted: DraftedPart, draft: Draft) -> Finished:
+        """Have a row answered, and judge it at once: when the part's last answer comes, little is left to do."""
+        outcome = await self._answer(drafted, draft)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._thread, self._writer.finish, draft, outcome, self._engine.version
+        )
+
+    async def _answer(self, drafted: DraftedPart, draft: Draft) -> Outcome | None:
         if not draft.prompt_token_ids:
             return None
         if draft.key in drafted.killers:
             return drafted.killers[draft.key]
-        outcome = await self._supervisor.generate(drafted.part, draft.request(f"{drafted.part}-{at}"))
+        outcome = await self._supervisor.generate(drafted.part, draft.request(f"{drafted.part}-{draft.key}"))
         if isinstance(outcome, Quarantined) and outcome.reason == POISON:
             drafted.killers[draft.key] = outcome
             self._writer.note_killers(drafted)
         return outcome
 
-    def _commit(self, drafted: DraftedPart, outcomes: list[Outcome | None], began: float) -> LedgerEntry:
+    def _commit(self, drafted: DraftedPart, finished: list[Finished], began: float) -> LedgerEntry:
         usage, devices = (
             self._supervisor.usage(drafted.part),
             self.work.config.placement.gpus_per_engine or 1.0,
@@ -117,6 +126,6 @@ class RephraseWorker:
             engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
         )  # fmt: skip
         generated = GeneratedBy(self._engine.version, self._engine.tokenizer.prompt_format, self.tuning)
-        entry = self._writer.commit(drafted, outcomes, generated, cost)
+        entry = self._writer.commit(drafted, finished, generated, cost)
         self._supervisor.forget(drafted.part)
         return entry

@@ -9,6 +9,7 @@ import pytest
 from synth.config import RephraseConfig
 from synth.documents import DOCUMENT_SCHEMA
 from synth.identity import claim_directory, finish
+from synth.rows import finished_row, finished_table
 from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
 
@@ -33,6 +34,12 @@ def sentence(number):
 
 def text_of(number, sentences=4):
     return " ".join(sentence(number * 31 + at) for at in range(sentences))
+
+
+def table_of(drafts, outcomes, provenance, held_out=None):
+    """The part that drafts and their outcomes make."""
+    pairs = zip(drafts, outcomes, strict=True)
+    return finished_table([finished_row(draft, outcome, provenance, held_out) for draft, outcome in pairs])
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from synth.engines.protocol import GenerationResult
 from synth.quality.answer_format import count_items
 from synth.quality.verdict import measure, post_process, words_of
 from synth.recipe import PostProcessing, Thresholds, load_recipe
-from synth.rows import REPHRASED_SCHEMA, Provenance, draft_rows, finished_table, prepare_recipe, tally_rows
+from synth.rows import REPHRASED_SCHEMA, Provenance, draft_rows, prepare_recipe, tally_rows
+from tests.synth.conftest import table_of
 
 TOKENIZER = CharacterTokenizer()
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=400)
@@ -62,11 +63,11 @@ def test_any_document_and_any_answer_become_accounted_rows(document, answer, fin
     outcomes = [
         None if d.skipped else GenerationResult(answer, finish, None, 1, 0, len(answer), 0.0) for d in drafts
     ]
-    rows = finished_table(drafts, outcomes, Provenance("m", "h", "v"))
+    rows = table_of(drafts, outcomes, Provenance("m", "h", "v"))
     assert rows.schema.equals(REPHRASED_SCHEMA)
     tallies = tally_rows(rows, drafts, outcomes)
     assert sum(tally.kept + tally.rejected for tally in tallies.values()) == len(rows) == len(drafts)
-    again = finished_table(drafts, outcomes, Provenance("m", "h", "v"))
+    again = table_of(drafts, outcomes, Provenance("m", "h", "v"))
     assert again.equals(rows)
 
 

@@ -17,11 +17,11 @@ from synth.rows import (
     draft_rows,
     draw_keywords,
     find_common_words,
-    finished_table,
     prepare_recipe,
     row_seed,
     tally_rows,
 )
+from tests.synth.conftest import table_of
 
 TOKENIZER = CharacterTokenizer()
 PROVENANCE = Provenance("m", "h", "fake 1")
@@ -120,7 +120,7 @@ def test_a_document_without_text_is_one_rejected_row():
     drafts = drafts_of(["", " \n ", TEXT], [prepared("hq")])
     assert [draft.key for draft in drafts] == ["d0/0/hq/0", "d1/0/hq/0", "d2/0/hq/0"]
     assert [bool(draft.prompt_token_ids) for draft in drafts] == [False, False, True]
-    rows = finished_table(drafts, [None, None, answer()], PROVENANCE).to_pylist()
+    rows = table_of(drafts, [None, None, answer()], PROVENANCE).to_pylist()
     assert [(row["verdict"], row["reject_reasons"]) for row in rows[:2]] == [
         ("rejected", ["empty_input"])
     ] * 2
@@ -147,7 +147,7 @@ def test_outcomes_become_rows_with_verdict_and_measures():
         answer(), answer("Sure! Here is the rewritten text: " + answer().text), answer("I'm sorry, but I cannot help with that."),
         Quarantined("killed_engine", "it died"),
     ]  # fmt: skip
-    result = finished_table(drafts, outcomes, PROVENANCE)
+    result = table_of(drafts, outcomes, PROVENANCE)
     assert result.schema.equals(REPHRASED_SCHEMA)
     kept, stripped, refused, poison = result.to_pylist()
     assert (kept["verdict"], kept["keep"], kept["text"], kept["raw_text"]) == (
@@ -175,7 +175,7 @@ def test_outcomes_become_rows_with_verdict_and_measures():
 def test_a_tally_accounts_for_every_row_and_token():
     drafts = drafts_of([TEXT] * 4, [prepared("hq")])
     outcomes = [answer(), answer("", "stop"), answer("no " * 30, "length"), Quarantined("too_long", "")]
-    result = finished_table(drafts, outcomes, PROVENANCE)
+    result = table_of(drafts, outcomes, PROVENANCE)
     tally = tally_rows(result, drafts, outcomes)["hq"]
     assert (tally.rows, tally.kept, tally.rejected, tally.quarantined) == (4, 1, 2, 1)
     assert tally.completion_tokens == len(answer().text) + 90
@@ -191,7 +191,7 @@ def test_a_chunk_too_short_to_send_is_a_rejected_row_that_costs_nothing():
     drafts = drafts_of([TEXT, "Too short."], [prepared("hq", **short)])
     assert [draft.skipped for draft in drafts] == [None, None, "chunk_too_short"]
     assert drafts[-1].prompt_token_ids == ()
-    (row,) = finished_table(drafts[-1:], [None], PROVENANCE).to_pylist()
+    (row,) = table_of(drafts[-1:], [None], PROVENANCE).to_pylist()
     assert (row["verdict"], row["reject_reasons"], row["prompt_tokens"]) == (
         "rejected",
         ["chunk_too_short"],
@@ -206,7 +206,7 @@ def test_questions_are_put_behind_their_text_and_judged_without_it():
     drafts = drafts_of([TEXT], [recipe])
     qa = "Question: Where is the reef?\nAnswer: To the north of the cape."
     kept, refused = (
-        finished_table(drafts, [answer(text)], PROVENANCE).to_pylist()[0]
+        table_of(drafts, [answer(text)], PROVENANCE).to_pylist()[0]
         for text in (qa, "The reef lies north of everything.")
     )
     assert kept["text"] == f"{TEXT}\n\n{qa}"
@@ -247,9 +247,9 @@ def test_a_source_that_goes_into_the_text_is_compared_with_the_held_out_split_to
     qa = "Where is the reef? To the north of the cape."
     index = NgramIndex([words_of(TEXT)])
     rows = [
-        finished_table(
-            drafts_of([TEXT], [prepared(name, **relaxed)]), [answer(qa)], PROVENANCE, index
-        ).to_pylist()[0]
+        table_of(drafts_of([TEXT], [prepared(name, **relaxed)]), [answer(qa)], PROVENANCE, index).to_pylist()[
+            0
+        ]
         for name in ("cc_diverse_qa", "cc_knowledge_list")
     ]
     assert [row["reject_reasons"] for row in rows] == [["contaminated"], []]
