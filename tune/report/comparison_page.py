@@ -124,7 +124,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
         Table("gains", "The same with each study's own natural text taken off: what the synthetic text alone is worth",
               _DIFFERENCE_COLUMNS, _rows(found.gains)),
         Table("by-domain", "Relative difference of bits per byte by held-out domain, all shares together",
-              (Column("what", "Domain"), *_DIFFERENCE_COLUMNS[2:]), _rows(found.by_domain)),
+              (Column("what", "Domain"), *_DIFFERENCE_COLUMNS[2:]), _rows(found.by_domain, by_share=False)),
         Table("best-shares", "Best share of cells both studies searched", _SHARE_COLUMNS,
               tuple(dataclasses.asdict(each) | {"a": each.a, "b": each.b, "difference": each.difference} for each in found.best_shares)),
         Table("generation", "What the synthetic text took", _GENERATION_COLUMNS, found.generation),
@@ -133,9 +133,9 @@ def comparison_tables(found: Comparison) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _rows(differences: Sequence[Difference]) -> tuple[dict[str, Any], ...]:
+def _rows(differences: Sequence[Difference], by_share: bool = True) -> tuple[dict[str, Any], ...]:
     return tuple(
-        {"what": each.what, "share": each.share, "relative": _relative(each.relative), "verdict": each.verdict,
+        {"what": _label(each) if by_share and each.share is None else each.what, "share": each.share, "relative": _relative(each.relative), "verdict": each.verdict,
          "cells": each.cells, "pairs": each.pairs}
         for each in differences
     )  # fmt: skip
