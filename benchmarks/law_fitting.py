@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ import pyarrow.csv
 import scipy
 from scipy.optimize import minimize
 from scipy.special import huber
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tune.laws import CHINCHILLA, Objective
 from tune.laws.bootstrap import pairs_bootstrap
