@@ -43,6 +43,15 @@ def test_steps_run_in_the_order_of_the_flow_under_one_root():
     assert {step.config.root for step in steps} == {"somewhere"}
 
 
+def test_a_sweep_of_learning_rates_comes_before_the_plan_that_takes_its_rates():
+    study = changed("learning_rates.best", {"models": ["98k"], "train_tokens": 65536})
+    study["pretrain"]["grid"]["run"] = {"optimizer": {"learning_rates": "best"}}
+    checked = StudyConfig.model_validate(study)
+    check_references(checked)
+    titles = [step.title for step in steps_of(checked)]
+    assert titles[2:5] == ["pack_tokens packed", "sweep_learning_rates best", "pretrain_models grid"]
+
+
 def test_a_sound_study_has_no_mistakes():
     check_references(StudyConfig.model_validate(STUDY))
 
@@ -56,6 +65,9 @@ def test_a_sound_study_has_no_mistakes():
         ("pack.packed.evaluate_on", ["x"], "pack.packed.evaluate_on = 'x' is not in [corpora]"),
         ("pretrain.grid.synthetic", ["qa"], "pretrain.grid.synthetic = 'qa' is not in [pack.packed.sources] (there: hq, natural)"),
         ("pretrain.grid.axes", [{"models": ["9k"], "train_tokens": [65536]}], "pretrain.grid model = '9k' is not in [the table of sizes]"),
+        ("pretrain.grid.run", {"optimizer": {"learning_rates": "best"}}, "pretrain.grid.run.optimizer.learning_rates = 'best' is not in [learning_rates] (there: none)"),
+        ("learning_rates.best", {"models": ["9k"], "train_tokens": 65536}, "learning_rates.best.models = '9k' is not in [the table of sizes]"),
+        ("learning_rates.best", {"models": ["98k"], "train_tokens": 65536, "mixture": {"qa": 1.0}}, "learning_rates.best.mixture = 'qa' is not in [pack.packed.sources]"),
         ("laws.fit.plan", "gird", "laws.fit.plan = 'gird' is not in [pretrain]"),
         ("report.report.laws", "laws", "report.report.laws = 'laws' is not in [laws] (there: fit)"),
     ],
