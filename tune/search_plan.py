@@ -21,7 +21,7 @@ from tune.cells import (
     share_caps,
     trial_run,
 )
-from tune.config import Cell, SearchConfig
+from tune.config import SearchConfig
 from tune.rounds import FEW_LOSSES, first_choices
 from tune.search import BEST_FILE, cells_of, claim_search
 
@@ -75,21 +75,10 @@ def check_search(config: SearchConfig, packed: PackedInfo) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"cells: {twice[0]} is given more than once; give each cell once.")
-    for cell in config.cells:
-        _check_budget(config, packed, cell)
     runs = [run for cell in cells_of(config, packed) for run in _first_runs(config, packed, cell)]
     for run in runs:
         check_epochs(run, packed.num_rows)
     check_placement(runs, packed, config.placement)
-
-
-def _check_budget(config: SearchConfig, packed: PackedInfo, cell: Cell) -> None:
-    per_step = config.run.rows_per_step * packed.sequence_length
-    if cell.train_tokens < per_step:
-        raise UserError(
-            f"cells: train_tokens = {cell.train_tokens:,} is less than one step of {per_step:,} tokens (run.rows_per_step "
-            f"= {config.run.rows_per_step} x sequence_length = {packed.sequence_length}): raise it or lower run.rows_per_step."
-        )
 
 
 def _first_runs(config: SearchConfig, packed: PackedInfo, cell: CellSearch) -> list[RunConfig]:
