@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -294,14 +295,9 @@ class RephrasePart:
         self._worker, self._attempts = RephraseWorker(work), attempts
         self._showing: asyncio.Task[None] | None = None
 
-    async def _show_load(self) -> None:
-        while True:
-            publish(of_engine(self._worker.work.config.name, *self._worker.load))
-            await asyncio.sleep(PUBLISH_SECONDS)
-
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
-        self._showing = self._showing or asyncio.create_task(self._show_load())
+        self._showing = self._showing or asyncio.create_task(_show_load(weakref.ref(self._worker)))
         part = int(batch["part"][0])
         try:
             if await self._attempts.begin.remote(part) > PART_ATTEMPTS:
@@ -316,6 +312,14 @@ class RephrasePart:
             said = f"part {part}: {first_line(error)}: mend the store or the disk, then run the job again; what is done stays done."
             return {"entry": [""], "failure": [said]}
         return {"entry": [entry.model_dump_json()], "failure": [""]}
+
+
+async def _show_load(of: weakref.ref[RephraseWorker]) -> None:
+    # Held weakly: Ray Data ends an engine by letting go of it, and a task that holds it leaves it to be killed, aloud.
+    while (worker := of()) is not None:
+        publish(of_engine(worker.work.config.name, *worker.load))
+        del worker
+        await asyncio.sleep(PUBLISH_SECONDS)
 
 
 # --- tune_engine --------------------------------------------------------------------------------------------------

@@ -16,7 +16,11 @@ from synth.worker import RephraseWorker
 from tests.assets.object_store import failing_store
 from tests.synth.conftest import text_of
 
-ROOT = "s3://bucket/study"
+
+@pytest.fixture
+def root(request):
+    """A study of this test alone: all servers of one process share what they hold."""
+    return f"s3://bucket/{request.node.name}"
 
 
 @pytest.fixture
@@ -42,10 +46,10 @@ def make(work, done=lambda part: None):
 
 
 def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
-    store, fake_config, make_corpus, natural, monkeypatch
+    store, root, fake_config, make_corpus, natural, monkeypatch
 ):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.1,) * 100)
-    make_corpus(ROOT, [text_of(number) for number in range(12)])
+    make_corpus(root, [text_of(number) for number in range(12)])
     returned = []
 
     def comes_back():
@@ -58,7 +62,7 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
             store.down()
             threading.Thread(target=comes_back).start()
 
-    work = open_work(fake_config(root=ROOT, name="disturbed"))
+    work = open_work(fake_config(root=root, name="disturbed"))
     work.claim()
     make(work, goes_away)
     assert returned, "it was away while parts were made"
@@ -67,18 +71,18 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
     calm = open_work(fake_config(corpus="again"))
     calm.claim()
     make(calm)
-    parts, _ = open_synthetic(ROOT, "disturbed")
+    parts, _ = open_synthetic(root, "disturbed")
     assert [read_parquet(part) for part in parts] == [
         read_parquet(calm.directory / part.name) for part in parts
     ]
 
 
 def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_done(
-    store, fake_config, make_corpus, monkeypatch
+    store, root, fake_config, make_corpus, monkeypatch
 ):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.0, 0.0))
-    make_corpus(ROOT, [text_of(number) for number in range(12)])
-    work = open_work(fake_config(root=ROOT))
+    make_corpus(root, [text_of(number) for number in range(12)])
+    work = open_work(fake_config(root=root))
     work.claim()
 
     def goes_away(part):
@@ -96,13 +100,13 @@ def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_don
     assert finish_work(work)["rows"] == 24
 
 
-def test_only_what_may_pass_is_tried_again(store, monkeypatch):
+def test_only_what_may_pass_is_tried_again(store, root, monkeypatch):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (10_000.0,))  # a second attempt would never come
     with pytest.raises(FileNotFoundError):
-        read_json(study_path(ROOT, "nothing.json"))
-    path = study_path(ROOT, "torn.parquet")
+        read_json(study_path(root, "nothing.json"))
+    path = study_path(root, "torn.parquet")
     path.write_bytes(b"PAR1 torn")
     with pytest.raises(Exception, match=r"(?i)parquet"):
         read_parquet(path)
-    write_json_atomic(study_path(ROOT, "there.json"), [1])
-    assert read_json(study_path(ROOT, "there.json")) == [1]
+    write_json_atomic(study_path(root, "there.json"), [1])
+    assert read_json(study_path(root, "there.json")) == [1]

@@ -33,7 +33,9 @@ def test_large_sizes_have_heads_of_64_to_128():
 
 
 def test_an_unknown_size_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"model = '7b' is not a known size; choose one of 12k, 25k, .*8b\."):
+    with pytest.raises(
+        UserError, match=r"model = '7b' is not a known size; choose one of 6k, 12k, 25k, .*8b\."
+    ):
         model_of("7b")
 
 
