@@ -1,7 +1,6 @@
 """cluster.yaml through Ray's own AWS provider, against a stand-in for Amazon's servers: what it asks them for."""
 
 import copy
-import urllib.request
 from pathlib import Path
 
 import boto3
@@ -14,39 +13,42 @@ pytestmark = pytest.mark.slow
 CLUSTER = Path(__file__).parent.parent.parent / "cluster.yaml"
 
 
-@pytest.fixture
-def amazon(monkeypatch, tmp_path):
-    """Serve EC2 and IAM with the two profiles the file asks for; keys go to a home of the test's own."""
+@pytest.fixture(scope="module")
+def amazon(tmp_path_factory):
+    """Serve EC2 and IAM with the two profiles the file asks for; keys go to a home of the tests' own.
+
+    One server for all tests: Ray keeps its clients, and their address with them, for as long as the process lives.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ssh").mkdir()
+    settings = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-west-2", "HOME": str(tmp_path),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    (tmp_path / ".ssh").mkdir()
-    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset, timeout=10).close()  # what it serves outlives the server
-    iam = boto3.client("iam")
-    for name in ("synthscale-head", "synthscale-worker"):
-        iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
-        iam.create_instance_profile(InstanceProfileName=name)
-        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-    yield boto3.client("ec2")
+        "AWS_DEFAULT_REGION": "us-west-2", "HOME": str(home),
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        iam = boto3.client("iam")
+        for name in ("synthscale-head", "synthscale-worker"):
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+            iam.create_instance_profile(InstanceProfileName=name)
+            iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+        yield boto3.client("ec2")
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(amazon):
     """Return cluster.yaml as Ray's AWS provider completes it: key pair, subnets, security groups."""
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.util import prepare_config
 
     config = yaml.safe_load(CLUSTER.read_text())
-    image = amazon.describe_images()["Images"][0][
-        "ImageId"
-    ]  # the stand-in knows no image by its parameter's name
+    # The stand-in knows no image by its parameter's name.
+    image = amazon.describe_images()["Images"][0]["ImageId"]
     for node in config["available_node_types"].values():
         assert node["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/deeplearning/")
         node["node_config"]["ImageId"] = image
