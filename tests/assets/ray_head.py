@@ -115,7 +115,7 @@ def ray_head(*options: str, port: int | None = None, **env: str) -> Iterator[Hea
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port or free_port()}",
              f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={directory}",
-             f"--metrics-export-port={metrics}", *options],
+             f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={free_port()}", *options],
             env=own | env, cwd=directory, start_new_session=True, stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -126,7 +126,8 @@ def ray_head(*options: str, port: int | None = None, **env: str) -> Iterator[Hea
         )
         yield head
     finally:
-        left = [process, *head.processes()]
+        # By descent too: what renames itself, as Ray's agents do, loses its environment.
+        left = [process, *psutil.Process(process.pid).children(recursive=True), *head.processes()]
         for each in left:
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 each.kill()
