@@ -213,8 +213,8 @@ def write_corpus(root: str, num_parts: int, documents: int) -> None:
 
 
 def queue_runs(num_runs: int, lanes: int) -> dict[str, Any]:
-    from train.config import RunConfig
     from train.lanes.queue import Assignment, RunQueue
+    from train.run import RunConfig
     from train.sizes import model_of
 
     template = RunConfig.model_validate({

@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from synth.identity import provenance
 from synth.progress import Progress
 from tests.assets.packed_set import write_packed_set
-from train.config import RunConfig, TrainPlacement
 from train.lanes.job import Lanes
+from train.placement import TrainPlacement
 from train.record import read_record, run_directory
+from train.run import RunConfig
 from train.sizes import model_of
 from train.tokens import PackedInfo, PackedSet
 

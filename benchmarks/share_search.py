@@ -39,8 +39,9 @@ from synth.config import CorpusConfig
 from synth.identity import provenance
 from synth.job import build_corpus
 from synth.storage import read_json
-from train.config import PackConfig, TrainPlacement
+from train.config import PackConfig
 from train.job import Lanes, pack_tokens
+from train.placement import TrainPlacement
 from train.record import RunRecord, read_record
 from train.tokens import PackedInfo
 from tune.cells import CellSearch, cell_directory, choice_of, trial_run

@@ -35,10 +35,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.identity import provenance
 from tests.assets.packed_set import write_packed_set
-from train.config import RunConfig, TrainPlacement
 from train.devices import device_name, peak_flops
 from train.flops import count_parameters, train_flops
+from train.placement import TrainPlacement
 from train.record import RunRecord, run_directory
+from train.run import RunConfig
 from train.sizes import model_of
 from train.tokens import PackedSet
 

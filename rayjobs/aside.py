@@ -10,10 +10,10 @@ from upath import UPath
 
 from rayjobs.study import Step
 from synth.storage import MARKER, is_local, list_directories, read_json, study_path
-from train.config import RunConfig
 from train.grid import PLAN_FILE
 from train.rates import RATES_FILE
 from train.record import run_directory
+from train.run import RunConfig
 from tune.search import TRIALS_FILE
 
 CONFIG_FILE = "config.json"

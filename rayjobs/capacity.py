@@ -17,7 +17,8 @@ from typing import Any
 from synth.config import CorpusConfig, JobConfig, RephraseConfig
 from synth.errors import UserError
 from synth.plan import GPU_POOLS, OFF_THE_GPU_POOLS, POOL_LABEL
-from train.config import PackConfig, TrainPlacement
+from train.config import PackConfig
+from train.placement import TrainPlacement
 
 Resources = Mapping[str, float]
 

@@ -17,17 +17,11 @@ from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
 from synth.recipe import Recipe, load_recipes
 from train.branching import tokens_to_train
-from train.config import (
-    GeneratorConfig,
-    PackConfig,
-    PretrainConfig,
-    RateSweepConfig,
-    RunConfig,
-    RunTemplate,
-)
+from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.flops import count_parameters, train_flops
 from train.grid import check_budgets, plan_runs
 from train.rate_sweep import missing_runs
+from train.run import RunConfig, RunTemplate
 from train.sizes import model_of
 from train.tokens import EvaluationInfo, PackedInfo, ShardInfo, SourceInfo
 from tune.cells import Choice, trial_run

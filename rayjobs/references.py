@@ -9,7 +9,8 @@ from typing import Any
 from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
 from synth.recipe import load_recipes
-from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig, RunTemplate
+from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
+from train.run import RunTemplate
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
 

@@ -22,7 +22,7 @@ from synth.config import JobConfig
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import read_json, study_path, write_json_atomic
-from train.config import TrainPlacement
+from train.placement import TrainPlacement
 
 LOG_FILE = "study.json"
 """Under the study root: one entry for every time a step ran, with its wall-clock seconds."""

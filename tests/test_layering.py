@@ -17,8 +17,9 @@ MAY_IMPORT_TORCH_AT_TOP = {
 }
 LIGHT = [
     "rayjobs.cli", "rayjobs.cluster", "rayjobs.study", "rayjobs.run_study", "synth.config", "synth.identity",
-    "synth.recipe", "synth.chunking", "synth.quality.verdict", "synth.corpus", "train.config", "train.record", "train.sizes",
-    "train.flops", "train.schedule", "train.grid", "train.mixture", "tune.config", "tune.results", "tune.search",
+    "synth.recipe", "synth.chunking", "synth.quality.verdict", "synth.corpus", "train.config", "train.run",
+    "train.placement", "train.record", "train.sizes", "train.flops", "train.schedule", "train.grid", "train.mixture",
+    "tune.config", "tune.results", "tune.search",
 ]  # fmt: skip
 
 

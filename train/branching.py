@@ -11,8 +11,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
-from train.config import RunConfig
 from train.flops import train_flops
+from train.run import RunConfig
 from train.schedule import trunk_steps
 
 

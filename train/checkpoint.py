@@ -15,9 +15,9 @@ from typing import Any
 from upath import UPath
 
 from synth.storage import is_local, list_names, read_json, write_json_atomic
-from train.config import TrainPlacement
 from train.distributed import agreed, leads, rank, wait_for_all, world_size
 from train.divergence import WatchState
+from train.placement import TrainPlacement
 from train.record import Evaluation, Record
 from train.staging import Staging, remove_tree, upload
 from train.universal import load_universal, local_copy, reading_only_weights, universal_copy

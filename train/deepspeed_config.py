@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from synth.errors import UserError
-from train.config import RunConfig, TrainPlacement
+from train.placement import TrainPlacement
+from train.run import RunConfig
 
 
 def rows_per_microbatch(run: RunConfig, placement: TrainPlacement, world_size: int) -> int:

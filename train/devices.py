@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from train.config import TrainPlacement
+from train.placement import TrainPlacement
 
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config
 from train.model import Pretrainer
+from train.placement import TrainPlacement
+from train.run import RunConfig
 
 Agreed = TypeVar("Agreed")
 

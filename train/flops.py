@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from train.config import ModelConfig
+from train.run import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ from synth.ledger import open_synthetic
 from synth.plan import Plan
 from synth.shuffle import part_name
 from synth.storage import MARKER, list_names, read_parquet, study_path, write_parquet_atomic
-from train.config import GeneratorConfig, PackConfig, PackSource, RunConfig, TokenizerConfig
+from train.config import GeneratorConfig, PackConfig, PackSource, TokenizerConfig
 from train.flops import count_parameters, train_flops
 from train.grid import mix, run_of
 from train.hyperparameters import rows_per_step_of
 from train.record import RECORD_FILE, RunRecord, read_record, run_directory
+from train.run import RunConfig
 from train.sizes import model_of
 from train.sources import open_sources
 from train.tokens import PackedInfo, PackedSet

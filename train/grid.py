@@ -21,13 +21,15 @@ from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
 from synth.storage import study_path, write_json_atomic
 from train.branching import in_training_order, tokens_to_train
-from train.config import Mixture, ModelConfig, PretrainConfig, RunConfig, RunTemplate, TrainPlacement
+from train.config import PretrainConfig
 from train.deepspeed_config import deepspeed_config
 from train.flops import count_parameters, train_flops
 from train.hyperparameters import optimizer_of, rows_per_step_of
 from train.mixture import RowUse, check_epochs
+from train.placement import TrainPlacement
 from train.rates import rate_facts, rate_parents, rate_warnings
 from train.record import RunRecord, read_record, read_records
+from train.run import Mixture, ModelConfig, RunConfig, RunTemplate
 from train.schedule import check_schedule
 from train.sizes import model_of
 from train.tokens import PackedInfo

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
-from train.config import HyperparameterRule, ModelConfig, OptimizerConfig, RunTemplate
 from train.flops import train_flops_6nd
 from train.rates import read_rates
+from train.run import HyperparameterRule, ModelConfig, OptimizerConfig, RunTemplate
 from train.schedule import peak_learning_rate
 
 

@@ -19,14 +19,7 @@ from synth.progress import Progress
 from synth.storage import study_path
 from train import generator, harness, packing, rate_sweep
 from train.branching import in_training_order
-from train.config import (
-    EvaluateConfig,
-    GeneratorConfig,
-    PackConfig,
-    PretrainConfig,
-    RateSweepConfig,
-    RunConfig,
-)
+from train.config import EvaluateConfig, GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.grid import (
     check_placement,
     claim_plan,
@@ -40,6 +33,7 @@ from train.lanes.job import Lanes
 from train.rates import MADE_BY as SWEEP
 from train.rates import SweptRates
 from train.record import RunRecord
+from train.run import RunConfig
 from train.tokens import PackedInfo
 
 # --- tokens ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from synth.errors import UserError
 from synth.identity import provenance
 from synth.storage import read_json, write_json_atomic
 from train.checkpoint import CheckpointWriter, RunState, remove_checkpoints
-from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
 from train.devices import device_name, memory_in_use, peak_flops
 from train.distributed import (
@@ -45,7 +44,9 @@ from train.memory import FIT_FILE, MicrobatchTooLarge, note_smaller_microbatch, 
 from train.metrics import MetricsLog, SourceLosses, StepMetrics, finite
 from train.mixture import MixtureSampler, check_epochs
 from train.model import Pretrainer, Vocabulary, build_llama
+from train.placement import TrainPlacement
 from train.record import MODEL_DIRECTORY, RECORD_FILE, DeviceUse, RunRecord
+from train.run import RunConfig
 from train.schedule import check_schedule, learning_rate, peak_learning_rate, trunk_steps
 from train.tokens import PackedSet
 from train.trackers import Trackers

@@ -13,9 +13,10 @@ from upath import UPath
 
 from synth.errors import UserError
 from synth.storage import read_json, write_json_atomic
-from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
+from train.placement import TrainPlacement
 from train.record import Record
+from train.run import RunConfig
 
 _LOG = logging.getLogger(__name__)
 

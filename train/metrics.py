@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from upath import UPath
 
 from synth.storage import write_text_atomic
-from train.config import RunConfig
 from train.mixture import MixtureSampler
+from train.run import RunConfig
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synth.errors import UserError
-from train.config import Mixture, RunConfig
 from train.record import SourceUse
+from train.run import Mixture, RunConfig
 
 RATIO_BITS = 40
 """Ratios of the splits are multiples of 2**-40."""

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from train.config import ModelConfig
 from train.cross_entropy import cross_entropy, summed_cross_entropy
+from train.run import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
 from synth.storage import write_json_atomic
-from train.config import RateSweepConfig, RunTemplate, TemplateOptimizer
+from train.config import RateSweepConfig
 from train.flops import count_parameters, train_flops
 from train.grid import PlannedRun, check_budgets, check_placement, count_statuses, device_hours, run_of
 from train.hyperparameters import middle_rate
 from train.rate_fit import CONFIDENCE, edge_of, fit_best_rate, losses_of
 from train.rates import MADE_BY, RATES_FILE, BestRate, RateLaw, RateTrial, SweptRates, rates_directory
 from train.record import RunRecord, read_record
+from train.run import RunTemplate, TemplateOptimizer
 from train.sizes import model_of
 from train.tokens import PackedInfo
 from train.trackers import check_trackers

@@ -15,8 +15,8 @@ from upath import UPath
 from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.storage import read_json, study_path
-from train.config import ModelConfig, OptimizerConfig, RunTemplate
 from train.record import Record
+from train.run import ModelConfig, OptimizerConfig, RunTemplate
 from train.sizes import SIZES
 
 MADE_BY = "sweep_learning_rates"

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
 from synth.storage import list_names, read_json, study_path, write_json_atomic
-from train.config import RunConfig, TrainPlacement
+from train.placement import TrainPlacement
+from train.run import RunConfig
 
 RECORD_FILE = "record.json"
 

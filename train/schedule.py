@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from synth.errors import UserError
-from train.config import OptimizerConfig, RunConfig
+from train.run import OptimizerConfig, RunConfig
 
 COSINE_FLOOR = 0.1
 """The cosine ends at this fraction of the peak."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from synth.errors import UserError
-from train.config import ModelConfig
 from train.flops import count_parameters, flops_per_token
+from train.run import ModelConfig
 
 _SMALL = {
     "6k": (1, 32, 1, 1, 20),

@@ -16,10 +16,11 @@ from upath import UPath
 
 from synth.errors import UserError
 from synth.storage import is_local, study_path
-from train.config import RunConfig, Tracker, TrainPlacement
 from train.events import EventLog
 from train.metrics import StepMetrics, scalars_of
+from train.placement import Tracker, TrainPlacement
 from train.record import Evaluation
+from train.run import RunConfig
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from upath import UPath
 
 from synth.storage import read_json, write_json_atomic
 from train.checkpoint import CheckpointWriter, RunState, load_checkpoint, newest_step, remove_checkpoints
-from train.config import RunConfig, TrainPlacement
 from train.distributed import agreed, leads
+from train.placement import TrainPlacement
 from train.record import TrunkUse
+from train.run import RunConfig
 from train.schedule import trunk_steps
 
 TRUNKS = "trunks"

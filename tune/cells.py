@@ -11,10 +11,10 @@ import numpy as np
 from upath import UPath
 
 from synth.storage import study_path
-from train.config import Mixture, RunConfig
 from train.flops import count_parameters, train_flops_6nd
 from train.grid import mix, run_of
 from train.record import RunRecord
+from train.run import Mixture, RunConfig
 from train.sizes import model_of
 from train.tokens import PackedInfo
 from tune.config import Cell, SearchConfig

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from synth.config import Config, Fraction, JobConfig, Name
-from train.config import RunTemplate, TrainPlacement
+from train.placement import TrainPlacement
+from train.run import RunTemplate
 from tune.mixture_space import MOST_SOURCES
 
 LawName = Literal[

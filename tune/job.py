@@ -17,9 +17,10 @@ from upath import UPath
 from synth.identity import finish, is_finished, read_manifest
 from synth.job import publish
 from synth.progress import Progress
-from train.config import RunConfig, TrainPlacement
 from train.lanes.job import Lanes
+from train.placement import TrainPlacement
 from train.record import read_record
+from train.run import RunConfig
 from train.tokens import PackedInfo
 from tune.cells import Choice, Trial, search_directory
 from tune.config import SearchConfig

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, is_finished
 from synth.plan import Plan
-from train.config import RunConfig
 from train.flops import train_flops_6nd
 from train.grid import check_placement
 from train.mixture import check_epochs
 from train.record import read_record
+from train.run import RunConfig
 from train.tokens import PackedInfo
 from tune.cells import (
     CellSearch,

@@ -9,8 +9,8 @@ from typing import Any
 
 from upath import UPath
 
-from train.config import RunConfig
 from train.record import RunRecord
+from train.run import RunConfig
 
 RAISES, DIES_ONCE, DIES_ALWAYS, LOSES_DISK, IS_PREEMPTED = 901, 902, 903, 904, 905
 """Seeds of runs that raise half-way, SIGKILL their worker half-way (once, or each time), meet an OSError each time, get a

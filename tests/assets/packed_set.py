@@ -9,7 +9,7 @@ import numpy as np
 
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_bytes_atomic
-from train.config import ModelConfig, RunConfig
+from train.run import ModelConfig, RunConfig
 from train.tokens import PackedSet
 
 EOT = 0

@@ -13,10 +13,12 @@ from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.identity import claim_directory, finish
 from synth.rows import REPHRASED_SCHEMA
 from synth.storage import study_path, write_json_atomic, write_parquet_atomic, write_text_atomic
-from train.config import Axis, PackConfig, PackSource, PretrainConfig, RunConfig, TrainPlacement
+from train.config import Axis, PackConfig, PackSource, PretrainConfig
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.grid import PlannedRun, claim_plan, finish_plan, mix, plan_runs, run_of
+from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, SourceUse, write_record
+from train.run import RunConfig
 from train.sizes import model_of
 from train.tokens import EvaluationInfo, PackedInfo, ShardInfo, SourceInfo
 from tune.config import LawsConfig, ReportConfig

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
-from train.config import RunConfig, TrainPlacement
 from train.loop import train_run
+from train.placement import TrainPlacement
 from train.record import run_directory
+from train.run import RunConfig
 from train.tokens import PackedSet
 
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.config import RunConfig, TrainPlacement
+from train.placement import TrainPlacement
 from train.record import run_directory
+from train.run import RunConfig
 from train.tokens import PackedSet
 
 NEVER = 10**12

@@ -8,7 +8,7 @@ from rayjobs.capacity import most_that_fit, need_of
 from rayjobs.study import StudyConfig, steps_of
 from synth.config import CorpusConfig, RephraseConfig
 from tests.cluster.studies import whole_study
-from train.config import TrainPlacement
+from train.placement import TrainPlacement
 from tune.config import LawsConfig
 
 

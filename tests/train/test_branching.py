@@ -7,7 +7,8 @@ import pydantic
 import pytest
 
 from train.branching import in_training_order, tokens_to_train
-from train.config import OptimizerConfig, PretrainConfig, RunConfig, RunTemplate
+from train.config import PretrainConfig
+from train.run import OptimizerConfig, RunConfig, RunTemplate
 from train.schedule import trunk_steps
 from train.sizes import model_of
 

@@ -24,7 +24,7 @@ from train.checkpoint import (
     newest_step,
     remove_checkpoints,
 )
-from train.config import TrainPlacement
+from train.placement import TrainPlacement
 from train.universal import load_universal, universal_copy
 
 pytestmark = pytest.mark.slow

@@ -3,8 +3,9 @@
 import pytest
 
 from synth.errors import UserError
-from train.config import RunConfig, TrainPlacement
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
+from train.placement import TrainPlacement
+from train.run import RunConfig
 from train.sizes import SIZES
 
 

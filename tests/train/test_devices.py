@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from train.config import TrainPlacement
 from train.devices import device_name, memory_in_use, peak_flops
+from train.placement import TrainPlacement
 
 ANY = TrainPlacement()
 

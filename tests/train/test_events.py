@@ -6,9 +6,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from upath import UPath
 
-from train.config import TrainPlacement
 from train.events import EventLog
 from train.metrics import StepMetrics
+from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation
 
 

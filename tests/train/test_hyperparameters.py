@@ -4,10 +4,10 @@ import pydantic
 import pytest
 
 from tests.assets.packed_set import write_packed_set
-from train.config import RunTemplate
 from train.flops import count_parameters
 from train.grid import run_of
 from train.hyperparameters import rows_per_step_of, ruled_batch_tokens, ruled_learning_rate
+from train.run import RunTemplate
 from train.sizes import model_of
 
 

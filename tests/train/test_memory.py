@@ -8,8 +8,8 @@ import torch
 from upath import UPath
 
 from tests.assets.packed_set import run_on, write_packed_set
-from train.config import TrainPlacement
 from train.memory import FIT_FILE, OutOfDeviceMemory, note_smaller_microbatch, read_fit
+from train.placement import TrainPlacement
 from train.record import read_record, run_directory
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words.")

@@ -6,8 +6,8 @@ import json
 import pytest
 from upath import UPath
 
-from train.config import RunConfig
 from train.metrics import MAX_LINES, MetricsLog, StepMetrics, finite, log_steps, scalars_of
+from train.run import RunConfig
 from train.sizes import SIZES
 
 

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synth.errors import UserError
-from train.config import RunConfig
 from train.mixture import BLOCK_SLOTS, MAX_SLOTS, MixtureSampler, check_epochs
+from train.run import RunConfig
 
 TINY_MODEL = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 96}
 

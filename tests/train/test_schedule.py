@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synth.errors import UserError
-from train.config import OptimizerConfig, RunConfig
+from train.run import OptimizerConfig, RunConfig
 from train.schedule import check_schedule, learning_rate, peak_learning_rate, rate_factor, trunk_steps
 from train.sizes import SIZES
 

@@ -7,8 +7,8 @@ from upath import UPath
 
 from synth.errors import UserError
 from tests.assets.packed_set import run_on, write_packed_set
-from train.config import TrainPlacement
 from train.metrics import StepMetrics
+from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation
 from train.trackers import Trackers, check_trackers, parameters_of
 

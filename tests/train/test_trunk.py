@@ -3,8 +3,9 @@
 import pytest
 
 from tests.assets.packed_set import run_on, write_packed_set
-from train.config import OptimizerConfig, TrainPlacement
+from train.placement import TrainPlacement
 from train.record import TrunkUse, run_directory
+from train.run import OptimizerConfig
 from train.schedule import trunk_steps
 
 pytestmark = pytest.mark.slow

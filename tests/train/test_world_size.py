@@ -4,8 +4,9 @@ import pytest
 
 from tests.assets.packed_set import run_on, write_packed_set
 from tests.assets.worker_group import NEVER, Stopped, start_group
-from train.config import OptimizerConfig, TrainPlacement
+from train.placement import TrainPlacement
 from train.record import read_record, run_directory
+from train.run import OptimizerConfig
 
 pytestmark = pytest.mark.slow
 

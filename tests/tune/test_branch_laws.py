@@ -4,8 +4,9 @@ import pytest
 
 from tests.assets.packed_set import run_on, write_packed_set
 from train.branching import tokens_to_train
-from train.config import OptimizerConfig, TrainPlacement
+from train.placement import TrainPlacement
 from train.record import run_directory
+from train.run import OptimizerConfig
 from tune.laws import fit
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]

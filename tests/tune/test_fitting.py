@@ -10,8 +10,9 @@ import pytest
 from rayjobs.fit_laws import main
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.storage import study_path, write_json_atomic
-from train.config import ModelConfig, RunConfig, TrainPlacement
+from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, read_record, write_record
+from train.run import ModelConfig, RunConfig
 from tune.config import LawsConfig
 from tune.fitting import fit_laws, plan_laws
 from tune.laws import load_directory, load_fit

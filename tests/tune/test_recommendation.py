@@ -13,9 +13,10 @@ from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_json_atomic
 from tests.assets.packed_set import write_packed_set
-from train.config import PretrainConfig, TrainPlacement
+from train.config import PretrainConfig
 from train.flops import count_parameters
 from train.grid import claim_plan, finish_plan, plan_runs
+from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, write_record
 from train.tokens import PackedInfo
 from tune.at_target import combine_shares

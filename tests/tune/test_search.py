@@ -11,8 +11,8 @@ from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.identity import finish, is_finished
 from synth.storage import read_json
 from tests.assets.packed_set import write_packed_set
-from train.config import TrainPlacement
 from train.flops import count_parameters
+from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, read_record, run_directory, write_record
 from train.tokens import PackedInfo
 from tune.cells import Choice, cell_directory, cell_name, order_cells, search_directory

@@ -19,11 +19,12 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from synth.job import beside_the_driver, publish
 from synth.progress import Progress
 from synth.storage import study_path
-from train.config import RunConfig, TrainPlacement
 from train.lanes.queue import LanesLost, Order, Word
 from train.lanes.queue_actor import QueueActor
 from train.lanes.worker import LaneWorker, Trainer
+from train.placement import TrainPlacement
 from train.record import RunRecord
+from train.run import RunConfig
 from train.telemetry import of_lanes
 
 POLL_SECONDS = 10.0

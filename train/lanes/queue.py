@@ -12,9 +12,10 @@ import heapq
 from dataclasses import dataclass
 
 from synth.identity import provenance
-from train.config import RunConfig, TrainPlacement
 from train.flops import count_parameters, train_flops, train_flops_6nd
+from train.placement import TrainPlacement
 from train.record import RunRecord
+from train.run import RunConfig
 from train.schedule import peak_learning_rate
 
 MAX_DEATHS_AT_ONE_POINT = 2

@@ -12,9 +12,9 @@ from typing import Any
 
 from synth.errors import UserError
 from synth.telemetry import Sample
-from train.config import RunConfig
 from train.lanes.queue import LanesLost, Order, RunQueue, Word
 from train.record import RunRecord, read_record
+from train.run import RunConfig
 from train.telemetry import of_beat, of_record
 
 

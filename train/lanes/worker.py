@@ -17,10 +17,11 @@ from upath import UPath
 
 from synth.errors import UserError
 from synth.storage import read_json
-from train.config import RunConfig, TrainPlacement
 from train.lanes.queue import Assignment, Order, Word, failed_record
 from train.memory import MicrobatchTooLarge
+from train.placement import TrainPlacement
 from train.record import RunRecord, TrunkUse, run_directory, write_record
+from train.run import RunConfig
 from train.tokens import PackedInfo, PackedSet
 
 PATIENCE_SECONDS = 60.0

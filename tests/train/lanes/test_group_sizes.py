@@ -3,8 +3,8 @@
 import pytest
 import ray.train
 
-from train.config import TrainPlacement
 from train.lanes.job import _GroupSizes
+from train.placement import TrainPlacement
 
 
 @pytest.mark.parametrize(

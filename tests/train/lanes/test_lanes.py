@@ -14,9 +14,9 @@ from synth.progress import Progress
 from tests.assets import faulty_training
 from tests.assets.faulty_training import DIES_ALWAYS, DIES_ONCE, IS_PREEMPTED, LOSES_DISK, RAISES
 from tests.assets.packed_set import run_on, write_packed_set
-from train.config import TrainPlacement
 from train.lanes.job import Lanes
 from train.lanes.queue import LanesLost
+from train.placement import TrainPlacement
 from train.record import read_record, run_directory
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]

@@ -2,8 +2,9 @@
 
 import pytest
 
-from train.config import RunConfig, TrainPlacement
 from train.lanes.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, RunQueue, failed_record
+from train.placement import TrainPlacement
+from train.run import RunConfig
 from train.sizes import model_of
 
 

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from synth.errors import UserError
-from train.config import RunConfig, TrainPlacement
 from train.lanes.queue import Assignment, LanesLost, Word, failed_record
 from train.lanes.queue_actor import QueueActor
+from train.placement import TrainPlacement
 from train.record import write_record
+from train.run import RunConfig
 from train.sizes import model_of
 
 SOON = 5.0

@@ -9,11 +9,11 @@ import torch.distributed as dist
 
 from synth.errors import UserError
 from tests.assets.packed_set import run_on, write_packed_set
-from train.config import TrainPlacement
 from train.lanes import worker as lane_module
 from train.lanes.queue import RunQueue, Word, failed_record
 from train.lanes.worker import Beats, LaneWorker
 from train.memory import MicrobatchTooLarge
+from train.placement import TrainPlacement
 from train.record import read_record, write_record
 
 
