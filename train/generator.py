@@ -274,13 +274,16 @@ def train_and_export(
 
 
 def exported_record(config: GeneratorConfig, run: RunConfig) -> RunRecord | None:
-    """Return the record of the run if its model is in `generators/<name>`, None if there is training to do.
+    """Return the record of the run if it has a model in `generators/<name>` or has none to have, None if there is training
+    to do.
 
-    A record whose model went elsewhere (the directory was deleted, or another generator shares the run) is taken
-    away, so that the run is trained again.
+    The record of a complete run whose model went elsewhere (the directory was deleted, or another generator shares the
+    run) is taken away, so that the run is trained again.
     """
     record = read_record(config.root, run.run_id)
-    if record is not None and not (generator_directory(config) / WEIGHTS_FILE).exists():
+    if record is None or record.status != "complete":
+        return record
+    if not (generator_directory(config) / WEIGHTS_FILE).exists():
         (run_directory(config.root, run.run_id) / RECORD_FILE).unlink()
         return None
     return record

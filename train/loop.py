@@ -114,7 +114,7 @@ def _train_if_it_fits(
     """Train with the largest microbatch not known to be too large; None when it was, and a smaller one is to be tried."""
     fit = agreed(read_fit(directory) if leads() else None)
     assert fit is not None
-    placed = fit.placed(placement)
+    placed = fit.placed(placement, run.rows_per_step // world_size())
     try:
         record = _train(run, packed, placed, directory, attempts, report, deliver)
     except torch.OutOfMemoryError as error:

@@ -40,11 +40,18 @@ class MemoryFit(Record):
     did_not_fit: tuple[int, ...] = ()
     """Numbers of rows there was no memory for."""
 
-    def placed(self, placement: TrainPlacement) -> TrainPlacement:
-        """Return the placement with what fits."""
+    def placed(self, placement: TrainPlacement, rows_per_worker: int) -> TrainPlacement:
+        """Return the placement with what fits, cut so that it divides the rows a worker has in a step: a group of another
+        size may have learnt it."""
         if self.rows_per_microbatch is None or self.rows_per_microbatch >= placement.rows_per_microbatch:
             return placement
-        return placement.model_copy(update={"rows_per_microbatch": self.rows_per_microbatch})
+        fits = largest_divisor(rows_per_worker, self.rows_per_microbatch)
+        return placement.model_copy(update={"rows_per_microbatch": fits})
+
+
+def largest_divisor(rows: int, at_most: int) -> int:
+    """Return the largest number of rows, not above `at_most`, that divides them; 0 when `at_most` is."""
+    return next((each for each in range(min(at_most, rows), 0, -1) if rows % each == 0), 0)
 
 
 def read_fit(directory: UPath) -> MemoryFit:
@@ -70,16 +77,16 @@ def note_smaller_microbatch(
     """
     rows = rows_per_microbatch(run, placement, world_size)
     share = run.rows_per_step // world_size
-    smaller = next((each for each in range(rows // 2, 0, -1) if share % each == 0), None)
+    smaller = largest_divisor(share, rows // 2)
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if smaller is None:
+    if not smaller:
         raise OutOfDeviceMemory(
             f"the model does not fit on its device even with rows_per_microbatch = 1: set placement.recompute_activations = "
             f"true, raise placement.zero_stage or workers_per_lane, or give it a larger device ({said})"
         ) from error
     fit = MemoryFit(rows_per_microbatch=smaller, did_not_fit=(*found.did_not_fit, rows))
     try:
-        deepspeed_config(run, fit.placed(placement), world_size, num_params=1)
+        deepspeed_config(run, fit.placed(placement, share), world_size, num_params=1)
     except UserError as refusal:
         raise OutOfDeviceMemory(
             f"rows_per_microbatch = {rows} does not fit on the device and fewer are not possible: {refusal} ({said})"

@@ -17,6 +17,8 @@ from train.generator import (
     run_config,
     write_exchanges,
 )
+from train.lanes.queue import failed_record
+from train.record import read_record, write_record
 from train.tokens import PackedInfo
 
 TEXT = " ".join(f"Sentence number {n} says something about the value {n * n}." for n in range(40))
@@ -124,6 +126,24 @@ def test_another_generator_under_the_same_name_is_refused(config):
     with pytest.raises(IdentityMismatch, match="train_tokens"):
         plan_generator(config(train_tokens=4096))
     plan_generator(config(placement={"threads_per_worker": 2}))
+
+
+def test_a_run_that_diverged_is_not_trained_again_unasked_and_a_model_that_is_gone_is(config, pack):
+    asked = config()
+    write_exchanges(asked)
+    pack(pack_config(asked))
+    run = run_config(asked)
+    identity = generator.claim_generator(asked)
+    record = failed_record(
+        run, 300, asked.placement, "nan", tokens=0, seconds=1.0, tokens_per_second=0.0, attempts=1
+    )
+    write_record(asked.root, record)
+    assert generator.exported_record(asked, run) == record
+    with pytest.raises(UserError, match=r"failed \(nan\); delete .*record.json to try again"):
+        generator.finish_generator(asked, identity, record)
+    write_record(asked.root, record.model_copy(update={"status": "complete", "reason": None}))
+    assert generator.exported_record(asked, run) is None
+    assert read_record(asked.root, run.run_id) is None
 
 
 def test_nothing_is_planned_without_a_corpus(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from upath import UPath
 
 from tests.assets.packed_set import run_on, write_packed_set
+from train.deepspeed_config import rows_per_microbatch
 from train.memory import FIT_FILE, OutOfDeviceMemory, note_smaller_microbatch, read_fit
 from train.placement import TrainPlacement
 from train.record import read_record, run_directory
@@ -23,7 +24,8 @@ def packed(tmp_path):
 def smaller(run, placement, workers, directory):
     """What a worker does that has run out of memory."""
     found = read_fit(directory)
-    note_smaller_microbatch(run, found.placed(placement), workers, directory, found, NO_MEMORY)
+    placed = found.placed(placement, run.rows_per_step // workers)
+    note_smaller_microbatch(run, placed, workers, directory, found, NO_MEMORY)
 
 
 def test_halves_until_one_row_is_left_and_then_gives_remedies(tmp_path, packed):
@@ -51,6 +53,15 @@ def test_the_next_smaller_microbatch_divides_a_workers_rows(
     run = run_on(packed, rows_per_step=rows_per_step)
     smaller(run, TrainPlacement(rows_per_microbatch=asked), workers, UPath(tmp_path))
     assert read_fit(UPath(tmp_path)).rows_per_microbatch == fits
+
+
+def test_what_one_worker_learnt_serves_a_group_that_has_grown(tmp_path, packed):
+    run, placement = run_on(packed, rows_per_step=24), TrainPlacement(workers_per_lane=(1, 4))
+    smaller(run, placement, 1, UPath(tmp_path))
+    fit = read_fit(UPath(tmp_path))
+    assert fit.rows_per_microbatch == 4
+    assert rows_per_microbatch(run, fit.placed(placement, 24), 1) == 4
+    assert rows_per_microbatch(run, fit.placed(placement, 6), 4) == 3  # 4 rows at once would not divide 6
 
 
 def test_where_accumulation_is_not_possible_the_reason_is_told(tmp_path, packed):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from synth.identity import provenance
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.placement import TrainPlacement
-from train.record import RunRecord
+from train.record import RunRecord, TrunkUse
 from train.run import RunConfig
 from train.schedule import peak_learning_rate
 
@@ -167,13 +167,17 @@ def failed_record(
     seconds: float,
     tokens_per_second: float,
     attempts: int,
+    num_workers: int = 1,
+    trunk: TrunkUse | None = None,
 ) -> RunRecord:
     """Return the record of a run that ended before it could write its own.
 
-    `tokens` were trained, as far as anyone heard, the last attempt took `seconds`, at `tokens_per_second` (0 when that
-    is not known); what the run drew from each source is left out. A group that may change in size counts as its smallest.
+    `tokens` were trained, as far as anyone heard, the last attempt took `num_workers` workers `seconds`, at
+    `tokens_per_second` (0 when that is not known); what the run drew from each source is left out. What it had taken over
+    from its trunk is counted in, as in every record.
     """
     parameters = count_parameters(run.model, vocab_size)
+    tokens = max(tokens, trunk.train_tokens if trunk else 0)
     return RunRecord(
         run_id=run.run_id,
         config=run,
@@ -186,8 +190,9 @@ def failed_record(
         train_flops=train_flops(run.model, vocab_size, run.sequence_length, tokens),
         sources={},
         peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
-        wall_seconds=seconds,
-        device_seconds=seconds * placement.min_workers,
+        wall_seconds=seconds + (trunk.wall_seconds if trunk else 0.0),
+        device_seconds=seconds * num_workers + (trunk.device_seconds if trunk else 0.0),
+        trunk=trunk,
         tokens_per_second=tokens_per_second,
         attempts=attempts,
         placement=placement,

@@ -170,6 +170,7 @@ class LaneWorker:
         import torch.distributed as dist
 
         run = assignment.run
+        directory = run_directory(self._root, run.run_id)
         record = failed_record(
             run,
             PackedInfo.read(self._root, run.packed).vocab_size,
@@ -178,13 +179,9 @@ class LaneWorker:
             tokens=max(assignment.tokens, beats.tokens),
             seconds=seconds,
             tokens_per_second=beats.tokens_per_second,
-            attempts=_attempts(run_directory(self._root, run.run_id)),
-        )
-        record = record.model_copy(
-            update={
-                "trunk": _taken_over(run_directory(self._root, run.run_id)),
-                "device_seconds": seconds * dist.get_world_size(),
-            }
+            attempts=_attempts(directory),
+            num_workers=dist.get_world_size(),
+            trunk=_taken_over(directory),
         )
         write_record(self._root, record)
         return record

@@ -4,6 +4,7 @@ import pytest
 
 from train.lanes.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, RunQueue, failed_record
 from train.placement import TrainPlacement
+from train.record import TrunkUse
 from train.run import RunConfig
 from train.sizes import model_of
 
@@ -121,14 +122,26 @@ def test_tokens_in_hand_are_those_of_runs_without_a_record(queue):
 def test_the_record_of_a_failed_run_keeps_what_is_known_and_invents_nothing():
     placement = TrainPlacement(workers_per_lane=2)
     record = failed_record(
-        _run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2
-    )
+        _run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2, num_workers=2
+    )  # fmt: skip
     assert (record.status, record.reason, record.attempts) == ("failed", "why", 2)
     assert record.final is None
     assert record.sources == {}
     assert record.train_tokens == 512
     assert record.device_seconds == 6.0
     assert record.train_flops_6nd == 6 * record.num_params_non_embedding * 512
+
+
+@pytest.mark.parametrize("heard_of", [0, 1024])
+def test_a_failed_branch_costs_what_it_took_itself(heard_of):
+    taken_over = TrunkUse(trunk_id="t", train_tokens=768, wall_seconds=20.0, device_seconds=40.0)
+    record = failed_record(
+        _run(), 300, TrainPlacement(), "why", tokens=heard_of, seconds=3.0, tokens_per_second=0.0, attempts=1,
+        num_workers=2, trunk=taken_over,
+    )  # fmt: skip
+    assert record.own_tokens == max(0, heard_of - 768)
+    assert record.own_device_seconds == 6.0
+    assert (record.wall_seconds, record.device_seconds) == (23.0, 46.0)
 
 
 def test_branches_of_a_trunk_wait_for_each_other_and_others_pass_them(queue):
