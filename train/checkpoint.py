@@ -10,6 +10,7 @@ import logging
 import posixpath
 import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from upath import UPath
@@ -57,7 +58,7 @@ class RunState(Record):
     """Of these, seconds in training steps that the weights have profited from."""
 
 
-class _Complete(Record):
+class CompleteCheckpoint(Record):
     """Contents of `complete.json`."""
 
     state: RunState
@@ -99,7 +100,7 @@ class CheckpointWriter:
         """Write a checkpoint; to an object store once the one before is there. Called by all workers at once."""
         self.wait()
         home = self._home / agreed(f"{_prefix(state.step)}{uuid.uuid4().hex[:8]}")
-        complete = _Complete(
+        complete = CompleteCheckpoint(
             state=state,
             world_size=world_size(),
             zero_stage=self._placement.zero_stage,
@@ -134,7 +135,7 @@ class CheckpointWriter:
         if self._upload is not None:
             self._upload.join()
 
-    def _send(self, staging: Staging, home: UPath, complete: _Complete, rank: int) -> None:
+    def _send(self, staging: Staging, home: UPath, complete: CompleteCheckpoint, rank: int) -> None:
         workers = complete.world_size
         try:
             with staging as local:
@@ -159,7 +160,7 @@ class CheckpointWriter:
                 return False
         return True
 
-    def _finish(self, home: UPath, complete: _Complete, sizes: dict[str, int]) -> None:
+    def _finish(self, home: UPath, complete: CompleteCheckpoint, sizes: dict[str, int]) -> None:
         complete = complete.model_copy(update={"files": sizes})
         write_json_atomic(home / COMPLETE_FILE, complete.model_dump(mode="json"))
         if not self._keep_older:
@@ -175,12 +176,13 @@ def load_checkpoint(
     """Load the newest complete checkpoint into a fresh engine and return the loop's state; a fresh state without one.
 
     Called by all workers at once. With `up_to_step`, checkpoints after more steps than that do not count. One written by
-    another number of workers, or with gradients accumulated otherwise, goes through its universal form: no bit of the state is lost, but floats are added up in
-    another order from here on. ZeRO stages 1 and 2 read each other's; between other stages there is no way: the run then
-    starts over, with a warning, and ends with the same result.
+    another number of workers, or with gradients accumulated otherwise, goes through its universal form: no bit of the state
+    is lost, but floats are added up in another order from here on. ZeRO stages 1 and 2 read each other's; between other
+    stages there is no way: such checkpoints are passed over, with a warning. A run that has no other starts over, and ends
+    with the same result.
     """
     home = directory / CHECKPOINTS
-    found = agreed(_newest(home, up_to_step) if leads() else None)
+    found = agreed(newest_for(placement.zero_stage, home, up_to_step) if leads() else None)
     if found is None:
         return RunState()
     name, complete = found
@@ -190,13 +192,6 @@ def load_checkpoint(
         with local_copy(home / name / TAG) as local, reading_only_weights():
             engine.load_checkpoint(str(local.parent), tag=TAG)
         return complete.state
-    if LAYOUTS[written] != LAYOUTS[wanted]:
-        if leads():
-            _LOG.warning(
-                "%s was written under ZeRO %d and cannot be loaded under ZeRO %d: the run starts over",
-                home / name, written, wanted,
-            )  # fmt: skip
-        return RunState()
     scratch = home / agreed(f".universal-{uuid.uuid4().hex[:8]}")
     with universal_copy(home / name / TAG, scratch) as local:
         load_universal(engine, local)
@@ -205,8 +200,7 @@ def load_checkpoint(
 
 def newest_step(directory: UPath, up_to_step: int | None = None) -> int:
     """Return the finished steps of the newest complete checkpoint, not above `up_to_step`; 0 without one."""
-    found = _newest(directory / CHECKPOINTS, up_to_step)
-    return found[1].state.step if found else 0
+    return next((complete.state.step for _, complete in _whole(directory / CHECKPOINTS, up_to_step)), 0)
 
 
 def remove_checkpoints(directory: UPath, but_newest: bool = False) -> None:
@@ -214,7 +208,7 @@ def remove_checkpoints(directory: UPath, but_newest: bool = False) -> None:
     home = directory / CHECKPOINTS
     if not but_newest:
         _remove(home)
-    elif newest := _newest(home):
+    elif newest := next(_whole(home), None):
         for name in list_names(home):
             if name != newest[0]:
                 _remove(home / name)
@@ -228,17 +222,34 @@ def _part_file(rank: int, workers: int) -> str:
     return f"part-{rank:05d}-of-{workers:05d}.json"
 
 
-def _newest(home: UPath, up_to_step: int | None = None) -> tuple[str, _Complete] | None:
+def newest_for(
+    zero_stage: int, home: UPath, up_to_step: int | None = None
+) -> tuple[str, CompleteCheckpoint] | None:
+    """Return the newest whole checkpoint that can be loaded under a ZeRO stage, by its name in `home`; None without one.
+
+    Newer ones of another stage, which a run may have left before it started over under this one, are warned about.
+    """
+    for name, complete in _whole(home, up_to_step):
+        if LAYOUTS[complete.zero_stage] == LAYOUTS[zero_stage]:
+            return name, complete
+        _LOG.warning(
+            "%s was written under ZeRO %d and cannot be loaded under ZeRO %d: what it is ahead is trained again",
+            home / name, complete.zero_stage, zero_stage,
+        )  # fmt: skip
+    return None
+
+
+def _whole(home: UPath, up_to_step: int | None = None) -> Iterator[tuple[str, CompleteCheckpoint]]:
+    """Yield the whole checkpoints, the newest first."""
     for name in reversed(list_names(home)):
         if up_to_step is not None and name >= _prefix(up_to_step + 1):
             continue
         try:
-            complete = _Complete.model_validate(read_json(home / name / COMPLETE_FILE))
+            complete = CompleteCheckpoint.model_validate(read_json(home / name / COMPLETE_FILE))
         except FileNotFoundError:
             continue
         if _sizes(home / name) == complete.files:
-            return name, complete
-    return None
+            yield name, complete
 
 
 def _sizes(checkpoint: UPath) -> dict[str, int]:

@@ -229,7 +229,12 @@ class GeneratorConfig(JobConfig):
     placement: TrainPlacement = TrainPlacement()
 
     @model_validator(mode="after")
-    def _fraction_of_what(self) -> GeneratorConfig:
+    def _sensible(self) -> GeneratorConfig:
         if (self.synthetic is None) != (self.natural_fraction is None):
             raise ValueError("give natural_fraction exactly when synthetic names a set to learn from")
+        if self.run.optimizer.learning_rates is not None:
+            raise ValueError(
+                "run.optimizer.learning_rates names a sweep, and sweeps are of a study's packed set, not of a generator's own: "
+                "give peak_learning_rate"
+            )
         return self

@@ -156,7 +156,8 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     records = read_plan_records(config.root, planned)
     missing = [each for each in planned if each.run.run_id not in records]
     own_tokens = tokens_to_train(
-        [each.run for each in missing], [record.config for record in records.values()]
+        [each.run for each in missing],
+        [record.config for record in records.values() if record.status == "complete"],
     )
     facts = _work(planned, missing, own_tokens, packed) | _models(planned, packed)
     facts |= rate_facts(config.root, config.run, (each.model for each in planned)) | _passes(use)

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import itertools
 import os
+import posixpath
 import shutil
 import tempfile
 import uuid
@@ -337,11 +338,11 @@ class _LocalStore:
         return np.asarray(np.memmap(local, self.dtype, mode="r"))
 
     def directory(self, path: UPath) -> Path:
-        """Return a local directory with the files of a directory of the set."""
+        """Return a local directory with all files below a directory of the set."""
         if is_local(path):
             return Path(str(path))
-        for name in list_names(path):
-            self._fetched(path / name)
+        for found in path.fs.find(path.path):
+            self._fetched(path / posixpath.relpath(found, path.path))
         return self._local_copy(path)
 
     def _local_copy(self, path: UPath) -> Path:

@@ -6,8 +6,12 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from tests.assets.packed_set import write_packed_set
 from train.branching import in_training_order, tokens_to_train
 from train.config import PretrainConfig
+from train.grid import plan_pretrain, plan_runs
+from train.lanes.queue import failed_record
+from train.record import write_record
 from train.run import OptimizerConfig, RunConfig, RunTemplate
 from train.schedule import trunk_steps
 from train.sizes import model_of
@@ -119,9 +123,6 @@ def test_what_cannot_branch_is_refused_when_it_is_written_down(changes, words):
 
 
 def test_a_plan_counts_shared_tokens_once(tmp_path):
-    from tests.assets.packed_set import write_packed_set
-    from train.grid import plan_pretrain
-
     write_packed_set(tmp_path, sources={"natural": 400})
     step = 8 * 32
     config = PretrainConfig(
@@ -136,3 +137,22 @@ def test_a_plan_counts_shared_tokens_once(tmp_path):
     assert facts["steps missing"] == 20 + 25 + 19
     assert facts["tokens missing"] == (20 + 25 + 19) * step
     assert facts["tokens saved by branching"] == (15 + 31) * step
+
+
+@pytest.mark.parametrize(("status", "steps"), [("complete", 20 + 19), ("failed", 20 + 35)])
+def test_only_a_run_that_got_to_its_end_has_surely_left_its_trunk(tmp_path, status, steps):
+    packed = write_packed_set(tmp_path, sources={"natural": 400})
+    step = 8 * 32
+    config = PretrainConfig(
+        root=str(tmp_path),
+        packed="tiny",
+        shares=(0.0,),
+        axes=({"models": ("12k",), "train_tokens": (20 * step, 40 * step, 50 * step)},),
+        run=RunTemplate(branching=True, optimizer={"warmup_tokens": step, "decay_fraction": 0.2}),
+    )
+    middle = plan_runs(config, packed.info)[1].run
+    record = failed_record(
+        middle, 64, config.placement, "killed", tokens=step, seconds=1.0, tokens_per_second=0.0, attempts=1
+    )
+    write_record(str(tmp_path), record.model_copy(update={"status": status}))
+    assert plan_pretrain(config).facts["steps missing"] == steps

@@ -2,6 +2,7 @@
 
 import json
 
+import pydantic
 import pytest
 
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
@@ -112,6 +113,11 @@ def test_template_syntax_in_a_document_stays_text(config):
 def test_a_generator_that_cannot_be_is_refused_in_one_sentence(config, changes, words):
     with pytest.raises(UserError, match=words):
         plan_generator(config(**changes))
+
+
+def test_a_generator_takes_no_rate_from_a_sweep_of_a_study(config):
+    with pytest.raises(pydantic.ValidationError, match="give peak_learning_rate"):
+        config(run={"optimizer": {"learning_rates": "rates"}})
 
 
 def test_the_plan_says_what_it_takes_and_warns_of_untrained_positions(config):

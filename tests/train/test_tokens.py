@@ -195,6 +195,18 @@ def test_a_remote_set_is_copied_once_and_only_what_is_read(remote, remote_root, 
     ]  # fmt: skip
 
 
+def test_a_tokenizer_is_fetched_with_what_lies_deeper(remote, remote_root, tmp_path):
+    templates = study_path(remote_root, "packed", "packed", "tokenizer", "additional_chat_templates")
+    (templates / "tools.jinja").write_text("{{ messages }}")
+    try:
+        opened = PackedSet.open(remote_root, "packed", cache_directory=tmp_path)
+        assert (
+            opened.tokenizer_directory / "additional_chat_templates" / "tools.jinja"
+        ).read_text() == "{{ messages }}"
+    finally:
+        templates.fs.rm(templates.path, recursive=True)
+
+
 def test_readers_at_the_same_time_share_the_copy(remote, remote_root, tmp_path):
     results: list[np.ndarray] = []
 
