@@ -13,6 +13,7 @@ from upath import UPath
 from synth.storage import study_path
 from train.flops import count_parameters, train_flops_6nd
 from train.grid import mix, run_of
+from train.hyperparameters import rows_per_step_of
 from train.record import RunRecord
 from train.run import Mixture, RunConfig
 from train.sizes import model_of
@@ -141,18 +142,25 @@ def choice_of(config: SearchConfig, result: TrialResult) -> Choice:
 
 
 def share_caps(config: SearchConfig, packed: PackedInfo, cell: Cell) -> dict[str, float]:
-    """Return the highest share each source (natural text included) has rows for within `run.max_epochs` passes."""
+    """Return the highest share each source (natural text included) has rows for within the passes over it that are
+    allowed."""
     names = (config.natural, *config.synthetic)
-    if config.run.max_epochs is None:
-        return dict.fromkeys(names, 1.0)
-    rows = cell.train_tokens // (config.run.rows_per_step * packed.sequence_length) * config.run.rows_per_step
-    limit = Fraction(repr(config.run.max_epochs))
+    length = packed.sequence_length
+    rows_per_step = rows_per_step_of(config.run, num_params_of(cell, packed), cell.train_tokens, length)
+    rows = cell.train_tokens // (rows_per_step * length) * rows_per_step
     slack = math.ceil(math.log2(len(names)))  # rows a source may be off its share, see train.mixture
-    caps = {}
+    caps = dict.fromkeys(names, 1.0)
     for name in names:
-        allowed = math.floor(limit * packed.num_rows[name])
-        caps[name] = 1.0 if allowed >= rows else max(0.0, (allowed - slack) / rows)
+        limit = max_epochs_of(config, name)
+        allowed = rows if limit is None else math.floor(Fraction(repr(limit)) * packed.num_rows[name])
+        if allowed < rows:
+            caps[name] = max(0.0, (allowed - slack) / rows)
     return caps
+
+
+def max_epochs_of(config: SearchConfig, source: str) -> float | None:
+    """Return the most passes over a source that are allowed; None for any number."""
+    return config.run.max_epochs_by_source.get(source, config.run.max_epochs)
 
 
 def space_of(config: SearchConfig, caps: Mapping[str, float]) -> MixtureSpace:

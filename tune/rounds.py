@@ -53,7 +53,8 @@ def first_choices(config: SearchConfig, space: MixtureSpace) -> tuple[Choice, ..
     """
     if config.method == "grid":
         parts = max(
-            n for n in range(1, config.trials_per_cell) if len(space.lattice(n)) <= config.trials_per_cell
+            (n for n in range(1, config.trials_per_cell) if len(space.lattice(n)) <= config.trials_per_cell),
+            default=1,  # which is then too many, as `tune.search` says
         )
         return tuple(map(Choice, space.lattice(parts)))
     if space.num_sources == 1:

@@ -17,6 +17,7 @@ from tune.cells import (
     CellSearch,
     cell_directory,
     cell_name,
+    max_epochs_of,
     search_directory,
     share_caps,
     trial_run,
@@ -110,5 +111,5 @@ def _warnings(config: SearchConfig, packed: PackedInfo, cells: list[CellSearch])
             if cap < 1.0:
                 yield (
                     f"cell {cell.name}: source {source} has tokens for a share of at most {cap:.3g} in "
-                    f"{config.run.max_epochs:g} passes, so no more is tried"
+                    f"{max_epochs_of(config, source):g} passes, so no more is tried"
                 )

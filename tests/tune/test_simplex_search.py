@@ -12,13 +12,13 @@ from tests.assets.packed_set import write_packed_set
 from tests.tune.test_search import SMALL, files_of, optimum_of, record_of, search_all, settings, train
 from train.record import write_record
 from train.tokens import PackedInfo
-from tune.cells import Choice, mixture_of, order_cells, share_caps
+from tune.cells import Choice, mixture_of, order_cells, share_caps, trial_run
 from tune.mixture_space import MixtureSpace, distance, neighbours
 from tune.report.tables import split_notes
 from tune.rounds import Question, propose
 from tune.sampler import REPLICATE, SurfaceSampler, search_space
 from tune.search import ShareSearch
-from tune.search_plan import plan_search
+from tune.search_plan import check_search, plan_search
 from tune.surface import Losses, fit_surface
 from tune.transfer import Donor, fit_transfer
 
@@ -119,6 +119,27 @@ def test_no_source_is_asked_for_more_than_it_can_supply(root):
     assert any("source qa has tokens for a share of at most 0.453 in 1 passes" in line for line in said)
 
 
+def test_a_source_with_passes_of_its_own_is_held_to_them(root):
+    run = {"max_epochs": None, "max_epochs_by_source": {"qa": 2.0}}
+    config = settings(root, **BOTH | {"run": run})
+    caps = share_caps(config, PackedInfo.read(root, "tiny"), config.cells[0])
+    assert caps == {"natural": 1.0, "hq": 1.0, "qa": 118 / 128}
+    assert any("0.922 in 2 passes" in line for line in plan_search(config).warnings)
+
+
+def test_the_supply_counts_for_the_rows_that_a_rule_for_batches_gives(root):
+    cell = {"model": "12k", "train_tokens": 4096 + 5 * 32}
+    run = {"max_epochs": 1.0, "batch_rule": "step_law"}
+    config = settings(root, **BOTH | {"run": run, "cells": [cell]})
+    packed = PackedInfo.read(root, "tiny")
+    caps = share_caps(config, packed, config.cells[0])
+    most = trial_run(config, packed, config.cells[0], Choice((caps["hq"], 0.0)))
+    rows = most.num_steps * most.rows_per_step
+    assert rows > 128  # steps of fewer than 8 rows: less of the budget is rounded away
+    assert caps["hq"] == 118 / rows
+    check_search(config, packed)
+
+
 def test_a_best_share_that_tokens_limit_says_so(root):
     def more_is_better(run, **ignored):
         return record_of(run, 4.0 - run.mixture.get("hq", 0.0))
@@ -152,6 +173,13 @@ def test_too_few_trials_to_begin_with_are_refused(root):
         UserError, match="trials_per_cell = 3 is less than the 4 trials a search of 2 sources starts with"
     ):
         plan_search(settings(root, **BOTH | {"trials_per_cell": 3}))
+
+
+def test_a_grid_with_fewer_trials_than_corners_is_refused(tmp_path):
+    write_packed_set(tmp_path, sources={"natural": 200, "a": 200, "b": 200, "c": 200})
+    asked = settings(tmp_path, synthetic=["a", "b", "c"], method="grid", trials_per_cell=3, cells=[SMALL])
+    with pytest.raises(UserError, match="less than the 4 trials a search of 3 sources starts with"):
+        plan_search(asked)
 
 
 def test_one_name_is_a_list_of_one(root):
