@@ -1,8 +1,8 @@
 """Which runs would shrink the interval of the best share most, by how much, and the plan that trains them.
 
-A candidate is a cell: one model size and one budget, trained with every share the plan has, so that its runs are
-paired. What it would teach is computed from the resamples of the laws. The loss of mixture g at the target, T, and at
-the candidate, C, vary together over the resamples; a run there, with a run's noise s, leaves the target's variance at
+A candidate is a cell: one model size and one budget, trained with every share and seed the plan has, so that its runs
+are paired. What it would teach is computed from the resamples of the laws. The loss of mixture g at the target, T, and at
+the candidate, C, vary together over the resamples; runs there, whose mean has the noise s, leave the target's variance at
 var(T) - cov(T, C)^2 / (var(C) + s^2). The best share depends on T as the curves through the mixtures' losses do: over
 their draws, the part of its variance that goes with T is cov(best, T)^2 / var(T). Cells are chosen one after the
 other, each given those before. The most extreme resamples are drawn in, so that a few do not decide.
@@ -52,7 +52,8 @@ def next_cells(
     candidates = list(_candidates(config, packed))
     if not candidates or any(not len(each.losses) for each in mixtures):
         return ()
-    beliefs = [_Belief(each, candidates, curve) for each in mixtures]
+    seeds = len(set(config.seeds))
+    beliefs = [_Belief(each, candidates, curve, seeds) for each in mixtures]
     before = float(curve.minima.var())
     best = curve.best_share()
     width = (best.high or 0.0) - (best.low or 0.0)
@@ -75,8 +76,8 @@ def next_cells(
                 model=cell.model,
                 num_params=cell.num_params,
                 train_tokens=cell.train_tokens,
-                runs=len(mixtures),
-                flops=len(mixtures) * train_flops_6nd(cell.num_params, cell.train_tokens),
+                runs=seeds * len(mixtures),
+                flops=seeds * len(mixtures) * train_flops_6nd(cell.num_params, cell.train_tokens),
                 expected_interval_width=width * left**0.5,
             )
         )
@@ -86,7 +87,9 @@ def next_cells(
 class _Belief:
     """What is believed of one mixture: covariance of its loss at the target (last) and at the candidates."""
 
-    def __init__(self, mixture: MixtureAtTarget, candidates: Sequence[_Candidate], curve: Curve) -> None:
+    def __init__(
+        self, mixture: MixtureAtTarget, candidates: Sequence[_Candidate], curve: Curve, seeds: int
+    ) -> None:
         law, samples = mixture.fitted.law, mixture.fitted.samples
         rows = {
             "num_params": np.array([float(each.num_params) for each in candidates]),
@@ -96,7 +99,7 @@ class _Belief:
         table = _drawn_in(np.column_stack([losses, mixture.losses]))
         self.covariance = np.cov(table, rowvar=False)
         noise = mixture.fitted.record.noise_log or 0.0
-        self.noise = (noise * table.mean(axis=0)) ** 2
+        self.noise = (noise * table.mean(axis=0)) ** 2 / seeds
         draws = curve.draws[:, int(np.abs(curve.shares - mixture.share).argmin())]
         shared = float(np.cov(curve.minima, draws)[0, 1])
         variance = float(draws.var())

@@ -242,13 +242,13 @@ class EqualLoss(Record):
 
 
 class NextCell(Record):
-    """A cell worth training next, with every share of the plan."""
+    """A cell worth training next, with every share and seed of the plan."""
 
     model: str
     num_params: int
     train_tokens: int
     runs: int
-    """Runs of the recommended source and natural text."""
+    """Runs of the recommended source and natural text, all seeds of the plan."""
     flops: float
     """6 N D of these runs, FLOP."""
     expected_interval_width: float

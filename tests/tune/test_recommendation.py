@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tomllib
 
 import numpy as np
@@ -19,9 +20,12 @@ from train.grid import claim_plan, finish_plan, plan_runs
 from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, write_record
 from train.tokens import PackedInfo
+from tune.answer import answer_at
 from tune.at_target import combine_shares
 from tune.config import LawsConfig, RecommendConfig
+from tune.evidence import read_evidence
 from tune.fitting import fit_laws
+from tune.next_runs import next_cells
 from tune.recommendation import plan_recommend, recommend_mixture
 from tune.results import CellOptimum, Interval
 
@@ -351,3 +355,19 @@ def test_the_next_cells_narrow_the_interval_and_their_plan_can_be_run(study):
     assert len({(each.model, each.train_tokens) for each in found.next_cells}) == 3
     trained = {(m, d) for m, d in [*(("98k", d) for d in BUDGETS), *((m, 131_072) for m in MODELS)]}
     assert not {(each.model, each.train_tokens) for each in found.next_cells} & trained
+
+
+def test_every_seed_of_the_plan_is_counted_in_the_next_cells(study, tmp_path):
+    root = str(tmp_path / "study")
+    shutil.copytree(study, root)
+    evidence = read_evidence(asked(root))
+    answer = answer_at(evidence.target, evidence)
+    (one,) = next_cells(root, "grid", answer.mixtures, answer.curve, 1)
+    recipe = study_path(root, "plans", "grid", "recipe.json")
+    told = json.loads(recipe.read_text())
+    told["recipe"]["seeds"] = [0, 1]
+    write_json_atomic(recipe, told)
+    (two,) = next_cells(root, "grid", answer.mixtures, answer.curve, 1)
+    assert two.runs == 2 * one.runs == 2 * len(answer.mixtures)
+    assert two.flops == 2 * two.num_params * two.train_tokens * 6 * len(answer.mixtures)
+    assert two.expected_interval_width < one.expected_interval_width
