@@ -23,9 +23,11 @@ class Roles:
 
     @classmethod
     def by_name(cls, sources: Sequence[str]) -> Roles:
-        """Return the roles that names give away: hq, qa and textbook, alone or before a dash."""
+        """Return the roles that names give away: hq, qa and textbook, alone or before a dash. Several sources that were
+        searched together, joined by a plus, play none."""
+        single = [source for source in sources if "+" not in source]
         found = {
-            part: next((s for s in sources if s.lower().split("-")[0] in names), None)
+            part: next((s for s in single if s.lower().split("-")[0] in names), None)
             for part, names in _NAMES.items()
         }
         return cls(found["rephrased"], found["question_answer"], found["textbook"])
@@ -48,8 +50,6 @@ class ClaimRun:
     train_tokens: float
     loss: float
     """Nats per token."""
-    domains: Mapping[str, float] = field(default_factory=dict)
-    """Loss by held-out domain, nats per token."""
     seed: int = 0
 
     @property

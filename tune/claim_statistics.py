@@ -12,16 +12,16 @@ import numpy as np
 from scipy.stats import t as student
 
 from tune.claim_data import ClaimData
-from tune.laws import FittedLaw
 from tune.laws.fitted import interval_from
 from tune.laws.law import Floats
 from tune.observations import NATURAL, mixture_label
-from tune.optimum import MIN_POINTS, fit_curve
+from tune.optimum import fit_curve
 from tune.results import Interval
+from tune.speed_up import speed_ups
 
 CONFIDENCE = 0.95
 FEWEST_SHARES = 4
-"""Shares a cell of the plan needs for a best share."""
+"""Shares a cell of the plan needs for a best share of its own."""
 
 Verdict = tuple[Interval | None, bool | None, str]
 """Statistic, whether the claim holds (None: not testable), and the reason."""
@@ -45,13 +45,13 @@ def judge(value: Interval, low: float, high: float, says: str) -> Verdict:
     return value, None, f"{says}; the interval reaches both ways"
 
 
-def mean_of(values: Sequence[float]) -> Interval:
+def mean_of(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return a mean with its t interval; without ends for a single value."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(value=mean)
     error = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    reach = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * error
     return Interval(value=mean, low=mean - reach, high=mean + reach, standard_error=error)
 
 
@@ -77,27 +77,9 @@ def speed_up(data: ClaimData, source: str, share: float) -> Interval | str:
         return (
             f"there is no data law of {'natural text' if natural is None else mixture_label(source, share)}"
         )
-    tokens = natural.record.ranges["train_tokens"][1]
-    target = natural.predict(train_tokens=tokens)
-    value = mixed.tokens_to_reach(target.value)
-    count = min(len(natural.samples), len(mixed.samples))
-    targets = _losses(natural, tokens)[:count]
-    needed = np.array([_tokens_to(mixed, mixed.samples[i], targets[i]) for i in range(count)])
-    return interval_from(tokens / value.value if value else 0.0, tokens / needed, CONFIDENCE)
-
-
-def _losses(fitted: FittedLaw, tokens: float) -> Floats:
-    bound = fitted.law.bind(fitted.law.columns({"train_tokens": [tokens]}))
-    return np.asarray(np.exp(bound.log_prediction(fitted.law.to_theta(fitted.samples)))[:, 0]) if len(fitted.samples) else np.empty(0)  # fmt: skip
-
-
-def _tokens_to(fitted: FittedLaw, parameters: Floats, loss: float) -> float:
-    """Return where B D^-beta + E falls to a loss: the data law solved for D."""
-    b, beta, e = parameters
-    if loss <= e or beta <= 0:
-        return math.inf
-    log_tokens = math.log(b / (loss - e)) / beta
-    return math.exp(log_tokens) if log_tokens < 600.0 else math.inf
+    largest = np.array([natural.record.ranges["train_tokens"][1]])
+    value, samples = speed_ups(natural, mixed, largest)
+    return interval_from(float(value[0]), samples[:, 0], CONFIDENCE)
 
 
 def best_shares(data: ClaimData, source: str) -> list[tuple[float, float, Interval]]:
@@ -110,7 +92,7 @@ def best_shares(data: ClaimData, source: str) -> list[tuple[float, float, Interv
                 run.loss
             )
     for cell, losses in cells.items():
-        if cell not in found and len(losses) >= max(FEWEST_SHARES, MIN_POINTS):
+        if cell not in found and len(losses) >= FEWEST_SHARES:
             shares = sorted(losses)
             curve = fit_curve(shares, [float(np.mean(losses[s])) for s in shares], (shares[0], shares[-1]))
             found[cell] = curve.best_share()  # type: ignore[index]  # an N of the plan is a whole number as well

@@ -13,13 +13,13 @@ text in the same order, so the difference of their losses is less noisy than eit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
-from tune.claim_data import ClaimData, ClaimRun
+from tune.claim_data import ClaimData
 from tune.claim_statistics import (
     CONFIDENCE,
     Verdict,
@@ -272,19 +272,23 @@ def _no_collapse(data: ClaimData) -> Verdict:
 
 
 def _unigrams_do_not_rank(data: ClaimData) -> Verdict:
-    cells: dict[tuple[float, float], list[ClaimRun]] = {}
+    cells: dict[tuple[float, float], dict[str, list[float]]] = {}
     for run in data.runs:
         if run.group in data.divergences:
-            cells.setdefault((run.num_params, run.train_tokens), []).append(run)
-    runs = max(cells.values(), key=len, default=[])
-    if len(runs) < 5:
+            cell = cells.setdefault((run.num_params, run.train_tokens), {})
+            cell.setdefault(run.group, []).append(run.loss)
+    (n, d), losses = max(cells.items(), key=lambda item: len(item[1]), default=((0.0, 0.0), {}))
+    if len(losses) < 5:
         return not_testable(
-            f"{len(runs)} mixtures of one cell have a unigram divergence, and a rank correlation needs 5"
+            f"{len(losses)} mixtures of one cell have a unigram divergence, and a rank correlation needs 5"
         )
-    ranks = [rankdata([data.divergences[run.group] for run in runs]), rankdata([run.loss for run in runs])]
+    ranks = [
+        rankdata([data.divergences[mixture] for mixture in losses]),
+        rankdata([np.mean(of_seeds) for of_seeds in losses.values()]),
+    ]
     rho = float(np.corrcoef(ranks)[0, 1])
     reach = float(student.ppf((1 + CONFIDENCE) / 2, 1_000)) * math.sqrt(
-        (1 + rho**2 / 2) / (len(runs) - 3)
+        (1 + rho**2 / 2) / (len(losses) - 3)
     )  # Bonett and Wright 2000
     centre = math.atanh(max(-0.999999, min(0.999999, rho)))
     value = Interval(value=rho, low=math.tanh(centre - reach), high=math.tanh(centre + reach))
@@ -292,7 +296,7 @@ def _unigrams_do_not_rank(data: ClaimData) -> Verdict:
         value,
         -WEAK_CORRELATION,
         WEAK_CORRELATION,
-        f"{len(runs)} mixtures at N = {runs[0].num_params:,.0f}, D = {runs[0].train_tokens:,.0f}",
+        f"{len(losses)} mixtures at N = {n:,.0f}, D = {d:,.0f}",
     )
 
 
@@ -311,23 +315,3 @@ _CLAIMS: tuple[tuple[int, str, str, Callable[[ClaimData], Verdict]], ...] = (
     (12, "Rephrased text does not degrade, textbooks show a pattern of collapse", "E of the mixture less natural text's, at most 0", _no_collapse),
     (13, "Unigram divergence does not rank the mixtures", f"rank correlation with the loss, within {WEAK_CORRELATION} of 0", _unigrams_do_not_rank),
 )  # fmt: skip
-
-
-def table_of(results: Sequence[ClaimResult]) -> Iterator[str]:
-    """Yield the claims as lines for a terminal."""
-    for each in results:
-        ends = (
-            ""
-            if each.value is None
-            else f" {each.value.value:.3g}"
-            + (
-                ""
-                if each.value.low is None and each.value.high is None
-                else f" ({_end(each.value.low)} to {_end(each.value.high)})"
-            )
-        )
-        yield f"{each.number:>2}. {each.claim}: {each.verdict}.{ends} [{each.reason}]"
-
-
-def _end(value: float | None) -> str:
-    return "no limit" if value is None else f"{value:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,11 +127,18 @@ def test_larger_generators_are_compared_at_equal_shares():
     assert found.value.low > 0
 
 
+def test_sources_searched_together_play_no_part():
+    assert Roles.by_name(["hq-8b+qa-8b", "qa-8b"]) == Roles(question_answer="qa-8b")
+
+
 def test_a_rank_correlation_decides_the_claim_of_unigrams():
     runs = tuple(ClaimRun("hq", share, 1e9, 1e9, 3 + share) for share in np.linspace(0.1, 1.0, 10))
     laws = SavedLaws(FitFile(hash="0", recipe={}, fits=(), rows=(), provenance={}), ())
     aligned = {run.group: run.share for run in runs}
     assert check_claims(ClaimData(runs, laws, (), Roles(), aligned))[12].verdict == "not supported"
+    # Seeds are no mixtures: five runs of each of four say as little as four.
+    seeds = tuple(replace(run, seed=seed) for run in runs[:4] for seed in range(5))
+    assert check_claims(ClaimData(seeds, laws, (), Roles(), aligned))[12].reason.startswith("4 mixtures")
     assert (
         check_claims(ClaimData(runs[:4], laws, (), Roles(), aligned))[12].verdict
         == "not testable with these runs"

@@ -13,8 +13,9 @@ from tests.assets.simulated_study import record_of, write_packed, write_search
 from train.config import Axis, PretrainConfig
 from train.grid import claim_plan, finish_plan, plan_runs
 from train.record import write_record
+from tune.claim_statistics import mean_of
 from tune.config import CompareConfig
-from tune.report.comparison import compare, mean_interval, verdict_of
+from tune.report.comparison import compare, verdict_of
 from tune.report.comparison_page import render_comparison
 from tune.results import Interval
 
@@ -113,5 +114,5 @@ def test_studies_without_a_common_cell_are_one_sentence(studies, tmp_path):
 
 def test_an_interval_that_reaches_both_ways_is_no_verdict():
     assert verdict_of(Interval(value=-0.01, low=-0.03, high=0.01)) == "not told apart"
-    assert verdict_of(mean_interval([-0.02, -0.021, -0.019], 0.95)) == "B is better"
-    assert verdict_of(mean_interval([-0.02], 0.95)) == "not told apart"
+    assert verdict_of(mean_of([-0.02, -0.021, -0.019], 0.95)) == "B is better"
+    assert verdict_of(mean_of([-0.02], 0.95)) == "not told apart"

@@ -18,14 +18,15 @@ import pytest
 from synth.errors import UserError
 from tests.assets.simulated_study import DOMAINS, ENDINGS, NASTY, SMALL, simulate_study
 from train.flops import train_flops
-from train.record import RunRecord
+from train.record import RunRecord, TrunkUse
 from tune.config import ReportConfig, ReportPrices
 from tune.laws import load_fit
 from tune.report.artefact import plan_report, write_report
 from tune.report.data_tables import cost_table
 from tune.report.inputs import read_study
-from tune.report.page import render
+from tune.report.page import headline_numbers, render
 from tune.report.panels import training_panels
+from tune.report.tables import run_rows
 from tune.results import CellOptimum, Interval, Recommendation
 
 
@@ -242,6 +243,32 @@ def test_runs_csv_has_every_run_with_its_own_numbers(config: ReportConfig, repor
         )
     evaluated = read_csv(report / "evaluations.csv")
     assert len(evaluated) == sum(len(e.domains) for record in records for e in record.evaluations)
+
+
+def test_unique_tokens_of_a_run_with_several_sources_are_those_of_all(config: ReportConfig) -> None:
+    study = read_study(config)
+    planned = next(
+        run for run in study.runs if run.record is not None and run.synthetic in run.record.sources
+    )
+    uses = dict(planned.record.sources)
+    uses["other"] = uses[planned.synthetic].model_copy(update={"unique_tokens": 77})
+    mixed = dataclasses.replace(
+        planned,
+        synthetic=f"{planned.synthetic}+other",
+        record=planned.record.model_copy(update={"sources": uses}),
+    )
+    (row,) = run_rows(dataclasses.replace(study, runs=(mixed,), optima=()))
+    assert row["unique_synthetic_tokens"] == uses[planned.synthetic].unique_tokens + 77
+
+
+def test_tokens_taken_over_from_a_trunk_are_counted_once(config: ReportConfig) -> None:
+    study = read_study(config)
+    before = headline_numbers(study)["train_tokens"]
+    run = next(run for run in study.runs if run.loss is not None)
+    trunk = TrunkUse(trunk_id="t", train_tokens=100, wall_seconds=0.0, device_seconds=0.0)
+    branch = dataclasses.replace(run, record=run.record.model_copy(update={"trunk": trunk}))
+    runs = tuple(branch if each is run else each for each in study.runs)
+    assert headline_numbers(dataclasses.replace(study, runs=runs))["train_tokens"] == before - 100
 
 
 def test_runs_without_a_result_are_listed_with_their_reason(page: Page) -> None:

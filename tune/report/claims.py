@@ -55,13 +55,11 @@ def _natural(study: Study) -> str | None:
 def _claim_run(run: StudyRun) -> ClaimRun:
     assert run.record is not None
     assert run.record.final is not None
-    domains = {name: each.loss_nats_per_token for name, each in run.record.final.domains.items()}
     return ClaimRun(
         synthetic=run.synthetic if run.share > 0 else None,
         share=run.share,
         num_params=float(run.num_params),
         train_tokens=float(run.train_tokens),
         loss=run.record.final.loss_nats_per_token,
-        domains=domains,
         seed=run.seed,
     )

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import norm
-from scipy.stats import t as student
 
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE
 from synth.storage import MARKER, read_json, study_path
+from tune.claim_statistics import mean_of
 from tune.config import CompareConfig
 from tune.report.inputs import StudyRun, read_optima, read_runs
 from tune.results import CellOptimum, Interval
@@ -220,19 +220,9 @@ def _difference(
     cells: dict[tuple[int, int], list[float]] = {}
     for pair, value in values:
         cells.setdefault(_cell(pair)[:2], []).append(value)
-    relative = mean_interval([float(np.mean(each)) for each in cells.values()], confidence)
+    relative = mean_of([float(np.mean(each)) for each in cells.values()], confidence)
     ids = tuple(run.run_id for pair, _ in values for run in (pair.a, pair.b))
     return Difference(what, share, len(cells), len(values), relative, verdict_of(relative), ids)
-
-
-def mean_interval(values: Sequence[float], confidence: float) -> Interval:
-    """Return a mean with its t interval; without ends for a single value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(value=mean)
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    reach = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * error
-    return Interval(value=mean, low=mean - reach, high=mean + reach, standard_error=error)
 
 
 def verdict_of(relative: Interval) -> str:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tune.claim_statistics import FEWEST_SHARES
 from tune.laws.fitted import FittedLaw
-from tune.laws.law import Floats
 from tune.observations import NATURAL, mixture_label
-from tune.optimum import MIN_POINTS, fit_curve
+from tune.optimum import fit_curve
 from tune.report.inputs import Study, StudyRun
 from tune.results import Interval
+from tune.speed_up import speed_ups as speed_ups_by_law
 
 CURVE_POINTS = 40
 BEYOND_DATA = 2.0
-FEWEST_SHARES = 4
-"""Shares a cell of the plan needs for a best share of its own."""
 
 
 # --- speed-up to equal loss ------------------------------------------------------------------------------------
@@ -55,37 +54,16 @@ def speed_ups(study: Study) -> list[SpeedUp]:
 def _speed_up(natural: FittedLaw, mixed: FittedLaw, source: str, share: float) -> SpeedUp:
     first, last = natural.record.ranges["train_tokens"]
     tokens = np.geomspace(first, last * BEYOND_DATA, CURVE_POINTS)
-    value = tokens / _tokens_to(_values(mixed), _loss(_values(natural), tokens))[0]
-    count = min(len(natural.samples), len(mixed.samples))
+    value, samples = speed_ups_by_law(natural, mixed, tokens)
     low = high = None
-    if count:
-        # Resample k of one law goes with resample k of the other: both drew the noise of the whole plan.
-        needed = _tokens_to(mixed.samples[:count], _loss(natural.samples[:count], tokens))
+    if len(samples):
         tail = (1.0 - mixed.record.confidence) / 2.0
-        ends = np.quantile(tokens / np.maximum(needed, 1e-9), (tail, 1 - tail), axis=0, method="inverted_cdf")
+        ends = np.quantile(samples, (tail, 1 - tail), axis=0, method="inverted_cdf")
         low, high = ends[0].tolist(), ends[1].tolist()
     run_ids = (*natural.record.rows_used, *mixed.record.rows_used)
     return SpeedUp(
         mixture_label(source, share), source, share, tokens.tolist(), value.tolist(), low, high, run_ids
     )
-
-
-def _values(fitted: FittedLaw) -> Floats:
-    return np.array([[fitted.parameters[name] for name in fitted.law.names]])
-
-
-def _loss(parameters: Floats, tokens: Floats) -> Floats:
-    """Return B D^-beta + E, [S, n]."""
-    b, beta, e = (parameters[:, [column]] for column in range(3))
-    return np.asarray(b * tokens**-beta + e)
-
-
-def _tokens_to(parameters: Floats, loss: Floats) -> Floats:
-    """Return where each B D^-beta + E falls to the losses [S, n]; infinite where it never does."""
-    b, beta, e = (parameters[:, [column]] for column in range(3))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        tokens = np.exp(np.log(b / (loss - e)) / beta)
-    return np.where((loss > e) & (beta > 0), tokens, np.inf)
 
 
 # --- the best share over (N, D) --------------------------------------------------------------------------------
@@ -120,9 +98,7 @@ def share_marks(study: Study) -> list[ShareMark]:
             if run.loss is not None and (run.synthetic == source or run.share == 0):
                 cells.setdefault((run.num_params, run.train_tokens), []).append(run)
         for cell, runs in cells.items():
-            if (source, *cell) not in marks and len({run.share for run in runs}) >= max(
-                FEWEST_SHARES, MIN_POINTS
-            ):
+            if (source, *cell) not in marks and len({run.share for run in runs}) >= FEWEST_SHARES:
                 marks[source, *cell] = _from_plan(source, runs)
     return [marks[key] for key in sorted(marks)]
 

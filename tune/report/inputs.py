@@ -66,6 +66,11 @@ class StudyRun:
         return self.record.final.loss_nats_per_token if self.record and self.record.final else None
 
     @property
+    def synthetic_sources(self) -> tuple[str, ...]:
+        """Names of its synthetic sources; a search of several joins them by a plus."""
+        return tuple(self.synthetic.split("+")) if self.synthetic else ()
+
+    @property
     def mixture(self) -> str:
         """The mixture in words."""
         return mixture_label(self.synthetic, self.share)

@@ -71,7 +71,7 @@ def headline_numbers(study: Study) -> dict[str, Any]:
         "models": len({record.num_params_non_embedding for record in complete}),
         "largest_num_params": max((record.num_params_non_embedding for record in complete), default=None),
         "longest_train_tokens": max((record.train_tokens for record in complete), default=None),
-        "train_tokens": sum(record.train_tokens for record in complete),
+        "train_tokens": sum(record.own_tokens for record in complete),
         "fits": len(study.laws.fits),
     }
 

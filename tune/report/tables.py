@@ -150,9 +150,9 @@ def _run_row(run: StudyRun, origin: str) -> dict[str, Any]:
         "status": record.status,
         "reason": record.reason,
         "repeated_tokens": sum(use.repeated_tokens for use in record.sources.values()),
-        "unique_synthetic_tokens": record.sources[run.synthetic].unique_tokens
-        if run.synthetic in record.sources
-        else 0,
+        "unique_synthetic_tokens": sum(
+            use.unique_tokens for name, use in record.sources.items() if name in run.synthetic_sources
+        ),
     }
     copied = ("num_params_non_embedding", "num_params_total", "train_tokens", "train_flops", "train_flops_6nd",
               "tokens_per_second", "wall_seconds", "device_seconds", "attempts")  # fmt: skip
