@@ -20,7 +20,7 @@ from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
 from synth.storage import study_path, write_json_atomic
-from train.branching import in_training_order, tokens_to_train
+from train.branching import tokens_to_train
 from train.config import PretrainConfig
 from train.deepspeed_config import deepspeed_config
 from train.flops import count_parameters, train_flops
@@ -126,11 +126,6 @@ def plan_runs(config: PretrainConfig, packed: PackedInfo) -> tuple[PlannedRun, .
     if not planned:
         raise UserError("the plan has no run: give at least one share and one seed.")
     return tuple(planned.values())
-
-
-def expand_grid(config: PretrainConfig, packed: PackedInfo) -> tuple[RunConfig, ...]:
-    """Return the runs of the plan, each once, in the order to train them. Raises UserError as `plan_runs` does."""
-    return in_training_order([planned.run for planned in plan_runs(config, packed)], packed.vocab_size)
 
 
 def plan_directory(root: str, name: str) -> UPath:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from synth.errors import UserError
 from tune.config import RecommendConfig
 from tune.laws import FittedLaw, SavedLaws, compute_optimal
+from tune.mixture_space import GRID_STEPS
 from tune.observations import NATURAL
-from tune.optimum import GRID_STEPS, MIN_POINTS, Curve, fit_curve
+from tune.optimum import Curve, fit_curve
 from tune.results import CellOptimum, Interval
+from tune.surface import MIN_POINTS
 
 Floats = NDArray[np.float64]
 
@@ -128,7 +130,8 @@ def mixtures_at_target(
 def curve_at_target(mixtures: Sequence[MixtureAtTarget], confidence: float) -> Curve:
     """Return loss against share at the target, through the predictions of natural text and one source's mixtures.
 
-    It ends at the highest share that was trained. Each prediction counts with its own standard error. Raises UserError with fewer than three shares.
+    It ends at the highest share that was trained. Each prediction counts with its own standard error. Raises UserError with
+    fewer than three shares.
     """
     if len(mixtures) < MIN_POINTS:
         source = next((each.synthetic for each in mixtures if each.synthetic), "the synthetic source")

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.mixture_space import GRID_STEPS, share_grid
+from tune.mixture_space import share_grid
 from tune.results import Interval
 from tune.surface import MIN_POINTS, MIN_VALLEYS, Losses, Surface, fit_surface
-
-__all__ = ["GRID_STEPS", "MIN_POINTS", "Curve", "fit_curve", "interval_of_draws", "share_grid"]
 
 Floats = NDArray[np.float64]
 

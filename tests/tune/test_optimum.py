@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune.mixture_space import MixtureSpace
-from tune.optimum import GRID_STEPS, MIN_POINTS, fit_curve, share_grid
-from tune.surface import Losses, fit_surface, most_telling
+from tune.mixture_space import GRID_STEPS, MixtureSpace, share_grid
+from tune.optimum import fit_curve
+from tune.surface import MIN_POINTS, Losses, fit_surface, most_telling
 
 SHARES = (0.0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 1.0)
 FINE = np.linspace(0.0, 1.0, 2001)

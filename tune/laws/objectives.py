@@ -52,7 +52,3 @@ class Objective:
     def smoothed(self, delta: float) -> Objective:
         """Return l1_log with its corner rounded over +-delta: within n * delta / 2 of it, and differentiable."""
         return replace(self, delta=delta)
-
-    def log_residual_scale(self) -> float | None:
-        """Return the log residual at which a row's pull stops growing; None when it grows for ever."""
-        return {"huber_log": self.delta, "l1_log": 0.0}.get(self.name)

@@ -122,11 +122,6 @@ def largest(rows: Rows, axis: str) -> Flags:
     return np.asarray(values >= levels[::-1][int(np.argmax(enough))])
 
 
-def mean_error(score: LawScore) -> float | None:
-    """Return the mean of a law's held-out errors; None when it has none."""
-    return _mean(score)
-
-
 def _mean(score: LawScore) -> float | None:
     found = [error for error in score.held_out.values() if error is not None]
     return float(np.mean(found)) if found else None
