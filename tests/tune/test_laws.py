@@ -519,6 +519,16 @@ def test_auto_chooses_by_what_was_not_seen_and_shows_the_comparison():
         fit("auto", {name: values[:2] for name, values in five_points(0.0).items()})
 
 
+@pytest.mark.parametrize("name", ["num_params", "train_tokens"])
+def test_a_law_without_the_share_is_not_chosen_for_rows_of_several(name):
+    scale = np.geomspace(1e6, 1e9, 5)
+    rows = {name: np.tile(scale, 2), "share": np.repeat([0.0, 0.5], 5), "loss": np.tile(2 + scale**-0.1, 2)}
+    with pytest.raises(UserError, match="fit each share apart, or name a law"):
+        fit("auto", rows)
+    alone = {column: values[:5] for column, values in rows.items()}
+    assert fit("auto", alone, bootstrap_samples=0).law.name in ("data", "model", "rectified")
+
+
 def test_isoflop_finds_the_exponent_of_the_law_behind_the_runs():
     budgets = np.geomspace(1e14, 1e17, 6)
     best = 0.1 * budgets**0.45

@@ -38,7 +38,8 @@ AXES = ("num_params", "train_tokens", "compute")
 
 
 def candidates_for(rows: Rows) -> tuple[Law, ...]:
-    """Return the laws these columns could determine: joint ones where N and D vary, with the share where it does."""
+    """Return the laws these columns could determine: joint ones where N and D vary, with the share where it does; none
+    where the share varies in a way that none of them can follow."""
     levels = {
         name: len(np.unique(column(rows, name)))
         for name in ("num_params", "train_tokens", "share")
@@ -48,13 +49,13 @@ def candidates_for(rows: Rows) -> tuple[Law, ...]:
     if n < 2 and d < 2:
         return ()
     if d < 2:
-        return (MODEL,)
+        return (MODEL,) if share < 2 else ()
     if n < 2:
         mixing = (BIVARIATE_MIXING,) if share >= 3 and column(rows, "share").min() > 0 else ()
         return (DATA, RECTIFIED, *mixing) if share < 2 else mixing
     joint: tuple[Law, ...] = (CHINCHILLA, CHINCHILLA_TIED)  # over_training is the tied law in other letters
-    if share >= 3:
-        joint = (RATIO_FLOOR, RATIO_DATA, RATIO_FULL)
+    if share >= 2:  # a law without the share would take two mixtures for one
+        joint = (RATIO_FLOOR, RATIO_DATA, RATIO_FULL) if share >= 3 else ()
     elif "unique_tokens" in rows and np.any(
         column(rows, "train_tokens") > REPEATED * column(rows, "unique_tokens")
     ):
@@ -73,7 +74,12 @@ def choose_law(groups: Mapping[str, Rows], candidates: Sequence[Law], objective:
     unable = [law for law in candidates if law not in able]
     if not able:
         reasons = "; ".join(f"{law.name}: {_why(law, groups)}" for law in candidates)
-        raise UserError(f"too few runs for any law ({reasons or 'neither N nor D varies'})")
+        raise UserError(
+            f"too few runs for any law ({reasons})"
+            if reasons
+            else "no law to choose from: N or D must vary, and a share that varies needs three values and, where N or D does "
+            "not vary, a law of its own: fit each share apart, or name a law"
+        )
     errors = {law.name: {axis: _errors(law, groups, axis, objective) for axis in AXES} for law in able}
     tested = [law for law in able if any(errors[law.name].values())]
     common = {
