@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,14 +24,29 @@ class Roles:
 
     @classmethod
     def by_name(cls, sources: Sequence[str]) -> Roles:
-        """Return the roles that names give away: hq, qa and textbook, alone or before a dash. Several sources that were
+        """Return the roles that names give away: hq, qa and textbook, alone or before a dash; three or more of one name
+        with sizes behind the dash (hq-3b, hq-8b, hq-70b) are of generators of these sizes. Several sources that were
         searched together, joined by a plus, play none."""
         single = [source for source in sources if "+" not in source]
         found = {
             part: next((s for s in single if s.lower().split("-")[0] in names), None)
             for part, names in _NAMES.items()
         }
-        return cls(found["rephrased"], found["question_answer"], found["textbook"])
+        return cls(found["rephrased"], found["question_answer"], found["textbook"], _by_size(single))
+
+
+def _by_size(sources: Sequence[str]) -> tuple[str, ...]:
+    families: dict[str, list[tuple[float, str]]] = {}
+    for source in sources:
+        if named := _SIZE.fullmatch(source.lower()):
+            size = float(named["number"]) * _UNITS[named["unit"]]
+            families.setdefault(named["name"], []).append((size, source))
+    family = next((family for _, family in sorted(families.items()) if len(family) >= 3), [])
+    return tuple(source for _, source in sorted(family))
+
+
+_SIZE = re.compile(r"(?P<name>.+)-(?P<number>\d+(\.\d+)?)(?P<unit>[kmb])")
+_UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
 _NAMES = {

@@ -127,6 +127,13 @@ def test_larger_generators_are_compared_at_equal_shares():
     assert found.value.low > 0
 
 
+def test_three_sizes_of_one_name_are_three_generators():
+    assert Roles.by_name(["hq-3b", "hq-70b", "hq-8b", "qa-8b", "natural-2024"]) == Roles(
+        rephrased="hq-3b", question_answer="qa-8b", generators=("hq-3b", "hq-8b", "hq-70b")
+    )
+    assert Roles.by_name(["hq-3b", "hq-8b"]).generators == ()
+
+
 def test_sources_searched_together_play_no_part():
     assert Roles.by_name(["hq-8b+qa-8b", "qa-8b"]) == Roles(question_answer="qa-8b")
 
