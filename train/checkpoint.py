@@ -127,7 +127,8 @@ class CheckpointWriter:
         """
         if self._upload is not None:
             self._upload.join()
-        assert not self.busy
+        if self._error is not None:
+            raise self._error
 
     def abandon(self) -> None:
         """Give up what is still on its way, because nobody needs it any more; when this returns nothing is written."""

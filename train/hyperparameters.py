@@ -1,8 +1,8 @@
 """Learning rate and batch of a run as stated functions of its size and budget, each with its source. No torch.
 
 A template says where the two numbers come from: written down, scaled by a power of N, a published rule, or a sweep of
-one's own (`train.rate_sweep`). A run holds the numbers alone, so two templates that come to the same numbers are the
-same run.
+one's own (`train.rate_sweep`). Of a rule or a sweep a run holds the number alone, so two templates that come to the same
+number are the same run; the power of N it holds as it was written (`train.schedule.peak_learning_rate`).
 """
 
 from __future__ import annotations
