@@ -6,8 +6,10 @@ import base64
 import csv
 import dataclasses
 import hashlib
+import json
 import math
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,9 +18,13 @@ from typing import Any
 import pytest
 
 from synth.errors import UserError
+from synth.identity import claim_directory, finish
+from synth.storage import study_path, write_json_atomic
 from tests.assets.simulated_study import DOMAINS, ENDINGS, NASTY, SMALL, simulate_study
 from train.flops import train_flops
-from train.record import RunRecord, TrunkUse
+from train.rates import BestRate, RateTrial, SweptRates
+from train.record import RunRecord, TrunkUse, write_record
+from train.run import RunTemplate
 from tune.config import ReportConfig, ReportPrices
 from tune.laws import load_fit
 from tune.report.artefact import plan_report, write_report
@@ -294,6 +300,43 @@ def test_cost_counts_a_run_of_plan_and_search_once(config: ReportConfig, page: P
     assert any(math.isclose(number, evaluated, rel_tol=1e-12) for number in shown)
     assert generated in shown
     assert "12.5 s" in page.text["cost"]  # build_corpus, from the study's log
+
+
+def test_a_sweep_whose_rates_were_taken_is_in_the_cost(config: ReportConfig, tmp_path: Path) -> None:
+    root = tmp_path / "study"
+    shutil.copytree(config.root, root)
+    before = cost_table(read_study(config.model_copy(update={"root": str(root)})))
+    planned = next(run.record for run in read_study(config).runs if run.loss is not None)
+    swept = planned.model_copy(update={"run_id": "swept", "device_seconds": 7.0, "trunk": None})
+    write_record(str(root), swept)
+    trials = [
+        RateTrial(
+            learning_rate=rate, seed=0, run_id=run_id, status="complete", loss_nats_per_token=3.0, reason=None
+        )
+        for rate, run_id in ((1e-3, "swept"), (2e-3, planned.run_id))
+    ]
+    best = BestRate(
+        model="98k", num_params_non_embedding=1, learning_rate=1e-3, low=None, high=None, confidence=0.95,
+        loss_nats_per_token=3.0, close_low=1e-3, close_high=2e-3, edge=None, method="", trials=tuple(trials),
+    )  # fmt: skip
+    rates = SweptRates(
+        name="rates", hash="0", train_tokens=1, template=RunTemplate(), sizes=(best,), law=None
+    )
+    directory = study_path(str(root), "learning_rates", "rates")
+    write_json_atomic(directory / "rates.json", rates.model_dump(mode="json"))
+    finish(directory, claim_directory(directory, "learning_rates", {}, {}))
+    recipe = root / "plans" / config.plan / "recipe.json"
+    told = json.loads(recipe.read_text())
+    told["recipe"]["run"]["optimizer"]["learning_rates"] = "rates"
+    recipe.write_text(json.dumps(told))
+    after = cost_table(read_study(config.model_copy(update={"root": str(root)})))
+    (row,) = [row for row in after.rows if row["step"] == "sweep_learning_rates"]
+    assert (row["artefact"], row["runs"], row["device_seconds"]) == (
+        "rates",
+        1,
+        7.0,
+    )  # not the plan's own run
+    assert after.rows[-1]["device_seconds"] == pytest.approx(before.rows[-1]["device_seconds"] + 7.0)
 
 
 def test_the_ledger_has_money_in_it_once_devices_have_a_price(config: ReportConfig, page: Page) -> None:

@@ -183,7 +183,7 @@ _COST_COLUMNS = (
 
 
 def cost_table(study: Study) -> Table:
-    """Return what each step took; a trial that the plan had trained is charged to the plan alone."""
+    """Return what each step took; a run that the plan had trained too is charged to the plan alone."""
     rows = [*_data_costs(study), *_training_costs(study), *_evaluation_costs(study), *_other_costs(study)]
     columns: tuple[Column, ...] = _COST_COLUMNS
     if study.config.prices != ReportPrices():
@@ -275,6 +275,11 @@ def _training_costs(study: Study) -> Iterator[dict[str, Any]]:
     planned = [run.record for run in study.runs if run.record is not None]
     yield _records_cost(study, "pretrain_models", study.config.plan, planned)
     charged = {record.run_id for record in planned}
+    for name, runs in sorted(study.sweeps.items()):
+        yield _records_cost(
+            study, "sweep_learning_rates", name, [record for record in runs if record.run_id not in charged]
+        )
+        charged |= {record.run_id for record in runs}
     for name in sorted({optimum.search for optimum in study.optima}):
         own = {trial.run_id for o in study.optima if o.search == name for trial in o.trials} - charged
         charged |= own
@@ -297,7 +302,9 @@ def _records_cost(study: Study, step: str, name: str, records: list[RunRecord]) 
 def _evaluation_costs(study: Study) -> Iterator[dict[str, Any]]:
     """Yield what evaluating on held-out text took: a third of the FLOP of training on as many tokens."""
     tokens, flops = 0, 0.0
-    for record in study.records.values():
+    swept = {record.run_id: record for runs in study.sweeps.values() for record in runs}
+    trained = swept | study.records
+    for record in trained.values():
         packed = study.packed.get(record.config.packed)
         if packed is None:
             continue
@@ -310,7 +317,7 @@ def _evaluation_costs(study: Study) -> Iterator[dict[str, Any]]:
         yield {
             "step": "evaluation",
             "artefact": "",
-            "runs": len(study.records),
+            "runs": len(trained),
             "tokens": tokens,
             "flops": flops,
         }

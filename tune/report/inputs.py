@@ -17,10 +17,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from synth.errors import IncompleteArtefact, UserError
+from synth.identity import RECIPE_FILE
 from synth.shuffle import part_name
 from synth.storage import MARKER, study_path
 from train.grid import PLAN_FILE
 from train.metrics import METRICS_FILE, StepMetrics
+from train.rates import RATES_FILE, SweptRates
 from train.record import RECORD_FILE, RunRecord
 from tune.config import ReportConfig
 from tune.laws.saved import FIT_FILE, SAMPLES_FILE, SavedLaws, load_fit
@@ -112,6 +114,8 @@ class Study:
     runs: tuple[StudyRun, ...]
     trial_records: dict[str, RunRecord]
     """Records of the searches' trials, by run id; some are runs of the plan too."""
+    sweeps: dict[str, tuple[RunRecord, ...]]
+    """Runs of the sweeps whose learning rates the plan and the searches took, by the sweep's name."""
     training: dict[str, tuple[StepMetrics, ...]]
     """Training metrics of the plan's runs, by run id."""
     laws: SavedLaws
@@ -195,6 +199,7 @@ def read_study(config: ReportConfig) -> Study:
     recommendations = {name: _read_recommendation(reader, name) for name in config.recommendations}
     runs = tuple(_read_run(reader, entry) for entry in plan["runs"])
     trials = sorted({trial.run_id for optimum in optima for trial in optimum.trials})
+    sweeps = _read_sweeps(reader, config)
     trial_records = {
         run_id: record for run_id in trials if (record := _read_record(reader, run_id)) is not None
     }
@@ -204,6 +209,7 @@ def read_study(config: ReportConfig) -> Study:
         config=config,
         runs=runs,
         trial_records=trial_records,
+        sweeps=sweeps,
         training={run.run_id: _read_metrics(reader, run.run_id) for run in runs},
         laws=load_fit(config.root, config.laws),
         optima=optima,
@@ -260,6 +266,22 @@ def _read_search(reader: _Reader, name: str) -> list[CellOptimum]:
     found = [data for cell in cells if (data := reader.read("searches", name, cell, BEST_FILE)) is not None]
     optima = [CellOptimum.model_validate_json(data) for data in found]
     return sorted(optima, key=lambda optimum: (optimum.num_params, optimum.train_tokens))
+
+
+def _read_sweeps(reader: _Reader, config: ReportConfig) -> dict[str, tuple[RunRecord, ...]]:
+    """Return the runs of the sweeps of learning rates that plan and searches name, of those that are under this root."""
+    users = (("plans", config.plan), *(("searches", name) for name in config.searches))
+    recipes = [json.loads(reader.read(*user, RECIPE_FILE) or b"{}").get("recipe", {}) for user in users]
+    named = {recipe.get("run", {}).get("optimizer", {}).get("learning_rates") for recipe in recipes} - {None}
+    found = {}
+    for name in sorted(named):
+        data = reader.read("learning_rates", name, RATES_FILE)
+        if data is None or reader.manifest_if_any("learning_rates", name) is None:
+            continue
+        trials = [trial for size in SweptRates.model_validate_json(data).sizes for trial in size.trials]
+        records = (_read_record(reader, trial.run_id) for trial in trials)
+        found[name] = tuple(record for record in records if record is not None)
+    return found
 
 
 def _read_recommendation(reader: _Reader, name: str) -> Recommendation:
