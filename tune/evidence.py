@@ -17,6 +17,7 @@ from tune.costs import Generation, Training
 from tune.laws import SavedLaws, load_fit
 from tune.optimum import Curve
 from tune.results import CellOptimum, Interval, Recommendation
+from tune.search import BEST_FILE
 
 FAR = 10.0
 """A target more than this many times beyond the data is called far outside it."""
@@ -70,8 +71,7 @@ def read_evidence(config: RecommendConfig) -> Evidence:
         manifest = read_manifest(directory, "search_mixture")
         parents[f"search.{name}"] = manifest["hash"]
         cells += [
-            CellOptimum.model_validate(read_json(directory / cell / "best.json"))
-            for cell in manifest["cells"]
+            CellOptimum.model_validate(read_json(directory / cell / BEST_FILE)) for cell in manifest["cells"]
         ]
     evidence = Evidence(laws, mixtures, tuple(cells), parents, config)
     if not evidence.sources:

@@ -115,18 +115,20 @@ def choose_tasks(config: LawsConfig, observations: Observations) -> tuple[list[T
         raise _nothing(observations)
     tasks: list[Task] = []
     skipped: list[str] = []
-    for law in (DATA, MODEL):
-        for task in _tasks_by_group(law, observations):
-            if shortage := too_few(law, task.rows):
-                skipped.append(f"no {law.name} law for {task.group!r}: {shortage}")
-            else:
-                tasks.append(task)
-    joint, too_short = _joint_tasks(observations)
-    tasks, skipped = [*tasks, *joint], [*skipped, *too_short]
+    everything: list[str] = []
+    for law in (
+        DATA,
+        MODEL,
+        JOINT_LAWS[0],
+    ):  # the joint fits are in the first of their laws until one is chosen
+        able, too_short = _able_tasks(law, observations)
+        tasks += able
+        everything += too_short
+        if able or config.runs is None:  # of a table nobody may have meant the law that no group of it allows
+            skipped += too_short
     if not tasks:
-        raise UserError(f"too few runs in {observations.origin} for any law: {'; '.join(skipped)}")
-    tried = {task.law.name for task in tasks} | ({"joint"} if joint else set())
-    return tasks, [sentence for sentence in skipped if sentence.split()[1] in tried or config.runs is None]
+        raise UserError(f"too few runs in {observations.origin} for any law: {'; '.join(everything)}")
+    return tasks, skipped
 
 
 def _tasks_of(config: LawsConfig, observations: Observations) -> list[Task]:
@@ -159,15 +161,16 @@ def _tasks_by_group(law: Law, observations: Observations) -> list[Task]:
     return [_task(law, fixed, group, observations) for group in observations.groups]
 
 
-def _joint_tasks(observations: Observations) -> tuple[list[Task], list[str]]:
-    """Return the joint fits, in the first of JOINT_LAWS until one is chosen, and what was too short for one."""
-    able, skipped = [], []
-    for task in _tasks_by_group(JOINT_LAWS[0], observations):
-        if shortage := _joint_shortage(task):
-            skipped.append(f"no joint law for {task.group!r}: {shortage}")
+def _able_tasks(law: Law, observations: Observations) -> tuple[list[Task], list[str]]:
+    """Return the fits of a law to the groups that suffice, and a sentence for each group that does not."""
+    able, too_short = [], []
+    for task in _tasks_by_group(law, observations):
+        joint = law in JOINT_LAWS
+        if shortage := _joint_shortage(task) if joint else too_few(law, task.rows):
+            too_short.append(f"no {'joint' if joint else law.name} law for {task.group!r}: {shortage}")
         else:
             able.append(task)
-    return able, skipped
+    return able, too_short
 
 
 def choose_joint_law(config: LawsConfig, tasks: Sequence[Task]) -> list[Task]:
