@@ -29,7 +29,7 @@ from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.ledger import open_synthetic
 from synth.plan import Plan
 from synth.shuffle import part_name
-from synth.storage import MARKER, list_names, read_parquet, study_path, write_parquet_atomic
+from synth.storage import MARKER, list_names, read_bytes, read_parquet, study_path, write_parquet_atomic
 from train.config import GeneratorConfig, PackConfig, PackSource, TokenizerConfig
 from train.flops import count_parameters, train_flops
 from train.grid import mix, run_of
@@ -298,7 +298,7 @@ def finish_generator(config: GeneratorConfig, identity: str, record: RunRecord) 
             f"{run_directory(config.root, record.run_id) / RECORD_FILE} to try again."
         )
     files = {
-        name: (directory / name).read_bytes()
+        name: read_bytes(directory / name)
         for name in list_names(directory)
         if name not in (RECIPE_FILE, MARKER)
     }

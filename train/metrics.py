@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from upath import UPath
 
-from synth.storage import write_text_atomic
+from synth.storage import read_bytes, write_text_atomic
 from train.mixture import MixtureSampler
 from train.run import RunConfig
 
@@ -106,10 +106,7 @@ class MetricsLog:
     def resume(self, step: int) -> float:
         """Take over the lines up to a finished step; return the wall seconds that all lines there account for."""
         try:
-            found = [
-                StepMetrics(**json.loads(line))
-                for line in self._path.read_text(encoding="utf-8").splitlines()
-            ]
+            found = [StepMetrics(**json.loads(line)) for line in read_bytes(self._path).splitlines()]
         except FileNotFoundError:
             found = []
         self._lines = [line for line in found if line.step <= step]

@@ -52,9 +52,12 @@ class OptimizerConfig(Config):
     """With it, the rate of a run is scaled by (N / this) ** learning_rate_exponent, N non-embedding parameters."""
     learning_rate_exponent: float = -0.25
     """Exponent of that rule."""
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean of gradients, [0, 1)."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the mean of their squares, [0, 1)."""
     epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the latter, in units of a gradient."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of matrices; norms and biases are not decayed."""
     max_gradient_norm: float = Field(default=1.0, gt=0)

@@ -21,7 +21,15 @@ from upath import UPath
 
 from synth.errors import UserError
 from synth.identity import content_hash
-from synth.storage import MARKER, list_names, read_json, study_path, write_bytes_atomic, write_json_atomic
+from synth.storage import (
+    MARKER,
+    list_names,
+    read_bytes,
+    read_json,
+    study_path,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 from train.record import Record
 from train.tokens import token_dtype
 
@@ -103,7 +111,7 @@ class Encoder:
 
 @functools.lru_cache(maxsize=2)
 def _opened(directory: UPath, info: TokenizerInfo) -> Encoder:
-    definition = (directory / "tokenizer.json").read_text(encoding="utf-8")
+    definition = read_bytes(directory / "tokenizer.json").decode()
     return Encoder(tokenizers.Tokenizer.from_str(definition), info)
 
 
@@ -178,7 +186,7 @@ def _save(tokenizer: Any, eot: str, training_bytes: int | None, directory: UPath
 def _fetched(directory: UPath, scratch: str) -> str:
     names = list_names(directory, ".json") + list_names(directory, ".txt")
     for name in names:
-        (Path(scratch) / name).write_bytes((directory / name).read_bytes())
+        (Path(scratch) / name).write_bytes(read_bytes(directory / name))
     return scratch
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +26,7 @@ LawName = Literal[
     "exponential_mixing",
 ]
 ObjectiveName = Literal["huber_log", "l1_log", "mse", "mse_log"]
+Confidence = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 # --- search_mixture --------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class LawsConfig(JobConfig):
     """Outlier policy: leave out this many rows with the highest losses, and list them."""
     bootstrap_samples: int = Field(default=1000, ge=0)
     """Bootstrap resamples (by run) behind every interval; 0 gives no intervals."""
-    confidence: Fraction = 0.95
+    confidence: Confidence = 0.95
     """Level of the intervals, (0, 1)."""
     hold_out_largest: bool = True
     """Also fit without the largest N or D and report the relative error of predicting it."""
@@ -290,5 +291,5 @@ class CompareConfig(JobConfig):
     """Searches of the second study."""
     pairs: dict[Name, Name] = Field(default_factory=dict)
     """Synthetic source of the first study -> the one of the second it is compared with; empty: those of the same name."""
-    confidence: Fraction = 0.95
+    confidence: Confidence = 0.95
     """Level of the intervals, (0, 1)."""

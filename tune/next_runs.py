@@ -50,7 +50,7 @@ def next_cells(
     """Return up to `count` cells, the most telling first; none when the laws have no resamples to compute with."""
     config, packed = _plan_of(root, plan)
     candidates = list(_candidates(config, packed))
-    if not candidates or any(not len(each.losses) for each in mixtures):
+    if not candidates or any(len(each.losses) < 2 for each in mixtures):
         return ()
     seeds = len(set(config.seeds))
     beliefs = [_Belief(each, candidates, curve, seeds) for each in mixtures]

@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from upath import UPath
 
 from synth.errors import IncompleteArtefact, UserError
 from synth.identity import content_hash
-from synth.storage import read_json
+from synth.storage import read_bytes, read_json, study_path
 from train.grid import MADE_BY, PLAN_FILE, plan_directory
 from train.record import RunRecord, read_record
 from tune.config import ColumnMapping, LawsConfig
@@ -273,9 +272,11 @@ def _bytes_of(path: str) -> bytes:
     if not path.endswith((".csv", ".parquet")):
         raise UserError(f"runs = {path!r}: a table of runs must end in .csv or .parquet")
     try:
-        return UPath(path).read_bytes()
+        return read_bytes(study_path(path))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"runs = {path!r} does not exist or is not a file") from None
+    except OSError as error:
+        raise UserError(f"runs = {path!r} cannot be read: {error.strerror or error}") from None
 
 
 def _parse(path: str, data: bytes) -> pa.Table:

@@ -1,5 +1,6 @@
 """The schedule: exact values at its corners, and no step wasted at a rate of zero."""
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,3 +108,10 @@ def test_before_a_branch_leaves_its_trunk_the_rate_does_not_depend_on_the_budget
     assert num_steps * (1 - decay) - steps < 2
     for step in {0, 1, steps // 2, steps - 1} & set(range(steps)):
         assert learning_rate(run, 3e-3, step) == learning_rate(endless, 3e-3, step)
+
+
+@pytest.mark.parametrize("beta", ["beta1", "beta2"])
+def test_a_mean_that_never_moves_is_refused_before_a_run_fails_by_it(beta):
+    assert getattr(OptimizerConfig(**{beta: 0.0}), beta) == 0.0
+    with pytest.raises(pydantic.ValidationError, match="less than 1"):
+        OptimizerConfig(**{beta: 1.0})

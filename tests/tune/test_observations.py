@@ -6,6 +6,7 @@ from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 import pytest
 
 from synth.errors import UserError
@@ -143,3 +144,14 @@ def test_the_highest_losses_are_dropped_and_listed(table):
 )
 def test_mixtures_have_one_name(synthetic, share, label):
     assert mixture_label(synthetic, share) == label
+
+
+def test_a_file_that_the_system_will_not_read_is_one_sentence():
+    with pytest.raises(UserError, match=r"cannot be read: File name too long"):
+        read_table("x" * 5000 + ".csv", ColumnMapping(), BOTH)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+def test_a_level_of_none_or_all_is_refused(confidence):
+    with pytest.raises(pydantic.ValidationError, match="confidence"):
+        LawsConfig(confidence=confidence)

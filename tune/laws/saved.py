@@ -10,7 +10,7 @@ import numpy as np
 from upath import UPath
 
 from synth.identity import read_manifest
-from synth.storage import study_path, write_bytes_atomic
+from synth.storage import read_bytes, study_path, write_bytes_atomic
 from tune.laws.fitted import FittedLaw
 from tune.laws.registry import law_named
 from tune.results import FitFile
@@ -48,8 +48,8 @@ def load_fit(root: str, name: str = "laws") -> SavedLaws:
 def load_directory(directory: UPath) -> SavedLaws:
     """Return the fits in a directory that `fit_laws` wrote, such as its `--out`."""
     read_manifest(directory, "fit_laws")
-    file = FitFile.model_validate_json((directory / FIT_FILE).read_bytes())
-    with np.load(io.BytesIO((directory / SAMPLES_FILE).read_bytes()), allow_pickle=False) as arrays:
+    file = FitFile.model_validate_json(read_bytes(directory / FIT_FILE))
+    with np.load(io.BytesIO(read_bytes(directory / SAMPLES_FILE)), allow_pickle=False) as arrays:
         samples = [arrays[_key(index)] for index in range(len(file.fits))]
     pairs = zip(file.fits, samples, strict=True)
     return SavedLaws(

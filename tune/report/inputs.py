@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from synth.errors import IncompleteArtefact, UserError
 from synth.identity import RECIPE_FILE
 from synth.shuffle import part_name
-from synth.storage import MARKER, study_path
+from synth.storage import MARKER, read_bytes, study_path
 from train.grid import PLAN_FILE
 from train.metrics import METRICS_FILE, StepMetrics
 from train.rates import RATES_FILE, SweptRates
@@ -153,7 +153,7 @@ class _Reader:
     def read(self, *parts: str) -> bytes | None:
         """Return a file's bytes, or None when it is not there."""
         try:
-            data = study_path(self.root, *parts).read_bytes()
+            data = read_bytes(study_path(self.root, *parts))
         except (FileNotFoundError, NotADirectoryError):
             return None
         self.hashes["/".join(parts)] = hashlib.sha256(data).hexdigest()[:16]
