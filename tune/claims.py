@@ -231,6 +231,8 @@ def _gains_grow_along_data(data: ClaimData) -> Verdict:
             "no rephrased source was trained with natural text over several sizes and several budgets"
         )
     design = np.column_stack([np.ones_like(gain), np.log10(n), np.log10(d)])
+    if np.linalg.matrix_rank(design) < 3:
+        return not_testable("sizes and budgets grow together, so what each does cannot be told apart")
     coefficients, *_ = np.linalg.lstsq(design, gain)
     degrees = len(gain) - 3
     variance = float(np.sum((gain - design @ coefficients) ** 2)) / degrees

@@ -150,3 +150,15 @@ def test_a_rank_correlation_decides_the_claim_of_unigrams():
         check_claims(ClaimData(runs[:4], laws, (), Roles(), aligned))[12].verdict
         == "not testable with these runs"
     )
+
+
+def test_gains_of_sizes_and_budgets_that_grow_together_are_not_told_apart():
+    laws = SavedLaws(FitFile(hash="0", recipe={}, fits=(), rows=(), provenance={}), ())
+    runs = tuple(
+        ClaimRun(source, share, 10.0**k, 10.0 ** (k + 2), 4.0 - 0.1 * k - share * 0.01 * k)
+        for k in (5, 6, 7, 8)
+        for source, share in ((None, 0.0), ("hq", 1 / 3))
+    )
+    found = check_claims(ClaimData(runs, laws, (), Roles(rephrased="hq")))[10]
+    assert found.verdict == "not testable with these runs"
+    assert "grow together" in found.reason
