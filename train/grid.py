@@ -28,7 +28,7 @@ from train.hyperparameters import optimizer_of, rows_per_step_of
 from train.mixture import RowUse, check_epochs
 from train.placement import TrainPlacement
 from train.rates import rate_facts, rate_parents, rate_warnings
-from train.record import RunRecord, read_record, read_records
+from train.record import RunRecord, read_records, records_of
 from train.run import Mixture, ModelConfig, RunConfig, RunTemplate
 from train.schedule import check_schedule
 from train.sizes import model_of
@@ -188,8 +188,7 @@ def finish_plan(config: PretrainConfig, identity: str, records: Sequence[RunReco
 
 def read_plan_records(root: str, planned: Iterable[PlannedRun]) -> dict[str, RunRecord]:
     """Return the records there are of the runs of a plan, by run id."""
-    found = (read_record(root, each.run.run_id) for each in planned)
-    return {record.run_id: record for record in found if record is not None}
+    return records_of(root, (each.run.run_id for each in planned))
 
 
 def check_budgets(planned: Iterable[PlannedRun], packed: PackedInfo) -> list[Mapping[str, RowUse]]:

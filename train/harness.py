@@ -26,7 +26,7 @@ from synth.storage import is_local, read_json, study_path, write_json_atomic
 from train.config import EvaluateConfig
 from train.grid import MADE_BY as PLANNER
 from train.grid import plan_directory
-from train.record import MODEL_DIRECTORY, Record, read_record, run_directory
+from train.record import MODEL_DIRECTORY, Record, records_of, run_directory
 
 KIND = "evaluation"
 MADE_BY = "evaluate_models"
@@ -76,8 +76,9 @@ def plan_evaluation(config: EvaluateConfig) -> Plan:
         )
     directory = evaluation_directory(config)
     run_ids = complete_runs(config)
+    records = records_of(config.root, run_ids)
     for run_id in run_ids:
-        record = read_record(config.root, run_id)
+        record = records.get(run_id)
         if record is None or not record.placement.keep_models:
             raise UserError(
                 f"run {run_id} of plans/{config.plan} has no model: delete its record.json and run pretrain_models with "

@@ -24,7 +24,7 @@ from train.grid import PlannedRun, check_budgets, check_placement, count_statuse
 from train.hyperparameters import middle_rate
 from train.rate_fit import CONFIDENCE, edge_of, fit_best_rate, losses_of
 from train.rates import MADE_BY, RATES_FILE, BestRate, RateLaw, RateTrial, SweptRates, rates_directory
-from train.record import RunRecord, read_record
+from train.record import RunRecord, records_of
 from train.run import RunTemplate, TemplateOptimizer
 from train.sizes import model_of
 from train.tokens import PackedInfo
@@ -83,8 +83,7 @@ def read_sweep_records(config: RateSweepConfig, packed: PackedInfo) -> dict[str,
     """Return the records there are of the runs a sweep could take, by run id."""
     found: dict[str, RunRecord] = {}
     while asked := missing_runs(config, packed, found):
-        read = {each.run.run_id: read_record(config.root, each.run.run_id) for each in asked}
-        new = {run_id: record for run_id, record in read.items() if record is not None}
+        new = records_of(config.root, (each.run.run_id for each in asked))
         found |= new
         if len(new) < len(asked):
             break

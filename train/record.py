@@ -6,16 +6,22 @@ reason; nothing stands in for a number that was not measured.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from synth.storage import list_names, read_json, study_path, write_json_atomic
+from synth.storage import is_local, list_names, read_json, study_path, write_json_atomic
 from train.placement import TrainPlacement
 from train.run import RunConfig
 
 RECORD_FILE = "record.json"
+
+READERS = 32
+"""Records asked of an object store at once: each answer takes tens of milliseconds, nearly all of them waiting."""
 
 MODEL_DIRECTORY = "model"
 """In the directory of a complete run that was trained with `placement.keep_models`; whole when the record is there."""
@@ -181,5 +187,15 @@ def read_record(root: str, run_id: str) -> RunRecord | None:
 
 def read_records(root: str) -> list[RunRecord]:
     """Return the records of all finished runs under a study root, by run id."""
-    found = (read_record(root, run_id) for run_id in list_names(study_path(root, "runs")))
-    return [record for record in found if record is not None]
+    return list(records_of(root, list_names(study_path(root, "runs"))).values())
+
+
+def records_of(root: str, run_ids: Iterable[str]) -> dict[str, RunRecord]:
+    """Return the records there are of these runs, by run id in the order given; from an object store many at once."""
+    run_ids = list(dict.fromkeys(run_ids))
+    if is_local(study_path(root)):
+        found = [read_record(root, run_id) for run_id in run_ids]
+    else:
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(functools.partial(read_record, root), run_ids))
+    return {run_id: record for run_id, record in zip(run_ids, found, strict=True) if record is not None}

@@ -16,7 +16,7 @@ from synth.model_source import STUDY_PREFIX
 from synth.storage import read_json, study_path
 from train.flops import train_flops_6nd
 from train.grid import plan_directory
-from train.record import RunRecord, read_record
+from train.record import RunRecord, records_of
 from train.tokens import PackedInfo
 from tune.config import Prices
 
@@ -157,9 +157,7 @@ def training_of(root: str, run_ids: Iterable[str], prices: Prices) -> Training:
     given = prices.training_flops_per_device_second
     if given is not None:
         return Training(given, f"training speed given: {given:.3g} FLOP/s per device")
-    records = [
-        record for run_id in run_ids if (record := read_record(root, run_id)) and record.status == "complete"
-    ]
+    records = [record for record in records_of(root, run_ids).values() if record.status == "complete"]
     largest = max((record.num_params_non_embedding for record in records), default=0)
     speeds = [_flops_per_device_second(each) for each in records if each.num_params_non_embedding == largest]
     if not speeds:

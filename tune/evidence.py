@@ -10,7 +10,7 @@ import numpy as np
 from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.storage import read_json, study_path
-from train.record import read_record
+from train.record import records_of
 from tune.at_target import MixtureAtTarget, mixtures_at_target, with_target
 from tune.config import RecommendConfig
 from tune.costs import Generation, Training
@@ -211,9 +211,8 @@ def scale_warnings(config: RecommendConfig, evidence: Evidence) -> Iterator[str]
 def _repetition_warnings(config: RecommendConfig, mixtures: tuple[MixtureAtTarget, ...]) -> Iterator[str]:
     """Say how often the runs behind the laws passed over their sources."""
     run_ids = {run_id for mixture in mixtures for run_id in mixture.fitted.record.rows_used}
-    records = [record for run_id in run_ids if (record := read_record(config.root, run_id))]
     most: dict[str, float] = {}
-    for record in records:
+    for record in records_of(config.root, run_ids).values():
         for name, use in record.sources.items():
             most[name] = max(most.get(name, 0.0), use.epochs)
     for name, epochs in sorted(most.items()):

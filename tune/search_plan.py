@@ -10,7 +10,7 @@ from synth.plan import Plan
 from train.flops import train_flops_6nd
 from train.grid import check_placement
 from train.mixture import check_epochs
-from train.record import read_record
+from train.record import records_of
 from train.run import RunConfig
 from train.tokens import PackedInfo
 from tune.cells import (
@@ -49,7 +49,7 @@ def plan_search(config: SearchConfig) -> Plan:
         "cells": len(cells),
         "trials at most": sum(cell.most_trials for cell in open_cells),
         "shares every cell starts with": _starts(config, cells[0]),
-        "runs of these that have a record": sum(read_record(config.root, each) is not None for each in first),
+        "runs of these that have a record": len(records_of(config.root, first)),
         "tokens at most": sum(tokens),
         "FLOP (6 N D) at most": float(f"{flops:.3g}"),
     }
