@@ -23,7 +23,7 @@ from synth.errors import IncompleteArtefact, UserError
 from synth.identity import content_hash
 from synth.storage import read_bytes, read_json, study_path
 from train.grid import MADE_BY, PLAN_FILE, plan_directory
-from train.record import RunRecord, read_record
+from train.record import RunRecord, records_of
 from tune.config import ColumnMapping, LawsConfig
 from tune.laws.registry import law_named
 from tune.laws.rows import Rows
@@ -174,16 +174,16 @@ def mixture_label(synthetic: str | None, share: float) -> str:
 def read_plan(root: str, plan: str) -> Observations:
     """Return the runs of a plan. Raises IncompleteArtefact without the plan, or while runs are missing."""
     entries = _plan_entries(root, plan)
-    records = {entry["run_id"]: read_record(root, entry["run_id"]) for entry in entries}
-    missing = [run_id for run_id, record in records.items() if record is None]
+    records = records_of(root, (entry["run_id"] for entry in entries))
+    missing = [entry["run_id"] for entry in entries if entry["run_id"] not in records]
     if missing:
-        lacking = f"{len(missing)} of its {len(records)} runs have no record yet, the first is {missing[0]}"
+        lacking = f"{len(missing)} of its {len(entries)} runs have no record yet, the first is {missing[0]}"
         raise IncompleteArtefact(str(plan_directory(root, plan)), MADE_BY, lacking)
+    _refuse_shares_of_one_name(plan, entries)
     rows: list[Observation] = []
     left_out: list[LeftOut] = []
     for entry in entries:
         record = records[entry["run_id"]]
-        assert record is not None
         group = mixture_label(entry["synthetic"], entry["share"])
         if record.status != "complete" or record.final is None:
             why = f"{record.status}: {record.reason}" if record.reason else record.status
@@ -195,6 +195,19 @@ def read_plan(root: str, plan: str) -> Observations:
     ]
     identity = content_hash({"rows": results, "left out": [[row.run_id, row.reason] for row in left_out]})
     return Observations(f"plan {plan!r}", tuple(rows), tuple(left_out), identity)
+
+
+def _refuse_shares_of_one_name(plan: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError when two shares have one name, because laws are fitted by name and would take them for one."""
+    shares: dict[str, float] = {}
+    for entry in entries:
+        group = mixture_label(entry["synthetic"], entry["share"])
+        first = shares.setdefault(group, entry["share"])
+        if first != entry["share"]:
+            raise UserError(
+                f"plan {plan!r} has the shares {first:.6g} and {entry['share']:.6g} of {entry['synthetic']}, which laws would "
+                f"take for one mixture, {group!r}: fit a plan that has only one of them."
+            )
 
 
 def _plan_entries(root: str, plan: str) -> list[dict[str, Any]]:

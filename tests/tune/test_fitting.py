@@ -224,6 +224,15 @@ def test_other_losses_do_not_overwrite_a_fit(tmp_path):
         fit_laws(settings(tmp_path, law="data", bootstrap_samples=0))
 
 
+def test_two_shares_that_would_be_taken_for_one_mixture_are_refused(tmp_path):
+    entries = [write_run(str(tmp_path), "98k", 200_000, "hq", share) for share in (0.12, 0.123)]
+    write_json_atomic(study_path(str(tmp_path), "plans", "grid", "plan.json"), {"runs": entries})
+    with pytest.raises(
+        UserError, match=r"shares 0\.12 and 0\.123 of hq, which laws would take for one mixture, 'hq 12 %'"
+    ):
+        plan_laws(LawsConfig(root=str(tmp_path)))
+
+
 def test_missing_plans_and_records_name_the_job_to_run(tmp_path):
     with pytest.raises(IncompleteArtefact, match="run pretrain_models first"):
         plan_laws(settings(tmp_path))
