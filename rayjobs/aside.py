@@ -10,14 +10,13 @@ from upath import UPath
 
 from rayjobs.study import Step
 from synth.storage import MARKER, is_local, list_directories, read_json, study_path
+from train.attempts import CONFIG_FILE
 from train.grid import PLAN_FILE
 from train.rates import RATES_FILE
 from train.record import run_directory
 from train.run import RunConfig
 from tune.search import TRIALS_FILE
 
-CONFIG_FILE = "config.json"
-"""In a run's directory, its RunConfig. Its name stands in train.loop too, which loads torch."""
 OWN_NAMES = (".exchanges", ".synthetic-exchanges")
 """What train_generator adds to a generator's name for the corpora and the packed set it makes for itself."""
 ASIDE = "aside"

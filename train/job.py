@@ -17,7 +17,7 @@ from synth.job import tasks_at_once
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.storage import study_path
-from train import generator, harness, packing, rate_sweep
+from train import evaluation_rows, generator, harness, packing, rate_sweep
 from train.branching import in_training_order
 from train.config import EvaluateConfig, GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.grid import (
@@ -59,7 +59,9 @@ def pack_tokens(config: PackConfig) -> dict[str, Any]:
     list(_in_tasks(_packing_task, [("pack_tokens: tokenizer", True, packing.prepare_tokenizer, config)], 1))
     list(
         _in_tasks(
-            _packing_task, [("pack_tokens: evaluation rows", False, packing.build_evaluation, config)], 1
+            _packing_task,
+            [("pack_tokens: evaluation rows", False, evaluation_rows.build_evaluation, config)],
+            1,
         )
     )
     work = [

@@ -20,7 +20,8 @@ from upath import UPath
 
 from synth.errors import UserError
 from synth.identity import provenance
-from synth.storage import read_json, write_json_atomic
+from synth.storage import write_json_atomic
+from train.attempts import begin_attempt, forget_attempts
 from train.checkpoint import CheckpointWriter, RunState, remove_checkpoints
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
 from train.devices import device_name, memory_in_use, peak_flops
@@ -51,9 +52,6 @@ from train.schedule import check_schedule, learning_rate, peak_learning_rate, tr
 from train.tokens import PackedSet
 from train.trackers import Trackers
 from train.trunk import leave_trunk, load_state, save_trunk, trunk_writer
-
-CONFIG_FILE = "config.json"
-ATTEMPTS_FILE = "attempts.json"
 
 SYNC_STEPS = 8
 """Every so many steps the workers exchange losses and the time; in between nothing waits for the device."""
@@ -86,7 +84,7 @@ def train_run(
         torch.set_num_threads(placement.threads_per_worker)
     join_process_group(device.type)
     _check(run, packed, placement)
-    attempts = _claim(run, directory) if leads() else 0
+    attempts = begin_attempt(run, directory) if leads() else 0
     record = None
     while record is None:
         try:
@@ -97,7 +95,7 @@ def train_run(
         write_json_atomic(directory / RECORD_FILE, record.model_dump(mode="json"))
         remove_checkpoints(directory)
         leave_trunk(run, directory)
-        (directory / ATTEMPTS_FILE).unlink(missing_ok=True)
+        forget_attempts(directory)
         (directory / FIT_FILE).unlink(missing_ok=True)
     return record
 
@@ -423,22 +421,3 @@ def _check(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> None
     deepspeed_config(run, placement, world_size(), num_params=1)
     check_schedule(run)
     check_epochs(run, packed.info.num_rows)
-
-
-def _claim(run: RunConfig, directory: UPath) -> int:
-    """Make the directory this run's own and count the attempt; return its number, from 1."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = run.model_dump(mode="json")
-    try:
-        found = read_json(directory / CONFIG_FILE)
-    except FileNotFoundError:
-        write_json_atomic(directory / CONFIG_FILE, config)
-    else:
-        if found != config:
-            raise UserError(f"{directory} holds another run than {run.run_id}: move that directory away.")
-    try:
-        attempts = int(read_json(directory / ATTEMPTS_FILE)["attempts"]) + 1
-    except FileNotFoundError:
-        attempts = 1
-    write_json_atomic(directory / ATTEMPTS_FILE, {"attempts": attempts})
-    return attempts

@@ -1,7 +1,8 @@
-"""From documents to a packed set: the tokenizer, a token shard for every few input parts, the evaluation rows.
+"""From documents to a packed set: the tokenizer, a token shard for every few input parts, the manifest.
 
 Every function here does one piece of work and leaves it behind whole, so that any piece can be done again, anywhere;
-`train.job.pack_tokens` fans them out. The layout on disk is described in `train.tokens`.
+`train.job.pack_tokens` fans them out. The evaluation rows are made in `train.evaluation_rows`; the layout on disk is
+described in `train.tokens`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,7 @@ from train.tokenizer import (
     train_tokenizer,
 )
 from train.tokens import (
-    EVALUATION_FILE,
     PACKED,
-    EvaluationInfo,
     PackedInfo,
     ShardInfo,
     SourceInfo,
@@ -218,7 +217,7 @@ def tokenize_shard(config: PackConfig, shard: Shard) -> int:
             num_bytes += [len(text.encode()) for text in texts]
             encoded += ids
     target = directory / "sources" / shard.source_name
-    written = _write_tokens(target / f"{shard.stem}.tokens", encoded, encoder.dtype)
+    written = write_tokens(target / f"{shard.stem}.tokens", encoded, encoder.dtype)
     table = pa.table(
         {
             "document": pa.array(names, pa.string()),
@@ -253,103 +252,11 @@ def _batches(documents: list[Document]) -> Iterator[list[str]]:
         yield batch
 
 
-def _write_tokens(path: UPath, pieces: list[NDArray[Any]], dtype: np.dtype[Any]) -> ShardInfo:
+def write_tokens(path: UPath, pieces: list[NDArray[Any]], dtype: np.dtype[Any]) -> ShardInfo:
+    """Write token ids as one file and return what is to be remembered of it."""
     data = np.concatenate([np.empty(0, dtype), *pieces]).astype(dtype, copy=False).tobytes()
     write_bytes_atomic(path, data)
     return ShardInfo(num_tokens=len(data) // dtype.itemsize, sha256=hashlib.sha256(data).hexdigest())
-
-
-# --- evaluation rows -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Domain:
-    """One held-out domain, as far as its text is needed."""
-
-    doc_ids: list[str] = field(default_factory=list)
-    pieces: list[NDArray[Any]] = field(default_factory=list)
-    num_tokens: int = 0
-
-    def add(self, doc_id: str, ids: NDArray[Any]) -> None:
-        self.doc_ids.append(doc_id)
-        self.pieces.append(ids)
-        self.num_tokens += len(ids)
-
-
-def build_evaluation(config: PackConfig) -> None:
-    """Write the evaluation rows of every held-out domain and, last, their ledger entry, unless it is there.
-
-    Raises UserError when no domain fills a single row.
-    """
-    directory = packed_directory(config) / "evaluation"
-    ledger = directory / "ledger.json"
-    if ledger.exists():
-        return
-    encoder = Encoder.read(packed_directory(config) / "tokenizer")
-    length = config.sequence_length
-    max_rows = config.max_evaluation_tokens_per_domain // length
-    found: dict[str, EvaluationInfo] = {}
-    left_out: dict[str, str] = {}
-    rows: list[NDArray[Any]] = []
-    doc_ids: list[str] = []
-    for name, domain in sorted(_held_out_domains(config, encoder, max_rows * length + 1).items()):
-        num_rows = min(max_rows, (domain.num_tokens - 1) // length)
-        if not num_rows:
-            left_out[name] = f"{domain.num_tokens} tokens of held-out text, one row takes {length + 1}"
-            continue
-        stream = np.concatenate(domain.pieces)
-        rows += [stream[row * length : row * length + length + 1] for row in range(num_rows)]
-        predicted = stream[1 : num_rows * length + 1]
-        found[name] = EvaluationInfo(
-            num_rows=num_rows,
-            num_tokens=num_rows * length,
-            num_bytes=int(encoder.token_bytes[predicted].sum()),
-            num_documents=int(np.count_nonzero(stream[: num_rows * length] == encoder.info.eot_id)),
-        )
-        doc_ids += domain.doc_ids[: found[name].num_documents]
-    if not found:
-        raise UserError(
-            f"no domain in the held-out split of {', '.join(config.evaluate_on)} fills one row of sequence_length = "
-            f"{length}: lower sequence_length, or hold out more documents."
-        )
-    shard = _write_tokens(directory / EVALUATION_FILE, rows, encoder.dtype)
-    write_parquet_atomic(directory / EVALUATED_FILE, pa.table({"doc_id": pa.array(doc_ids, pa.string())}))
-    entry = {
-        "shard": shard.model_dump(),
-        "tokenizer": encoder.info.hash,
-        "domains": {name: each.model_dump() for name, each in found.items()},
-        "left_out": left_out,
-    }
-    write_json_atomic(ledger, entry)
-
-
-def _held_out_domains(config: PackConfig, encoder: Encoder, wanted_tokens: int) -> dict[str, _Domain]:
-    """Return every held-out domain with its first tokens, corpora in the order named, documents by id.
-
-    Stops reading text for a domain that has enough; a document in two corpora counts once.
-    """
-    domains: dict[str, _Domain] = collections.defaultdict(_Domain)
-    seen: set[str] = set()
-
-    def wanted(name: str) -> bool:
-        return domains[name].num_tokens < wanted_tokens
-
-    for parts in held_out_parts(config).values():
-        for part in range(len(parts.paths)):
-            names = parts.table(part, ["domain"])["domain"].unique().to_pylist()
-            if not any(wanted(name) for name in names):
-                continue
-            columns = parts.table(part, ["doc_id", "domain", "text"]).sort_by("doc_id")
-            documents = zip(
-                *(columns[name].to_pylist() for name in ("doc_id", "domain", "text")), strict=True
-            )
-            candidates = [each for each in documents if wanted(each[1]) and each[0] not in seen]
-            encoded = encoder.encode([text for _, _, text in candidates])
-            for (doc_id, name, _), ids in zip(candidates, encoded, strict=True):
-                if wanted(name):
-                    domains[name].add(doc_id, ids)
-                    seen.add(doc_id)
-    return domains
 
 
 # --- the manifest ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from synth.rows import REPHRASED_SCHEMA
 from synth.storage import study_path, write_parquet_atomic
 from train import packing
 from train.config import PackConfig
+from train.evaluation_rows import build_evaluation
 from train.tokens import PackedSet
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -48,7 +49,7 @@ def pack_serially(config: PackConfig) -> dict[str, Any]:
     if is_finished(directory):
         return read_manifest(directory, "pack_tokens")
     packing.prepare_tokenizer(config)
-    packing.build_evaluation(config)
+    build_evaluation(config)
     for shard in packing.list_missing(config, packing.list_shards(config)):
         packing.tokenize_shard(config, shard)
     return packing.finish_pack(config)

@@ -16,6 +16,7 @@ from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.storage import study_path, write_parquet_atomic
 from train import packing
 from train.config import PackConfig
+from train.evaluation_rows import build_evaluation
 from train.tokenizer import Encoder, train_tokenizer
 from train.tokens import PackedSet
 
@@ -295,7 +296,7 @@ def test_shards_of_another_tokenizer_are_not_mixed_in(root):
     config = config_of(root)
     packing.claim(config)
     packing.prepare_tokenizer(config)
-    packing.build_evaluation(config)
+    build_evaluation(config)
     for shard in packing.list_shards(config):
         packing.tokenize_shard(config, shard)
     train_tokenizer(["another text"], 259, packing.packed_directory(config) / "tokenizer")
@@ -376,7 +377,7 @@ def test_the_plan_counts_what_is_missing(root):
     assert not (Path(root) / "packed").exists()
     packing.claim(config)
     packing.prepare_tokenizer(config)
-    packing.build_evaluation(config)
+    build_evaluation(config)
     packing.tokenize_shard(config, packing.list_shards(config)[1])
     assert packing.plan_pack(config).facts["shards missing"] == 2
 

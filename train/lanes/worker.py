@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from upath import UPath
 
 from synth.errors import UserError
-from synth.storage import read_json
+from train.attempts import attempts_at
 from train.lanes.queue import Assignment, Order, Word, failed_record
 from train.memory import MicrobatchTooLarge
 from train.placement import TrainPlacement
@@ -179,7 +179,7 @@ class LaneWorker:
             tokens=max(assignment.tokens, beats.tokens),
             seconds=seconds,
             tokens_per_second=beats.tokens_per_second,
-            attempts=_attempts(directory),
+            attempts=max(1, attempts_at(directory)),
             num_workers=dist.get_world_size(),
             trunk=_taken_over(directory),
         )
@@ -216,15 +216,6 @@ class Beats:
 
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _attempts(directory: UPath) -> int:
-    from train.loop import ATTEMPTS_FILE  # torch, which is there when a run has been tried
-
-    try:
-        return int(read_json(directory / ATTEMPTS_FILE)["attempts"])
-    except FileNotFoundError:
-        return 1
 
 
 def _taken_over(directory: UPath) -> TrunkUse | None:
