@@ -20,8 +20,8 @@ from train.distributed import agreed, leads, rank, wait_for_all, world_size
 from train.divergence import WatchState
 from train.placement import TrainPlacement
 from train.record import Evaluation, Record
-from train.staging import Staging, remove_tree, upload
-from train.universal import load_universal, local_copy, reading_only_weights, universal_copy
+from train.staging import Staging, local_copy, remove_tree, upload
+from train.universal import load_universal, reading_only_weights, universal_copy
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,11 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -22,11 +18,12 @@ from upath import UPath
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
 from synth.plan import Plan
-from synth.storage import is_local, read_json, study_path, write_json_atomic
+from synth.storage import read_json, study_path, write_json_atomic
 from train.config import EvaluateConfig
 from train.grid import MADE_BY as PLANNER
 from train.grid import plan_directory
 from train.record import MODEL_DIRECTORY, Record, records_of, run_directory
+from train.staging import local_copy
 
 KIND = "evaluation"
 MADE_BY = "evaluate_models"
@@ -123,7 +120,7 @@ def score_model(config: EvaluateConfig, run_id: str) -> None:
             f"tasks: {unknown[0]!r} is not a task of lm-evaluation-harness {_version()}: `lm-eval ls tasks` lists them all, and "
             "include_path adds your own."
         )
-    with _local(run_directory(config.root, run_id) / MODEL_DIRECTORY) as model:
+    with local_copy(run_directory(config.root, run_id) / MODEL_DIRECTORY) as model:
         found = lm_eval.simple_evaluate(
             model="hf",
             model_args={"pretrained": str(model), "dtype": "auto"},
@@ -195,16 +192,3 @@ def _scores_file(config: EvaluateConfig, run_id: str) -> UPath:
 
 def _version() -> str:
     return importlib.metadata.version(PACKAGE)
-
-
-@contextmanager
-def _local(model: UPath) -> Iterator[Path]:
-    """Yield the model's directory, or a copy of it on this node where it lies on an object store."""
-    if is_local(model):
-        yield Path(str(model))
-        return
-    with tempfile.TemporaryDirectory(prefix="synthscale-model-") as temporary:
-        for source in model.iterdir():
-            with source.open("rb") as reader, (Path(temporary) / source.name).open("wb") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 22)
-        yield Path(temporary)

@@ -10,7 +10,10 @@ import fcntl
 import posixpath
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from upath import UPath
 
@@ -25,9 +28,7 @@ class Staging:
 
     def __init__(self) -> None:
         _drop_abandoned()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._lock = (self.path / LOCK_FILE).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path, self._lock = _locked_directory()
 
     def __enter__(self) -> Path:
         return self.path
@@ -59,12 +60,34 @@ def download_tree(source: UPath, target: Path) -> None:
     source.fs.get(found, [str(copy) for copy in copies])
 
 
+@contextmanager
+def local_copy(directory: UPath) -> Iterator[Path]:
+    """Yield a directory as a local one: itself, or a copy on this node that goes afterwards."""
+    if is_local(directory):
+        yield Path(str(directory))
+        return
+    with Staging() as staged:
+        copy = staged / directory.name
+        download_tree(directory, copy)
+        yield copy
+
+
 def remove_tree(directory: UPath) -> None:
     """Remove a directory and all below it, wherever it lies, if it is there."""
     if is_local(directory):
         shutil.rmtree(str(directory), ignore_errors=True)
     elif directory.exists():
         directory.fs.rm(directory.path, recursive=True)
+
+
+def _locked_directory() -> tuple[Path, TextIO]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        lock = (path / LOCK_FILE).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (path / LOCK_FILE).exists():
+            return path, lock
+        lock.close()  # another process that stages took it for abandoned before the lock was on it
 
 
 def _drop_abandoned() -> None:

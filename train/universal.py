@@ -20,7 +20,7 @@ from upath import UPath
 
 from synth.storage import is_local
 from train.distributed import agreed, leads, wait_for_all
-from train.staging import Staging, download_tree, remove_tree, upload_tree
+from train.staging import Staging, local_copy, remove_tree, upload_tree
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """With this in the environment `torch.load` runs no code of a file, also where DeepSpeed asks it to."""
@@ -42,18 +42,6 @@ def reading_only_weights() -> Iterator[None]:
         os.environ.pop(FORCE_WEIGHTS_ONLY)
         if before is not None:
             os.environ[FORCE_WEIGHTS_ONLY] = before
-
-
-@contextlib.contextmanager
-def local_copy(directory: UPath) -> Iterator[Path]:
-    """Yield a directory as a local one: itself, or a copy on this node that goes afterwards."""
-    if is_local(directory):
-        yield Path(str(directory))
-        return
-    with Staging() as staged:
-        copy = staged / directory.name
-        download_tree(directory, copy)
-        yield copy
 
 
 @contextlib.contextmanager

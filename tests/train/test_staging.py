@@ -1,13 +1,16 @@
 """Staging directories: copies of an object store's files that nobody forgets on a node's disk."""
 
+import fcntl
+import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from upath import UPath
 
-from train.staging import Staging, download_tree, remove_tree, upload, upload_tree
+from train.staging import Staging, download_tree, local_copy, remove_tree, upload, upload_tree
 
 LEAVES_ONE = "from train.staging import Staging; import os; print(Staging().path, flush=True); os._exit(9)"
 
@@ -26,6 +29,23 @@ def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_taken_for_abandoned_while_it_was_made_is_made_again(monkeypatch):
+    flock, taken = fcntl.flock, []
+
+    def late(handle, how):
+        if (
+            how == fcntl.LOCK_EX and not taken
+        ):  # as another worker of the node does that saves at the same moment
+            taken.append(Path(handle.name).parent)
+            shutil.rmtree(taken[0])
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Staging() as path:
+        (path / "weights").write_text("1")
+        assert path != taken[0]
+
+
 def test_trees_come_back_from_an_object_store_as_they_were(tmp_path):
     source, store, back = tmp_path / "source", UPath(f"memory://{tmp_path.name}/tree"), tmp_path / "back"
     (source / "deep" / "er").mkdir(parents=True)
@@ -38,5 +58,10 @@ def test_trees_come_back_from_an_object_store_as_they_were(tmp_path):
         path.relative_to(back).as_posix(): path.read_bytes() for path in back.rglob("*") if path.is_file()
     }
     assert found == {"a": b"1", "deep/b": b"", "deep/er/c.pt": b"3" * 1000, "deep/again": b"1"}
+    with local_copy(store) as copy:
+        assert (copy / "deep" / "er" / "c.pt").read_bytes() == b"3" * 1000
+    assert not copy.exists()
+    with local_copy(UPath(source)) as itself:
+        assert itself == source
     remove_tree(store)
     assert not store.exists()
