@@ -157,7 +157,7 @@ def _why_given_up(ticket: Ticket) -> str:
     return f"workers died under this run {ticket.deaths} times {where}, and starting again got it no further{said}"
 
 
-def failed_record(
+def failed_record(  # noqa: PLR0913  # what is known of a run that could not say it itself, all by name
     run: RunConfig,
     vocab_size: int,
     placement: TrainPlacement,
