@@ -83,7 +83,7 @@ def warm_lane(root: str, options: argparse.Namespace) -> Iterator[Callable[[RunC
     """Yield what trains a run in a warm lane of Ray Train."""
     import ray
 
-    from train.job import Lanes
+    from train.lanes.job import Lanes
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
