@@ -159,7 +159,8 @@ class Asked(logging.Handler):
 
 def count_requests(num_parts: int, documents: int) -> dict[str, Any]:
     """Make parts of so many documents each under an S3 root, and count what the store was asked."""
-    from synth.rephrase import RephraseWorker, open_work
+    from synth.rephrase import open_work
+    from synth.worker import RephraseWorker
     from tests.assets.object_store import object_store
 
     asked = Asked()

@@ -40,7 +40,8 @@ from synth.identity import provenance
 from synth.job import build_corpus
 from synth.storage import read_json
 from train.config import PackConfig
-from train.job import Lanes, pack_tokens
+from train.job import pack_tokens
+from train.lanes.job import Lanes
 from train.placement import TrainPlacement
 from train.record import RunRecord, read_record
 from train.tokens import PackedInfo
