@@ -67,6 +67,32 @@ def test_the_check_sees_what_it_forbids(tmp_path):
     assert set(imports_of(bad)) == {("torch", True), ("rayjobs.cli", False)}
 
 
+def names_of(module: str) -> set[str]:
+    """Everything a module of ours defines or imports at its top, and the modules in it if it is a package."""
+    place = ROOT / module.replace(".", "/")
+    path = place.with_suffix(".py") if place.with_suffix(".py").exists() else place / "__init__.py"
+    found = {child.stem for child in place.glob("*")}
+    for node in ast.parse(path.read_text()).body if path.exists() else ():
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {alias.asname or alias.name for alias in node.names}
+        else:
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=name_of)
+def test_what_a_benchmark_imports_of_ours_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] in (*ORDER, "tests")
+        ):
+            assert {alias.name for alias in node.names} <= names_of(node.module), node.module
+
+
 def test_light_modules_load_without_the_heavy_packages():
     heavy = ["ray", "vllm", "torch", "deepspeed", "transformers", "matplotlib", "pandas"]
     script = f"import sys, importlib\nsys.modules.update(dict.fromkeys({heavy}))\nfor name in {LIGHT}:\n    importlib.import_module(name)\n"
