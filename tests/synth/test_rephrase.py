@@ -251,6 +251,16 @@ def test_what_is_not_there_is_said_in_one_sentence_that_names_the_remedy(fake_co
         plan_rephrase(fake_config(recipes=("hqq",)))
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence(fake_config, monkeypatch):
+    """The client's connection errors are its HTTP library's own; a machine that plans may have no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"the hub does not give it \(.*Connection refused\)"):
+        plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
+
+
 @pytest.mark.parametrize("damage", [b"", b"PAR1 this is no Parquet file PAR1"])
 def test_a_damaged_input_part_is_named(fake_config, natural, damage):
     work = open_work(fake_config())
