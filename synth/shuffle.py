@@ -272,7 +272,9 @@ def lowest_documents(space: Workspace, kept: list[dict[str, int]], limit: int) -
     left = limit
     lowest = []
     for bucket, counts in enumerate(kept):
-        if sum(counts.values()) > left:
+        if not left:
+            counts = dict.fromkeys(counts, 0)
+        elif sum(counts.values()) > left:
             # Only the bucket the limit falls into is looked at: the splits take turns inside it.
             ids = {
                 split: read_parquet(space.merged(split, bucket), ["doc_id"])["doc_id"].to_pylist()
