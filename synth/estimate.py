@@ -90,9 +90,9 @@ def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, obj
         sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk,
         assignment=work.assignment, common_words=common_words_of(work.sources, work.recipes),
     )  # fmt: skip
-    documents = len(first) * len(missing)
-    if work.last_part_documents is not None and work.num_parts - 1 in missing and work.num_parts > 1:
-        documents -= len(first) - work.last_part_documents
+    documents, last = len(first) * len(missing), work.num_parts - 1
+    if last in missing:  # all parts but the last one are of one size
+        documents += len(work.read_part(last)) - len(first)
     scale = documents / max(1, len(sample))
     facts: dict[str, object] = {
         "documents to rephrase": documents,
