@@ -12,7 +12,7 @@ from upath import UPath
 
 from synth.config import RephraseConfig
 from synth.corpus import open_corpus
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.identity import content_hash
 from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
@@ -74,9 +74,8 @@ def attach_quality(documents: pa.Table, config: RephraseConfig, part_name: str) 
     try:
         scores = read_parquet(path, ["doc_id", "quality"])
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"quality_scores: {path} cannot be read ({reason}): it needs columns doc_id and quality."
+            f"quality_scores: {path} cannot be read ({first_line(error)}): it needs columns doc_id and quality."
         ) from None
     known = dict(
         zip(
