@@ -339,7 +339,8 @@ class EngineSearch(Config):
     gpu_memory_utilization: tuple[float, ...] = (0.85, 0.9, 0.95)
     """Candidates for placement.gpu_memory_utilization; a CPU engine has none."""
     tensor_parallel: tuple[int, ...] = (1,)
-    """Candidates for placement.tensor_parallel; rates are compared per GPU."""
+    """Candidates for placement.tensor_parallel; rates are compared per GPU, and the best settings are kept for each:
+    `rephrase_corpus` takes those of its own placement."""
     speculative: tuple[dict[str, Any] | None, ...] = (None,)
     """Candidates for engine.speculative. The best settings are kept for each, because it is part of a set's identity:
     `rephrase_corpus` never turns it on or off by itself."""
