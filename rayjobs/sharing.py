@@ -21,8 +21,9 @@ from rayjobs.study import Step
 from synth.errors import UserError
 from synth.identity import is_finished
 from synth.storage import MARKER, is_local, read_json, study_path, write_bytes_atomic
-from train.config import PretrainConfig
+from train.config import PretrainConfig, RateSweepConfig
 from train.grid import plan_runs
+from train.rate_sweep import missing_runs
 from train.record import RECORD_FILE, run_directory
 from train.tokens import PackedInfo
 from tune.cells import trial_run
@@ -37,15 +38,15 @@ PLACES = {"corpora": "corpora", "generators": "generators", "rephrase": "synthet
 def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> str | None:
     """Take what there is of a step from the first root that has it; return that root, None when none has.
 
-    Of a plan or a search the runs that are there are taken, from every root, and None is returned: the step itself
-    still has to be run, and finds them done.
+    Of a plan, a search or a sweep the runs that are there are taken, from every root, and None is returned: the step
+    itself still has to be run, and finds them done.
     """
     if step.section in PLACES:
         for root in roots:
             if _same_there(step, root, steps):
                 _take_artefact(step, root)
                 return root
-    if step.section in ("pretrain", "search"):
+    if step.section in ("pretrain", "search", "learning_rates"):
         for root in roots:
             for run_id in _wanted_runs(step):
                 _take_run(root, step.config.root, run_id)
@@ -58,7 +59,8 @@ def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
         return False
     for key in step.parents:
         parent = steps[key]
-        if parent.section not in PLACES or _hash(step.config.root, parent) != _hash(root, parent):
+        here = _hash(step.config.root, parent) if parent.section in PLACES else None
+        if here is None or here != _hash(root, parent):
             return False
     try:
         return replace(step, config=step.config.model_copy(update={"root": root})).plan().finished
@@ -91,8 +93,10 @@ def _wanted_runs(step: Step) -> list[str]:
     packed = PackedInfo.read(config.root, config.packed)
     if isinstance(config, PretrainConfig):
         return [each.run.run_id for each in plan_runs(config, packed)]
+    # What is tried later depends on the losses of what comes first; only that is taken.
+    if isinstance(config, RateSweepConfig):
+        return [each.run.run_id for each in missing_runs(config, packed, {})]
     assert isinstance(config, SearchConfig)
-    # Later shares depend on the losses of these; they are asked for again when the search reaches them.
     return [
         trial_run(config, packed, cell.cell, choice).run_id
         for cell in cells_of(config, packed)

@@ -52,7 +52,8 @@ class StudyConfig(JobConfig):
 
     share_with: tuple[str, ...] = ()
     """Roots of other studies. A step that is finished there under the same name, from the same recipe and the same
-    parents, is taken over instead of made again; so is every run this study wants and one of them has."""
+    parents, is taken over instead of made again; so is every run that a plan, or the beginning of a search or a sweep,
+    wants and one of them has."""
     assumptions: Assumptions = Assumptions()
     """What is reckoned with before anything is measured."""
     prices: ReportPrices = ReportPrices()
