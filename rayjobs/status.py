@@ -21,8 +21,6 @@ from synth.storage import MARKER, list_names, read_json, study_path
 from train.config import TrainPlacement
 from train.record import read_record
 
-STATES = ("finished", "running", "begun", "ready", "waiting", "wrong")
-
 
 @dataclass(frozen=True)
 class StepStatus:
