@@ -18,7 +18,7 @@ from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
 from synth.recipe import Recipe
 from synth.rows import COMMON_WORD_DOCUMENTS, find_common_words
-from synth.storage import list_names, read_parquet, study_path
+from synth.storage import list_names, read_bytes, read_parquet, study_path
 
 
 def held_out_corpora(config: RephraseConfig) -> dict[str, tuple[list[UPath], dict[str, Any]]]:
@@ -59,7 +59,7 @@ def quality_fingerprint(config: RephraseConfig) -> dict[str, str]:
             f"part of corpora/{config.corpus}/train, of the same name, with columns doc_id and quality."
         )
     sizes = {name: (directory / name).stat().st_size for name in names}
-    first = (directory / names[0]).read_bytes().hex()
+    first = read_bytes(directory / names[0]).hex()
     return {"quality_scores": content_hash([sizes, content_hash(first)])}
 
 

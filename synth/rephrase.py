@@ -24,7 +24,7 @@ from synth.ledger import MADE_BY, read_entries, summarise, synthetic_directory
 from synth.model_source import ModelSource, find_model
 from synth.recipe import Recipe, load_recipes
 from synth.shuffle import part_name
-from synth.storage import read_parquet
+from synth.storage import patiently, read_parquet
 
 KIND = "synthetic"
 
@@ -155,9 +155,12 @@ def _take(parts: list[UPath], max_documents: int | None) -> tuple[list[UPath], i
 
 
 def _num_rows(part: UPath) -> int:
-    try:
+    def count() -> int:
         with part.open("rb") as handle:
             return int(pq.read_metadata(handle).num_rows)
+
+    try:
+        return patiently(part, count)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"{part} cannot be read ({first_line(error)}): the corpus is damaged; run build_corpus again."

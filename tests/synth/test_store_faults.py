@@ -8,6 +8,8 @@ import time
 import pytest
 
 from synth import storage
+from synth.config import CorpusConfig
+from synth.corpus import CorpusBuild
 from synth.errors import UserError
 from synth.ledger import missing_parts, open_synthetic
 from synth.rephrase import finish_work, open_work
@@ -71,6 +73,27 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
     assert [read_parquet(part) for part in parts] == [
         read_parquet(calm.directory / part.name) for part in parts
     ]
+
+
+def test_a_corpus_is_built_through_a_store_that_goes_away_at_every_stage(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.1,) * 100)
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(text_of(number, sentences=6))
+    values = {"root": ROOT, "name": "built", "held_out_fraction": 0.2}
+    sources = [{"kind": "files", "paths": [str(tmp_path)]}]
+    build = CorpusBuild(CorpusConfig.model_validate(values | {"sources": sources}))
+    stages = []
+    for stage in build.stages():
+        stages.append(stage.name)
+        for task in stage.todo:
+            store.down()
+            back = threading.Timer(0.2, store.up)
+            back.start()
+            stage.work(task)
+            back.join()
+    assert stages == ["read", "merge", "index", "compare", "write"]
+    manifest = build.finish()
+    assert manifest["documents_kept"] + sum(manifest["dropped"].values()) == 40
 
 
 def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_done(
