@@ -140,12 +140,14 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
         return read_manifest(work.directory, MADE_BY)
     for _ in range(PART_ATTEMPTS):
         if not (missing := missing_parts(work.directory, work.num_parts)):
-            return finish_work(work)
+            break
         _make_parts(work, missing)
-    raise UserError(
-        f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most likely "
-        "for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
-    )
+    if missing := missing_parts(work.directory, work.num_parts):
+        raise UserError(
+            f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most "
+            "likely for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
+        )
+    return finish_work(work)
 
 
 def _make_parts(work: RephraseWork, missing: list[int]) -> None:
