@@ -35,7 +35,14 @@ _STORE_CLIENTS = frozenset(
 )
 """Packages whose exceptions mean that a store does not answer; they are no OSErrors."""
 
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
+"""Names of their errors that no waiting mends."""
+
 _T = TypeVar("_T")
+
+
+class StoreAway(OSError):
+    """An object store that does not answer, or lets nobody in."""
 
 
 def study_path(root: str, *parts: str) -> UPath:
@@ -57,23 +64,26 @@ def is_local(path: UPath) -> bool:
 def patiently(path: UPath, action: Callable[[], _T]) -> _T:
     """Return what reading or writing a path returns; on an object store, after more attempts if it takes them.
 
-    Raises OSError when the store does not answer at last, and at once whatever another attempt would not change.
+    Raises StoreAway when the store does not answer at last or wants credentials, and at once whatever another attempt
+    would not change.
     """
     if is_local(path):
         return action()
-    for pause in STORE_RETRY_SECONDS:
+    pauses = iter(STORE_RETRY_SECONDS)
+    while True:
         try:
             return action()
         except Exception as error:
+            kind = type(error).__name__
+            if kind in _NO_CREDENTIALS:
+                raise StoreAway(
+                    f"the store asks for credentials and there are none here: {kind}: {error}"
+                ) from error
             if not _may_pass(error):
                 raise
+            if (pause := next(pauses, None)) is None:
+                raise StoreAway(f"the store does not answer: {kind}: {error}") from error
         time.sleep(pause)
-    try:
-        return action()
-    except Exception as error:
-        if not _may_pass(error):
-            raise
-        raise OSError(f"the store does not answer: {type(error).__name__}: {error}") from error
 
 
 def _may_pass(error: Exception) -> bool:

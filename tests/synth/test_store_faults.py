@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from synth import storage
 from synth.config import CorpusConfig
@@ -13,7 +14,7 @@ from synth.corpus import CorpusBuild
 from synth.errors import UserError
 from synth.ledger import missing_parts, open_synthetic
 from synth.rephrase import finish_work, open_work
-from synth.storage import read_json, read_parquet, study_path, write_json_atomic
+from synth.storage import StoreAway, read_json, read_parquet, study_path, write_json_atomic
 from synth.worker import RephraseWorker
 from tests.assets.object_store import failing_store
 from tests.synth.conftest import text_of
@@ -117,6 +118,16 @@ def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_don
     assert missing_parts(work.directory, work.num_parts) == [2]
     make(work)
     assert finish_work(work)["rows"] == 24
+
+
+def test_a_store_without_credentials_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (10_000.0,))  # a second attempt would never come
+
+    def read():
+        raise NoCredentialsError
+
+    with pytest.raises(StoreAway, match="asks for credentials and there are none here: NoCredentialsError"):
+        storage.patiently(study_path("memory://store"), read)
 
 
 def test_only_what_may_pass_is_tried_again(store, monkeypatch):
