@@ -14,6 +14,7 @@ from typing import Any
 
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
+from synth.engines.factory import open_engine
 from synth.engines.tunings import TUNINGS, find_measured_speed
 from synth.identity import RECIPE_FILE, is_finished, read_manifest
 from synth.ledger import MADE_BY, Tally, missing_parts, read_entry, summarise
@@ -22,7 +23,7 @@ from synth.prompt import plain_concatenation
 from synth.recipe import Recipe
 from synth.rephrase import RephraseWork, open_work
 from synth.rows import Draft, draft_rows, prepare_recipe
-from synth.storage import MARKER, list_directories, study_path
+from synth.storage import MARKER, exists, list_directories, study_path
 
 BYTES_PER_TOKEN = 4
 """Rule of thumb where the model's tokenizer is not at hand, English text."""
@@ -62,7 +63,8 @@ def plan_rephrase(config: RephraseConfig) -> Plan:
     another set.
     """
     work = open_work(config)
-    if (work.directory / RECIPE_FILE).exists():
+    open_engine(config.engine, config.placement, work.model)  # it knows which of its arguments make no sense
+    if exists(work.directory / RECIPE_FILE):
         work.claim()
     missing = missing_parts(work.directory, work.num_parts)
     finished = is_finished(work.directory)
@@ -188,7 +190,7 @@ def _earlier_sets(work: RephraseWork) -> list[tuple[str, dict[str, Any], dict[st
     sets = []
     directory = study_path(work.config.root, "synthetic")
     for name in list_directories(directory):
-        if not (directory / name / MARKER).exists():
+        if not exists(directory / name / MARKER):
             continue
         manifest = read_manifest(directory / name, MADE_BY)
         if manifest["parents"].get("model") == work.model.hash:

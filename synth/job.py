@@ -293,7 +293,13 @@ class RephrasePart:
     """
 
     def __init__(self, work: RephraseWork, attempts: Any) -> None:
-        self._worker, self._attempts = RephraseWorker(work), attempts
+        self._attempts, self._failure = attempts, ""
+        try:
+            self._worker = RephraseWorker(work)
+        except (
+            UserError
+        ) as error:  # raised from here it would come back as Ray's traceback, after several attempts
+            self._failure = str(error)
         self._showing: asyncio.Task[None] | None = None
 
     async def _show_load(self) -> None:
@@ -303,6 +309,8 @@ class RephrasePart:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
+        if self._failure:
+            return {"entry": [""], "failure": [self._failure]}
         self._showing = self._showing or asyncio.create_task(self._show_load())
         part = int(batch["part"][0])
         try:

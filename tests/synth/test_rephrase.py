@@ -261,6 +261,11 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(fake_config, monkeypatch):
         plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
 
 
+def test_an_engine_argument_that_makes_no_sense_is_said_by_the_plan(fake_config):
+    with pytest.raises(UserError, match=r"engine.engine_arguments.latency does not suit the fake engine"):
+        plan_rephrase(fake_config({"latency": 1.0}))
+
+
 @pytest.mark.parametrize("damage", [b"", b"PAR1 this is no Parquet file PAR1"])
 def test_a_damaged_input_part_is_named(fake_config, natural, damage):
     work = open_work(fake_config())
