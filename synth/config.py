@@ -69,7 +69,8 @@ class FileSource(Config):
 
     kind: Literal["files"] = "files"
     paths: tuple[str, ...]
-    """Files, directories or globs; `s3://`, `gs://`, `https://` and local paths."""
+    """Files, directories or globs; `s3://`, `gs://`, `https://` and local paths. What begins with a dot or an underscore
+    below a directory or in a glob is left out."""
     format: Literal["auto", "parquet", "jsonl", "text"] = "auto"
     """`auto` goes by the file ending; `text` makes one document of each file."""
     text_field: str = "text"
