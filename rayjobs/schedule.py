@@ -111,6 +111,7 @@ class Schedule:
     def run(self) -> None:
         """Run everything. Raises what stopped a step or kept it from beginning, after the steps at work have ended."""
         forget_the_dead(self._study.root)
+        self._warn_of_others()
         with ExitStack() as stack:
             lanes = _SharedLanes(stack)
             try:
@@ -234,6 +235,16 @@ class Schedule:
                 _log(self._study.root, step, seconds)
             else:
                 self._say(f"{step.title} has stopped too: {first_line(failure)}")
+
+    def _warn_of_others(self) -> None:
+        """Say which of these steps another process runs: a refusal would stop for good what follows a killed driver."""
+        mine = {step.key for step in self._steps}
+        for entry in running_now(self._study.root):
+            for key in mine & entry["steps"].keys():
+                self._say(
+                    f"warning: {key} is at work in process {entry['pid']} on {entry['host']} since {entry['steps'][key]}, unless "
+                    "that was killed: two at once do the same work twice"
+                )
 
     def _numbered(self, step: Step) -> str:
         return f"{list(self._steps).index(step) + 1}/{len(self._steps)} {step.title}"

@@ -177,6 +177,20 @@ def test_the_cluster_is_asked_once_for_each_step(tmp_path):
     assert not gone.exists(), "what a killed process has said of itself is cleared away"
 
 
+def test_a_step_that_another_process_runs_is_warned_of(tmp_path):
+    said = []
+    study, steps = steps_that(lambda name: None, tmp_path)
+    other = {
+        "host": "elsewhere",
+        "pid": 7,
+        "steps": {"corpora.two": "2026-01-01T00:00:00+00:00", "pack.x": "-"},
+    }
+    write_json_atomic(running_path(study.root, "elsewhere", 7), other)
+    Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (2.0, 0.0)).run()
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert warning.startswith("warning: corpora.two is at work in process 7 on elsewhere since 2026-01-01")
+
+
 # --- with a corpus that is there -------------------------------------------------------------------------------
 
 
