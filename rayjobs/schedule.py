@@ -30,6 +30,11 @@ LOG_FILE = "study.json"
 RUNNING = "running"
 """Directory under the study root with one file for each process that runs a study there: its steps and since when."""
 
+BEAT_SECONDS = 60.0
+"""How often a process says that it is still there."""
+SILENT_SECONDS = 600.0
+"""A process of another machine that has not said so for this long is taken to be gone: its pid says nothing here."""
+
 FEWEST_CPUS_TO_OVERLAP = 4
 """A smaller cluster runs one step after the other: two would only slow each other down."""
 
@@ -112,6 +117,9 @@ class Schedule:
         """Run everything. Raises what stopped a step or kept it from beginning, after the steps at work have ended."""
         forget_the_dead(self._study.root)
         self._warn_of_others()
+        over = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(over,), name="beat", daemon=True)
+        beat.start()
         with ExitStack() as stack:
             lanes = _SharedLanes(stack)
             try:
@@ -123,6 +131,8 @@ class Schedule:
                 self._wait_for_the_rest()
                 raise
             finally:
+                over.set()
+                beat.join()
                 running_path(self._study.root, socket.gethostname(), os.getpid()).unlink(missing_ok=True)
 
     def _start_next(self, lanes: _SharedLanes) -> None:
@@ -212,7 +222,7 @@ class Schedule:
             self._say(f"warning: {warning}")
         self._waiting.remove(step)
         self._running[step.key] = need
-        self._began_at[step.key] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        self._began_at[step.key] = _now()
         self._note_running()
 
     def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
@@ -237,7 +247,7 @@ class Schedule:
                 self._say(f"{step.title} has stopped too: {first_line(failure)}")
 
     def _warn_of_others(self) -> None:
-        """Say which of these steps another process runs: a refusal would stop for good what follows a killed driver."""
+        """Say which of these steps another process runs, which may have been killed a moment ago."""
         mine = {step.key for step in self._steps}
         for entry in running_now(self._study.root):
             for key in mine & entry["steps"].keys():
@@ -251,10 +261,20 @@ class Schedule:
 
     def _note_running(self) -> None:
         host, pid = socket.gethostname(), os.getpid()
-        steps = {key: self._began_at[key] for key in self._running}
+        steps = {key: self._began_at[key] for key in list(self._running) if key in self._began_at}
         write_json_atomic(
-            running_path(self._study.root, host, pid), {"host": host, "pid": pid, "steps": steps}
+            running_path(self._study.root, host, pid),
+            {"host": host, "pid": pid, "seen_at": _now(), "steps": steps},
         )
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a store that is away stops no step by this
+                self._note_running()
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def running_path(root: str, host: str, pid: int) -> UPath:
@@ -268,7 +288,7 @@ def running_now(root: str) -> list[dict[str, Any]]:
 
 
 def forget_the_dead(root: str) -> None:
-    """Remove what processes of this machine have said of themselves that were killed since."""
+    """Remove what processes have said of themselves that were killed since."""
     for path, entry in _entries(root):
         if not _alive(entry):
             path.unlink(missing_ok=True)
@@ -283,7 +303,8 @@ def _entries(root: str) -> Iterator[tuple[UPath, dict[str, Any]]]:
 
 def _alive(entry: dict[str, Any]) -> bool:
     if entry["host"] != socket.gethostname():
-        return True  # nothing is known of other machines' processes
+        silent = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(entry["seen_at"])
+        return silent.total_seconds() < SILENT_SECONDS
     try:
         os.kill(entry["pid"], 0)
     except ProcessLookupError:

@@ -1,5 +1,6 @@
 """Which steps run beside each other, what is moved aside, what is taken over from another study, and how far one is."""
 
+import datetime as dt
 import json
 import os
 import threading
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from rayjobs import run_study, study_status
+from rayjobs import run_study, schedule, study_status
 from rayjobs.aside import move_aside, own_runs, what_is_there
 from rayjobs.cli import Job
 from rayjobs.schedule import RUNNING, Need, Schedule, fitting, need_of, running_path
@@ -28,6 +29,10 @@ from train.rate_sweep import missing_runs
 from train.record import read_record, write_record
 
 FIXED, ELASTIC = Need(cpus=2.0), Need(cpus=1.0, elastic=True)
+
+
+def minutes_ago(minutes):
+    return (dt.datetime.now(dt.UTC) - dt.timedelta(minutes=minutes)).isoformat()
 
 
 def names(started):
@@ -180,11 +185,8 @@ def test_the_cluster_is_asked_once_for_each_step(tmp_path):
 def test_a_step_that_another_process_runs_is_warned_of(tmp_path):
     said = []
     study, steps = steps_that(lambda name: None, tmp_path)
-    other = {
-        "host": "elsewhere",
-        "pid": 7,
-        "steps": {"corpora.two": "2026-01-01T00:00:00+00:00", "pack.x": "-"},
-    }
+    steps_there = {"corpora.two": "2026-01-01T00:00:00+00:00", "pack.x": "-"}
+    other = {"host": "elsewhere", "pid": 7, "seen_at": minutes_ago(1), "steps": steps_there}
     write_json_atomic(running_path(study.root, "elsewhere", 7), other)
     Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (2.0, 0.0)).run()
     (warning,) = [line for line in said if line.startswith("warning: ")]
@@ -371,6 +373,38 @@ def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
     assert status_of(study)[0].note == f"since {began_at} on {host}"
     write_json_atomic(path, {"host": host, "pid": 2**22 - 1, "steps": steps})
     assert status_of(study)[0].state == "ready"
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(1, "running"), (60, "ready")])
+def test_a_process_of_another_machine_is_running_while_it_says_so(text, tmp_path, minutes, state):
+    study = study_on(text, tmp_path / "study")
+    entry = {
+        "host": "elsewhere",
+        "pid": 7,
+        "seen_at": minutes_ago(minutes),
+        "steps": {"corpora.natural": "-"},
+    }
+    write_json_atomic(running_path(study.root, "elsewhere", 7), entry)
+    assert status_of(study)[0].state == state
+
+
+def test_a_study_at_work_says_so_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "BEAT_SECONDS", 0.01)
+
+    def work(name):
+        path.unlink(missing_ok=True)
+        for _ in range(1000):
+            if path.exists():
+                return
+            time.sleep(0.01)
+        pytest.fail("it has not said that it is there")
+
+    study, steps = steps_that(work, tmp_path)
+    path = running_path(study.root, os.uname().nodename, os.getpid())
+    Schedule(
+        study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)
+    ).run()
+    assert not path.exists()
 
 
 def test_status_is_a_table_for_people_and_json_for_programs(tmp_path, capsys):
