@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
 from synth.engines.factory import open_engine
@@ -21,7 +23,7 @@ from synth.ledger import MADE_BY, Tally, missing_parts, read_entry, summarise
 from synth.plan import Plan
 from synth.prompt import plain_concatenation
 from synth.recipe import Recipe
-from synth.rephrase import RephraseWork, open_work
+from synth.rephrase import RephraseWork, count_documents, open_work
 from synth.rows import Draft, draft_rows, prepare_recipe
 from synth.storage import MARKER, exists, list_directories, study_path
 
@@ -94,7 +96,7 @@ def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, obj
     )  # fmt: skip
     documents, last = len(first) * len(missing), work.num_parts - 1
     if last in missing:  # all parts but the last one are of one size
-        documents += len(work.read_part(last)) - len(first)
+        documents += (work.last_part_documents or count_documents(UPath(work.sources[last]))) - len(first)
     scale = documents / max(1, len(sample))
     facts: dict[str, object] = {
         "documents to rephrase": documents,

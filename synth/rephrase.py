@@ -147,14 +147,16 @@ def _take(parts: list[UPath], max_documents: int | None) -> tuple[list[UPath], i
         return parts, None
     left = max_documents
     for at, part in enumerate(parts):
-        num_documents = _num_rows(part)
+        num_documents = count_documents(part)
         if left <= num_documents:
             return parts[: at + 1], left
         left -= num_documents
     return parts, None
 
 
-def _num_rows(part: UPath) -> int:
+def count_documents(part: UPath) -> int:
+    """Return the documents of an input part, without reading them. Raises UserError when the file cannot be read."""
+
     def count() -> int:
         with part.open("rb") as handle:
             return int(pq.read_metadata(handle).num_rows)
