@@ -145,13 +145,11 @@ def _take(parts: list[UPath], max_documents: int | None) -> tuple[list[UPath], i
     """Return the parts that hold the first `max_documents` documents, and how many are taken of the last one."""
     if max_documents is None:
         return parts, None
-    left = max_documents
-    for at, part in enumerate(parts):
-        num_documents = count_documents(part)
-        if left <= num_documents:
-            return parts[: at + 1], left
-        left -= num_documents
-    return parts, None
+    # All parts but the last one hold the same number of documents: two files tell, however many there are.
+    last, left = divmod(max_documents - 1, count_documents(parts[0]))
+    if last >= len(parts) or (last == len(parts) - 1 and left + 1 > count_documents(parts[-1])):
+        return parts, None
+    return parts[: last + 1], left + 1
 
 
 def count_documents(part: UPath) -> int:

@@ -17,6 +17,7 @@ from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json
 from synth.worker import RephraseWorker
+from tests.synth.conftest import text_of
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +207,17 @@ def test_max_documents_takes_whole_parts_and_a_piece_of_the_last(fake_config):
     manifest = made(config)
     assert (manifest["parts"], manifest["documents"]) == (3, 10)
     assert [entry.documents for entry in read_entries(open_work(config).directory, 3)] == [4, 4, 2]
+
+
+def test_a_limit_ends_in_the_part_it_falls_into(fake_config, natural, make_corpus):
+    make_corpus(natural, [text_of(number) for number in range(10)], documents_per_part=4, name="odd")
+    taken = {}
+    for limit in (1, 4, 5, 8, 9, 10, 11, 99):
+        work = open_work(fake_config(corpus="odd", max_documents=limit))
+        taken[limit] = [work.read_part(part).num_rows for part in range(work.num_parts)]
+    assert taken == {
+        1: [1], 4: [4], 5: [4, 1], 8: [4, 4], 9: [4, 4, 1], 10: [4, 4, 2], 11: [4, 4, 2], 99: [4, 4, 2],
+    }  # fmt: skip
 
 
 def test_the_plan_counts_what_is_to_do_without_an_engine(fake_config):
