@@ -63,24 +63,25 @@ def _paths(step: Step) -> Iterator[UPath]:
         yield from (
             study_path(root, kind, f"{name}{end}") for kind in ("corpora", "packed") for end in OWN_NAMES
         )
-    yield _directory(step)
+    yield directory_of(step)
 
 
-_PLACES = {
+PLACES = {
     "corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed", "learning_rates": "learning_rates", "pretrain": "plans",
     "search": "searches", "laws": "laws",
 }  # fmt: skip
 """Section -> where its artefacts lie under the root; a report lies at the root itself."""
 
 
-def _directory(step: Step) -> UPath:
-    place = [_PLACES[step.section]] if step.section in _PLACES else []
-    return study_path(step.config.root, *place, step.config.name)
+def directory_of(step: Step, root: str | None = None) -> UPath:
+    """Return where a step's artefact lies, under its own root or under another study's."""
+    place = [PLACES[step.section]] if step.section in PLACES else []
+    return study_path(root or step.config.root, *place, step.config.name)
 
 
 def runs_of(step: Step) -> list[str]:
     """Return the runs a step lists, each once, whoever else lists them."""
-    return list(dict.fromkeys(_runs_in(step.section, _directory(step))))
+    return list(dict.fromkeys(_runs_in(step.section, directory_of(step))))
 
 
 def _runs_in(section: str, directory: UPath) -> Iterator[str]:
@@ -107,7 +108,7 @@ def own_runs(step: Step) -> list[str]:
         return runs_of(step)
     others: set[str] = set()
     for section in _OWNERS[: _OWNERS.index(step.section) + 1]:
-        place = study_path(step.config.root, _PLACES[section])
+        place = study_path(step.config.root, PLACES[section])
         for name in list_directories(place):
             if (section, name) != (step.section, step.config.name):
                 others.update(_runs_in(section, place / name))
@@ -116,7 +117,7 @@ def own_runs(step: Step) -> list[str]:
 
 def planned_runs(root: str) -> set[str]:
     """Return the runs of all plans under a root."""
-    plans = study_path(root, _PLACES["pretrain"])
+    plans = study_path(root, PLACES["pretrain"])
     return {run_id for name in list_directories(plans) for run_id in _runs_in("pretrain", plans / name)}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from upath import UPath
 
-from rayjobs.aside import OWN_NAMES
+from rayjobs.aside import OWN_NAMES, directory_of
 from rayjobs.study import Step
 from synth.errors import UserError
 from synth.identity import is_finished
@@ -31,8 +31,8 @@ from tune.config import SearchConfig
 from tune.rounds import first_choices
 from tune.search import cells_of
 
-PLACES = {"corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed"}
-"""Sections whose artefacts are taken over whole, and where these lie."""
+TAKEN_WHOLE = ("corpora", "generators", "rephrase", "pack")
+"""Sections whose artefacts are taken over whole; of others only runs are."""
 
 
 def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> str | None:
@@ -41,7 +41,7 @@ def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> st
     Of a plan, a search or a sweep the runs that are there are taken, from every root, and None is returned: the step
     itself still has to be run, and finds them done.
     """
-    if step.section in PLACES:
+    if step.section in TAKEN_WHOLE:
         for root in roots:
             if _same_there(step, root, steps):
                 _take_artefact(step, root)
@@ -55,11 +55,11 @@ def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> st
 
 def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
     """Return whether the step is finished under another root, from the same recipe and the same parents."""
-    if not is_finished(_directory(root, step)):
+    if not is_finished(directory_of(step, root)):
         return False
     for key in step.parents:
         parent = steps[key]
-        here = _hash(step.config.root, parent) if parent.section in PLACES else None
+        here = _hash(step.config.root, parent) if parent.section in TAKEN_WHOLE else None
         if here is None or here != _hash(root, parent):
             return False
     try:
@@ -68,24 +68,20 @@ def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
         return False
 
 
-def _directory(root: str, step: Step) -> UPath:
-    return study_path(root, PLACES[step.section], step.config.name)
-
-
 def _hash(root: str, step: Step) -> Any:
-    marker = _directory(root, step) / MARKER
+    marker = directory_of(step, root) / MARKER
     return read_json(marker)["hash"] if marker.exists() else None
 
 
 def _take_artefact(step: Step, root: str) -> None:
     own = step.config.root
     if step.section == "generators":
-        _take_run(root, own, read_json(_directory(root, step) / MARKER)["run_id"])
+        _take_run(root, own, read_json(directory_of(step, root) / MARKER)["run_id"])
         for kind in ("corpora", "packed"):
             for end in OWN_NAMES:
                 name = f"{step.config.name}{end}"
                 _copy_tree(study_path(root, kind, name), study_path(own, kind, name), MARKER)
-    _copy_tree(_directory(root, step), _directory(own, step), MARKER)
+    _copy_tree(directory_of(step, root), directory_of(step), MARKER)
 
 
 def _wanted_runs(step: Step) -> list[str]:
