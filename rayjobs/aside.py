@@ -13,7 +13,7 @@ from synth.storage import MARKER, is_local, list_directories, read_json, study_p
 from train.attempts import CONFIG_FILE
 from train.grid import PLAN_FILE
 from train.rates import RATES_FILE
-from train.record import run_directory
+from train.record import RECORD_FILE, run_directory
 from train.run import RunConfig
 from tune.search import TRIALS_FILE
 
@@ -32,7 +32,7 @@ def move_aside(root: str, step: Step) -> list[tuple[UPath, UPath]]:
     """Move everything a step has left to `aside/<time>/`; return (old place, new place) of each."""
     time = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     moved = []
-    # The marker goes with its directory; a kill between two moves leaves a step that is not finished, and is done again.
+    # A kill between two moves leaves a step that is not finished, and is done again.
     for path in what_is_there(step):
         target = study_path(root, ASIDE, time, *path.relative_to(study_path(root)).parts)
         _move(path, target)
@@ -44,8 +44,11 @@ def _move(path: UPath, target: UPath) -> None:
     if is_local(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
-    else:
-        path.fs.mv(path.path, target.path, recursive=True)
+    else:  # no store moves a directory at once: what makes it finished goes first, so that a kill leaves no torn one
+        path.fs.copy(path.path, target.path, recursive=True)
+        for last in (MARKER, RECORD_FILE):
+            (path / last).unlink(missing_ok=True)
+        path.fs.rm(path.path, recursive=True)
 
 
 def _paths(step: Step) -> Iterator[UPath]:
@@ -59,45 +62,62 @@ def _paths(step: Step) -> Iterator[UPath]:
         yield from (
             study_path(root, kind, f"{name}{end}") for kind in ("corpora", "packed") for end in OWN_NAMES
         )
-    yield _directory(step)
+    yield directory_of(step)
 
 
-_PLACES = {
+PLACES = {
     "corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed", "learning_rates": "learning_rates", "pretrain": "plans",
     "search": "searches", "laws": "laws",
 }  # fmt: skip
 """Section -> where its artefacts lie under the root; a report lies at the root itself."""
 
 
-def _directory(step: Step) -> UPath:
-    place = [_PLACES[step.section]] if step.section in _PLACES else []
-    return study_path(step.config.root, *place, step.config.name)
+def directory_of(step: Step, root: str | None = None) -> UPath:
+    """Return where a step's artefact lies, under its own root or under another study's."""
+    place = [PLACES[step.section]] if step.section in PLACES else []
+    return study_path(root or step.config.root, *place, step.config.name)
+
+
+def runs_of(step: Step) -> list[str]:
+    """Return the runs a step lists, each once, whoever else lists them."""
+    return list(dict.fromkeys(_runs_in(step.section, directory_of(step))))
+
+
+def _runs_in(section: str, directory: UPath) -> Iterator[str]:
+    if section == "generators" and (directory / MARKER).exists():
+        yield read_json(directory / MARKER)["run_id"]
+    if section == "pretrain" and (directory / PLAN_FILE).exists():
+        yield from (run["run_id"] for run in read_json(directory / PLAN_FILE)["runs"])
+    if section == "search":
+        for cell in list_directories(directory):
+            yield from (json.loads(line)["run_id"] for line in _lines(directory / cell / TRIALS_FILE))
+    if section == "learning_rates" and (directory / RATES_FILE).exists():
+        sizes = read_json(directory / RATES_FILE)["sizes"]
+        yield from (trial["run_id"] for size in sizes for trial in size["trials"])
+
+
+_OWNERS = ("pretrain", "search", "learning_rates")
+"""Sections that share runs: a run belongs to the first that lists it."""
 
 
 def own_runs(step: Step) -> list[str]:
-    """Return the runs that are this step's own: a trial that a plan has trained belongs to the plan."""
-    directory = _directory(step)
-    if step.section == "generators" and (directory / MARKER).exists():
-        return [read_json(directory / MARKER)["run_id"]]
-    if step.section == "pretrain" and (directory / PLAN_FILE).exists():
-        return [run["run_id"] for run in read_json(directory / PLAN_FILE)["runs"]]
-    if step.section == "learning_rates" and (directory / RATES_FILE).exists():
-        planned = _planned_runs(step.config.root)
-        trials = [trial for size in read_json(directory / RATES_FILE)["sizes"] for trial in size["trials"]]
-        return [trial["run_id"] for trial in trials if trial["run_id"] not in planned]
-    if step.section == "search":
-        planned = _planned_runs(step.config.root)
-        lines = [
-            line for cell in list_directories(directory) for line in _lines(directory / cell / TRIALS_FILE)
-        ]
-        return [run_id for line in lines if (run_id := json.loads(line)["run_id"]) not in planned]
-    return []
+    """Return the runs that are this step's alone: no other plan lists them, and if it is a search or a sweep no other of
+    those either. The others' records would be gone with them."""
+    if step.section not in _OWNERS:
+        return runs_of(step)
+    others: set[str] = set()
+    for section in _OWNERS[: _OWNERS.index(step.section) + 1]:
+        place = study_path(step.config.root, PLACES[section])
+        for name in list_directories(place):
+            if (section, name) != (step.section, step.config.name):
+                others.update(_runs_in(section, place / name))
+    return [run_id for run_id in runs_of(step) if run_id not in others]
 
 
-def _planned_runs(root: str) -> set[str]:
-    plans = study_path(root, "plans")
-    files = [plans / name / PLAN_FILE for name in list_directories(plans)]
-    return {run["run_id"] for file in files if file.exists() for run in read_json(file)["runs"]}
+def planned_runs(root: str) -> set[str]:
+    """Return the runs of all plans under a root."""
+    plans = study_path(root, PLACES["pretrain"])
+    return {run_id for name in list_directories(plans) for run_id in _runs_in("pretrain", plans / name)}
 
 
 def _lines(path: UPath) -> list[str]:

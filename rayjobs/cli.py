@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import functools
 import json
 import os
@@ -27,6 +28,7 @@ from rayjobs.cluster import connect
 from synth.config import JobConfig
 from synth.errors import UserError
 from synth.plan import Plan
+from synth.storage import StoreAway
 
 C = TypeVar("C", bound=JobConfig)
 
@@ -116,7 +118,7 @@ def main_of(job: Job[Any]) -> Main:
 
 
 def guarded(name: str, action: Callable[[], int]) -> int:
-    """Run an action; turn what a person can mend into one sentence on stderr and exit code 2."""
+    """Run an action; turn what a person can mend, disks and stores included, into one sentence on stderr and exit code 2."""
     try:
         return action()
     except pydantic.ValidationError as error:
@@ -127,6 +129,19 @@ def guarded(name: str, action: Callable[[], int]) -> int:
         for sentence in error.sentences if isinstance(error, Mistakes) else (_own_words(error),):
             print(f"{name}: {sentence}", file=sys.stderr)
         return 2
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # of a remote task
+        if not isinstance(cause, StoreAway) and getattr(cause, "errno", None) not in _OF_THE_DISK:
+            raise
+        print(
+            f"{name}: {cause}: mend the disk or the store, then run it again; what is done stays done.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+_OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What an OSError says that a person can mend: no right to read or write, no room. Others are mistakes of ours."""
 
 
 def _run(job: Job[Any], argv: list[str]) -> int:

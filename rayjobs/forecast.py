@@ -15,6 +15,7 @@ from typing import Any
 from rayjobs.study import Step, StudyConfig
 from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
+from synth.estimate import BYTES_PER_TOKEN
 from synth.recipe import Recipe, load_recipes
 from train.branching import tokens_to_train
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
@@ -27,8 +28,6 @@ from train.tokens import EvaluationInfo, PackedInfo, ShardInfo, SourceInfo
 from tune.cells import Choice, trial_run
 from tune.config import SearchConfig
 
-BYTES_PER_TOKEN = 4
-"""Rule of thumb for prompts and for chunks cut by characters, English text."""
 TOKENS_PER_WORD = 4 / 3
 NOT_MADE = "0" * 16
 """Hash of a packed set that does not exist: runs planned with it are counted, never named."""

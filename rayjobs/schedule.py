@@ -9,7 +9,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,15 +19,21 @@ from upath import UPath
 from rayjobs.sharing import take_over
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.config import JobConfig
+from synth.errors import first_line
 from synth.plan import Plan
 from synth.progress import clock
-from synth.storage import read_json, study_path, write_json_atomic
+from synth.storage import list_names, read_json, study_path, write_json_atomic
 from train.placement import TrainPlacement
 
 LOG_FILE = "study.json"
 """Under the study root: one entry for every time a step ran, with its wall-clock seconds."""
 RUNNING = "running"
 """Directory under the study root with one file for each process that runs a study there: its steps and since when."""
+
+BEAT_SECONDS = 60.0
+"""How often a process says that it is still there."""
+SILENT_SECONDS = 600.0
+"""A process of another machine that has not said so for this long is taken to be gone: its pid says nothing here."""
 
 FEWEST_CPUS_TO_OVERLAP = 4
 """A smaller cluster runs one step after the other: two would only slow each other down."""
@@ -50,10 +56,9 @@ def need_of(step: Step) -> Need:
         return Need(float(placement.tasks or 1), elastic=placement.tasks == 0)
     if step.section == "rephrase":
         engines = placement.min_engines or placement.engines
-        gpus = max(placement.gpus_per_engine, placement.tensor_parallel * placement.pipeline_parallel if placement.gpus_per_engine else 0)  # fmt: skip
-        return Need(
-            engines * placement.cpus_per_engine + 1, engines * gpus
-        )  # one CPU reads and writes Parquet
+        # The stages of Ray Data LLM share a CPU beside the engines; of the other kinds engines are all there is.
+        beside = 1 if step.config.engine.kind == "ray_data_llm" else 0
+        return Need(engines * placement.cpus_per_engine + beside, engines * placement.gpus_per_engine)
     if isinstance(placement, TrainPlacement):
         workers = placement.max_workers * (1 if step.section == "generators" else placement.lanes)
         return Need(workers * placement.cpus_per_worker, workers * placement.gpus_per_worker)
@@ -104,11 +109,17 @@ class Schedule:
         self._waiting = list(steps)
         self._plans: dict[str, Plan] = {}
         self._running: dict[str, Need] = {}
+        self._connected: set[str] = set()
         self._began_at: dict[str, str] = {}
         self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
 
     def run(self) -> None:
-        """Run everything. Raises what a step raised, after the steps beside it have ended."""
+        """Run everything. Raises what stopped a step or kept it from beginning, after the steps at work have ended."""
+        forget_the_dead(self._study.root)
+        self._warn_of_others()
+        over = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(over,), name="beat", daemon=True)
+        beat.start()
         with ExitStack() as stack:
             lanes = _SharedLanes(stack)
             try:
@@ -116,7 +127,12 @@ class Schedule:
                     self._start_next(lanes)
                     if self._running:
                         self._settle(*self._outcomes.get())
+            except Exception:
+                self._wait_for_the_rest()
+                raise
             finally:
+                over.set()
+                beat.join()
                 running_path(self._study.root, socket.gethostname(), os.getpid()).unlink(missing_ok=True)
 
     def _start_next(self, lanes: _SharedLanes) -> None:
@@ -126,7 +142,8 @@ class Schedule:
         if (on_the_driver := next((step for step in ready if not step.job.needs_ray), None)) is not None:
             self._run_here(on_the_driver, {})
             return
-        self._connect(self._numbered(ready[0]), ready[0].config)
+        if not self._running:  # else it is connected, and this step may have to wait
+            self._connect_for(ready[0])
         cpus, gpus = self._size()
         started = fitting([(step, need_of(step)) for step in ready], list(self._running.values()), cpus, gpus)
         if len(started) == 1 and not self._running:
@@ -165,7 +182,7 @@ class Schedule:
 
     def _run_here(self, step: Step, options: dict[str, Any]) -> None:
         if step.job.needs_ray:
-            self._connect(self._numbered(step), step.config)
+            self._connect_for(step)
         self._begin(step, Need(0.0))
         began, failure = time.monotonic(), None
         try:
@@ -175,13 +192,19 @@ class Schedule:
         self._settle(step, time.monotonic() - began, failure)
 
     def _run_beside(self, step: Step, need: Need) -> None:
-        self._connect(self._numbered(step), step.config)
+        self._connect_for(step)
         self._begin(step, need)
         config = step.config
         if need.elastic:
             tasks = {"tasks": int(need.cpus)}
             config = config.model_copy(update={"placement": config.placement.model_copy(update=tasks)})
         threading.Thread(target=self._work, args=(step, config), name=step.key, daemon=True).start()
+
+    def _connect_for(self, step: Step) -> None:
+        """Connect to Ray for a step, once: the cluster is asked whether it can hold what the step needs."""
+        if step.key not in self._connected:
+            self._connected.add(step.key)
+            self._connect(self._numbered(step), step.config)
 
     def _work(self, step: Step, config: Any) -> None:
         began, failure = time.monotonic(), None
@@ -199,41 +222,96 @@ class Schedule:
             self._say(f"warning: {warning}")
         self._waiting.remove(step)
         self._running[step.key] = need
-        self._began_at[step.key] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        self._began_at[step.key] = _now()
         self._note_running()
 
     def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
         del self._running[step.key]
         if failure is not None:
-            self._say(
-                f"{step.title} has stopped; waiting for {', '.join(self._running)}"
-                if self._running
-                else f"{step.title} has stopped"
-            )
-            while self._running:
-                other, other_seconds, other_failure = self._outcomes.get()
-                del self._running[other.key]
-                if other_failure is None:
-                    _log(self._study.root, other, other_seconds)
+            self._say(f"{step.title} has stopped")
             raise failure
         _log(self._study.root, step, seconds)
         self._say(f"{step.title}: done in {clock(seconds)}")
         self._note_running()
+
+    def _wait_for_the_rest(self) -> None:
+        """Let the steps that are at work end. Only the first error is raised, so what stops another one is said here."""
+        if self._running:
+            self._say(f"waiting for {', '.join(self._running)}")
+        while self._running:
+            step, seconds, failure = self._outcomes.get()
+            del self._running[step.key]
+            if failure is None:
+                _log(self._study.root, step, seconds)
+            else:
+                self._say(f"{step.title} has stopped too: {first_line(failure)}")
+
+    def _warn_of_others(self) -> None:
+        """Say which of these steps another process runs, which may have been killed a moment ago."""
+        mine = {step.key for step in self._steps}
+        for entry in running_now(self._study.root):
+            for key in mine & entry["steps"].keys():
+                self._say(
+                    f"warning: {key} is at work in process {entry['pid']} on {entry['host']} since {entry['steps'][key]}, unless "
+                    "that was killed: two at once do the same work twice"
+                )
 
     def _numbered(self, step: Step) -> str:
         return f"{list(self._steps).index(step) + 1}/{len(self._steps)} {step.title}"
 
     def _note_running(self) -> None:
         host, pid = socket.gethostname(), os.getpid()
-        steps = {key: self._began_at[key] for key in self._running}
+        steps = {key: self._began_at[key] for key in list(self._running) if key in self._began_at}
         write_json_atomic(
-            running_path(self._study.root, host, pid), {"host": host, "pid": pid, "steps": steps}
+            running_path(self._study.root, host, pid),
+            {"host": host, "pid": pid, "seen_at": _now(), "steps": steps},
         )
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a store that is away stops no step by this
+                self._note_running()
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def running_path(root: str, host: str, pid: int) -> UPath:
     """Return the file in which a process says what it runs."""
     return study_path(root, RUNNING, f"{host}-{pid}.json")
+
+
+def running_now(root: str) -> list[dict[str, Any]]:
+    """Return what the processes that run a study under a root say of themselves; those that are known to be gone left out."""
+    return [entry for _, entry in _entries(root) if _alive(entry)]
+
+
+def forget_the_dead(root: str) -> None:
+    """Remove what processes have said of themselves that were killed since."""
+    for path, entry in _entries(root):
+        if not _alive(entry):
+            path.unlink(missing_ok=True)
+
+
+def _entries(root: str) -> Iterator[tuple[UPath, dict[str, Any]]]:
+    directory = study_path(root, RUNNING)
+    for name in list_names(directory, ".json"):
+        with contextlib.suppress(FileNotFoundError):  # it has ended since
+            yield directory / name, read_json(directory / name)
+
+
+def _alive(entry: dict[str, Any]) -> bool:
+    if entry["host"] != socket.gethostname():
+        silent = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(entry["seen_at"])
+        return silent.total_seconds() < SILENT_SECONDS
+    try:
+        os.kill(entry["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class _SharedLanes:

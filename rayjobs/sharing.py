@@ -16,13 +16,14 @@ from typing import Any
 
 from upath import UPath
 
-from rayjobs.aside import OWN_NAMES
+from rayjobs.aside import OWN_NAMES, directory_of
 from rayjobs.study import Step
 from synth.errors import UserError
 from synth.identity import is_finished
 from synth.storage import MARKER, is_local, read_json, study_path, write_bytes_atomic
-from train.config import PretrainConfig
+from train.config import PretrainConfig, RateSweepConfig
 from train.grid import plan_runs
+from train.rate_sweep import missing_runs
 from train.record import RECORD_FILE, run_directory
 from train.tokens import PackedInfo
 from tune.cells import trial_run
@@ -30,22 +31,22 @@ from tune.config import SearchConfig
 from tune.rounds import first_choices
 from tune.search import cells_of
 
-PLACES = {"corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed"}
-"""Sections whose artefacts are taken over whole, and where these lie."""
+TAKEN_WHOLE = ("corpora", "generators", "rephrase", "pack")
+"""Sections whose artefacts are taken over whole; of others only runs are."""
 
 
 def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> str | None:
     """Take what there is of a step from the first root that has it; return that root, None when none has.
 
-    Of a plan or a search the runs that are there are taken, from every root, and None is returned: the step itself
-    still has to be run, and finds them done.
+    Of a plan, a search or a sweep the runs that are there are taken, from every root, and None is returned: the step
+    itself still has to be run, and finds them done.
     """
-    if step.section in PLACES:
+    if step.section in TAKEN_WHOLE:
         for root in roots:
             if _same_there(step, root, steps):
                 _take_artefact(step, root)
                 return root
-    if step.section in ("pretrain", "search"):
+    if step.section in ("pretrain", "search", "learning_rates"):
         for root in roots:
             for run_id in _wanted_runs(step):
                 _take_run(root, step.config.root, run_id)
@@ -54,11 +55,12 @@ def take_over(step: Step, roots: Iterable[str], steps: Mapping[str, Step]) -> st
 
 def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
     """Return whether the step is finished under another root, from the same recipe and the same parents."""
-    if not is_finished(_directory(root, step)):
+    if not is_finished(directory_of(step, root)):
         return False
     for key in step.parents:
         parent = steps[key]
-        if parent.section not in PLACES or _hash(step.config.root, parent) != _hash(root, parent):
+        here = _hash(step.config.root, parent) if parent.section in TAKEN_WHOLE else None
+        if here is None or here != _hash(root, parent):
             return False
     try:
         return replace(step, config=step.config.model_copy(update={"root": root})).plan().finished
@@ -66,24 +68,20 @@ def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
         return False
 
 
-def _directory(root: str, step: Step) -> UPath:
-    return study_path(root, PLACES[step.section], step.config.name)
-
-
 def _hash(root: str, step: Step) -> Any:
-    marker = _directory(root, step) / MARKER
+    marker = directory_of(step, root) / MARKER
     return read_json(marker)["hash"] if marker.exists() else None
 
 
 def _take_artefact(step: Step, root: str) -> None:
     own = step.config.root
     if step.section == "generators":
-        _take_run(root, own, read_json(_directory(root, step) / MARKER)["run_id"])
+        _take_run(root, own, read_json(directory_of(step, root) / MARKER)["run_id"])
         for kind in ("corpora", "packed"):
             for end in OWN_NAMES:
                 name = f"{step.config.name}{end}"
                 _copy_tree(study_path(root, kind, name), study_path(own, kind, name), MARKER)
-    _copy_tree(_directory(root, step), _directory(own, step), MARKER)
+    _copy_tree(directory_of(step, root), directory_of(step), MARKER)
 
 
 def _wanted_runs(step: Step) -> list[str]:
@@ -91,8 +89,10 @@ def _wanted_runs(step: Step) -> list[str]:
     packed = PackedInfo.read(config.root, config.packed)
     if isinstance(config, PretrainConfig):
         return [each.run.run_id for each in plan_runs(config, packed)]
+    # What is tried later depends on the losses of what comes first; only that is taken.
+    if isinstance(config, RateSweepConfig):
+        return [each.run.run_id for each in missing_runs(config, packed, {})]
     assert isinstance(config, SearchConfig)
-    # Later shares depend on the losses of these; they are asked for again when the search reaches them.
     return [
         trial_run(config, packed, cell.cell, choice).run_id
         for cell in cells_of(config, packed)

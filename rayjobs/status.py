@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rayjobs.aside import own_runs
+from rayjobs.aside import planned_runs, runs_of
 from rayjobs.cli import Mistakes
 from rayjobs.forecast import Forecast, StudyForecast
-from rayjobs.schedule import LOG_FILE, RUNNING, need_of
+from rayjobs.schedule import LOG_FILE, running_now
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.errors import UserError
 from synth.ledger import LEDGER, synthetic_directory
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import MARKER, list_names, read_json, study_path
+from train.placement import TrainPlacement
 from train.record import read_record
-
-STATES = ("finished", "running", "begun", "ready", "waiting", "wrong")
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,15 @@ class StepStatus:
     """How much of it is there, [0, 1]; null where it has no parts to count."""
     wall_seconds: float
     """Wall-clock seconds of the times it ran to its end, by the study's log."""
-    device_hours: float
-    """Device-hours spent, by records and ledgers."""
+    device_hours: float | None
+    """Device-hours spent, by records and ledgers; null where an engine does not tell. A run that several steps list counts
+    for the first of them."""
     cost: float | None
     """These at the study's prices; null without a price."""
     remaining_device_hours: float | None
     """Device-hours left: by the speed measured so far, else by the study's assumptions; null when neither says."""
     eta_seconds: float | None
-    """Wall-clock seconds left on the devices its placement asks for; null when not known."""
+    """Wall-clock seconds left on all engines or workers its placement asks for; null when not known."""
     note: str = ""
     """Since when it runs, what it waits for, or what is wrong."""
 
@@ -53,12 +51,18 @@ def status_of(study: StudyConfig) -> list[StepStatus]:
     """Return the status of every step in the order they run; nothing is written and nothing started."""
     steps = steps_of(study)
     forecast = StudyForecast(study, steps)
-    running = _running(study.root)
+    running = {
+        key: f"since {began_at} on {entry['host']}"
+        for entry in running_now(study.root)
+        for key, began_at in entry["steps"].items()
+    }
     log = _log(study.root)
     finished: set[str] = set()
+    counted: set[str] = set()
     rows = []
     for step in steps:
-        row = _status(study, step, forecast.of(step), running.get(step.key), log, finished)
+        seconds = _device_seconds(step, counted)
+        row = _status(study, step, forecast.of(step), running.get(step.key), log, finished, seconds)
         rows.append(row)
         if row.state == "finished":
             finished.add(step.key)
@@ -72,6 +76,7 @@ def _status(
     since: str | None,
     log: list[dict[str, Any]],
     finished: set[str],
+    device_seconds: float | None,
 ) -> StepStatus:
     plan, note = _plan(step)
     waits = [parent for parent in step.parents if parent not in finished]
@@ -87,17 +92,10 @@ def _status(
         note = f"not looked at from here: {note}" if step.reads_elsewhere else note
     else:
         state = "begun" if fraction else "ready"
-    hours = _device_seconds(step) / 3600
-    price = (
-        study.prices.generation_device_hour
-        if step.section == "rephrase"
-        else study.prices.training_device_hour
-    )
-    if step.section == "rephrase":
-        price = step.config.cost.device_hour_price
+    hours = None if device_seconds is None else device_seconds / 3600
+    generates = step.section == "rephrase"  # its price is the study's where it has none of its own
+    price = step.config.cost.device_hour_price if generates else study.prices.training_device_hour
     left = 0.0 if state == "finished" else _remaining_hours(plan, forecast, fraction)
-    need = need_of(step)
-    width = max(1.0, need.gpus or _lanes(step))
     return StepStatus(
         step=step.key,
         state=state,
@@ -106,9 +104,9 @@ def _status(
             entry["wall_seconds"] for entry in log if (entry["step"], entry["name"]) == (step.job.name, step.config.name)
         ),
         device_hours=hours,
-        cost=None if price is None else hours * price,
+        cost=None if price is None or hours is None else hours * price,
         remaining_device_hours=left,
-        eta_seconds=None if left is None else left / width * 3600,
+        eta_seconds=None if left is None else left / _devices(step) * 3600,
         note=note,
     )  # fmt: skip
 
@@ -150,49 +148,40 @@ def _remaining_hours(plan: Plan | None, forecast: Forecast, fraction: float | No
     return sum(hours for hours in foreseen if hours is not None) * (1.0 - (fraction or 0.0))
 
 
-def _lanes(step: Step) -> float:
-    placement = getattr(step.config, "placement", None)
-    return float(getattr(placement, "lanes", getattr(placement, "engines", 1)))
+def _devices(step: Step) -> float:
+    """Return how many devices are at work at once, as ledgers and records count them: GPUs of engines (a CPU engine is one),
+    and workers."""
+    placement: Any = getattr(step.config, "placement", None)
+    if step.section == "rephrase":
+        return float(placement.engines * (placement.gpus_per_engine or 1.0))
+    if isinstance(placement, TrainPlacement):
+        return float(placement.max_workers * (1 if step.section == "generators" else placement.lanes))
+    return 1.0
 
 
-def _device_seconds(step: Step) -> float:
+def _device_seconds(step: Step, counted: set[str]) -> float | None:
+    """Return the device-seconds a step has taken, None when an engine does not tell; its runs are added to `counted`.
+
+    Runs that are counted already are left out, and so are trials that a plan, of whatever study, has trained.
+    """
     if step.section == "rephrase":
         directory = synthetic_directory(step.config.root, step.config.name)
         found = [directory / MARKER] if (directory / MARKER).exists() else [
             directory / LEDGER / name for name in list_names(directory / LEDGER, ".json")
         ]  # fmt: skip
         entries = [read_json(path) for path in found]
-        return float(sum(entry["device_seconds"] + entry["engine_start_seconds"] for entry in entries))
-    records = (read_record(step.config.root, run_id) for run_id in own_runs(step))
+        seconds = [entry[name] for entry in entries for name in ("device_seconds", "engine_start_seconds")]
+        return None if None in seconds else float(sum(seconds))
+    planned = planned_runs(step.config.root) if step.section in ("search", "learning_rates") else set()
+    runs = [run_id for run_id in runs_of(step) if run_id not in counted | planned]
+    counted.update(runs)
+    records = (read_record(step.config.root, run_id) for run_id in runs)
     return float(sum(record.own_device_seconds for record in records if record is not None))
 
 
 def _log(root: str) -> list[dict[str, Any]]:
     path = study_path(root, LOG_FILE)
     return read_json(path) if path.exists() else []
-
-
-def _running(root: str) -> dict[str, str]:
-    """Return the steps that run now with since when and where; those of a process that is gone are left out."""
-    directory = study_path(root, RUNNING)
-    found: dict[str, str] = {}
-    for name in list_names(directory, ".json"):
-        entry = read_json(directory / name)
-        if _alive(entry):
-            found |= {key: f"since {began_at} on {entry['host']}" for key, began_at in entry["steps"].items()}
-    return found
-
-
-def _alive(entry: dict[str, Any]) -> bool:
-    if entry["host"] != socket.gethostname():
-        return True  # nothing is known of other machines' processes
-    try:
-        os.kill(entry["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # --- saying it -------------------------------------------------------------------------------------------------
@@ -215,12 +204,13 @@ def _as_json(study: StudyConfig, rows: list[StepStatus]) -> str:
 def _total(rows: Iterable[StepStatus]) -> dict[str, float | int | None]:
     rows = list(rows)
     left = [row.remaining_device_hours for row in rows]
-    costs = [row.cost for row in rows if row.device_hours]
+    hours = [row.device_hours for row in rows]
+    costs = [row.cost for row in rows if row.device_hours != 0]
     return {
         "finished": sum(row.state == "finished" for row in rows),
         "steps": len(rows),
         "wall_seconds": sum(row.wall_seconds for row in rows),
-        "device_hours": sum(row.device_hours for row in rows),
+        "device_hours": None if None in hours else sum(each for each in hours if each is not None),
         "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
         "remaining_device_hours": None if None in left else sum(each for each in left if each is not None),
     }
@@ -250,7 +240,7 @@ def _cells(row: StepStatus) -> tuple[str, ...]:
     done = "" if row.done_fraction is None else f"{row.done_fraction:.0%}"
     wall = clock(row.wall_seconds) if row.wall_seconds else ""
     finished = row.state == "finished"
-    spent = _hours(row.device_hours) if row.device_hours else ""
+    spent = _hours(row.device_hours)
     cost = _money(row.cost) if row.device_hours else ""
     left = "" if finished else _hours(row.remaining_device_hours)
     eta = (

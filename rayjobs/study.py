@@ -52,7 +52,8 @@ class StudyConfig(JobConfig):
 
     share_with: tuple[str, ...] = ()
     """Roots of other studies. A step that is finished there under the same name, from the same recipe and the same
-    parents, is taken over instead of made again; so is every run this study wants and one of them has."""
+    parents, is taken over instead of made again; so is every run that a plan, or the beginning of a search or a sweep,
+    wants and one of them has."""
     assumptions: Assumptions = Assumptions()
     """What is reckoned with before anything is measured."""
     prices: ReportPrices = ReportPrices()
@@ -97,8 +98,10 @@ class StudyConfig(JobConfig):
         known = {
             name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
         }
-        for found in mistakes_in(_valid_steps(known), known):
+        steps = _valid_steps(known)
+        for found in mistakes_in(steps, known):
             mistakes.append(_mistake(found.path, found.sentence, None))
+        mistakes += _other_currencies(values, steps.get("rephrase", {}))
         for section in ("corpora", "rephrase"):
             mistakes += _unknown_assumptions(values, section, known.get(section, {}))
         if mistakes:
@@ -155,6 +158,22 @@ def _unknown_assumptions(
         _mistake(("assumptions", section, name), f"{name!r} is not in [{section}]: correct the name", None)
         for name in (stated if isinstance(stated, dict) else {})
         if name not in there
+    ]
+
+
+def _other_currencies(values: dict[str, Any], steps: dict[str, RephraseConfig]) -> list[InitErrorDetails]:
+    """A study's plan, status and report add up what its steps cost."""
+    prices = values.get("prices")
+    default = ReportPrices.model_fields["currency"].default
+    currency = prices.get("currency", default) if isinstance(prices, dict) else default
+    return [
+        _mistake(
+            ("rephrase", name, "cost", "currency"),
+            f"{step.cost.currency!r} is not prices.currency, {currency!r}: give both in one, they are added up",
+            None,
+        )
+        for name, step in steps.items()
+        if step.cost.device_hour_price is not None and step.cost.currency != currency
     ]
 
 

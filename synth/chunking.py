@@ -62,15 +62,20 @@ def chunk_spans(text: str, max_length: int, measure: Measure) -> list[Span]:
         return []
     left = sum(length for _, length in pieces)
     chunks: list[Span] = []
-    start, filled, target = pieces[0][0].start, 0, left / math.ceil(left / max_length)
+    start, filled, target = pieces[0][0].start, 0, _target(left, max_length)
     for span, length in pieces:
         if filled and (filled + length > max_length or filled + length / 2 > target):
             chunks.append(Span(start, span.start))
             left -= filled
-            start, filled, target = span.start, 0, left / math.ceil(left / max_length)
+            start, filled, target = span.start, 0, _target(left, max_length)
         filled += length
     chunks.append(Span(start, pieces[-1][0].end))
     return [trimmed for chunk in chunks if (trimmed := _trimmed(text, chunk)).end > trimmed.start]
+
+
+def _target(left: int, max_length: int) -> float:
+    """Return the length of chunks that share what is left evenly; 0 where a tokenizer drops all of it."""
+    return left / max(1, math.ceil(left / max_length))
 
 
 def _bounded_pieces(text: str, max_length: int, measure: Measure) -> list[tuple[Span, int]]:

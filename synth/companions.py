@@ -12,13 +12,13 @@ from upath import UPath
 
 from synth.config import RephraseConfig
 from synth.corpus import open_corpus
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.identity import content_hash
 from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
 from synth.recipe import Recipe
 from synth.rows import COMMON_WORD_DOCUMENTS, find_common_words
-from synth.storage import list_names, read_parquet, study_path
+from synth.storage import list_names, read_bytes, read_parquet, study_path
 
 
 def held_out_corpora(config: RephraseConfig) -> dict[str, tuple[list[UPath], dict[str, Any]]]:
@@ -59,7 +59,7 @@ def quality_fingerprint(config: RephraseConfig) -> dict[str, str]:
             f"part of corpora/{config.corpus}/train, of the same name, with columns doc_id and quality."
         )
     sizes = {name: (directory / name).stat().st_size for name in names}
-    first = (directory / names[0]).read_bytes().hex()
+    first = read_bytes(directory / names[0]).hex()
     return {"quality_scores": content_hash([sizes, content_hash(first)])}
 
 
@@ -74,9 +74,8 @@ def attach_quality(documents: pa.Table, config: RephraseConfig, part_name: str) 
     try:
         scores = read_parquet(path, ["doc_id", "quality"])
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"quality_scores: {path} cannot be read ({reason}): it needs columns doc_id and quality."
+            f"quality_scores: {path} cannot be read ({first_line(error)}): it needs columns doc_id and quality."
         ) from None
     known = dict(
         zip(

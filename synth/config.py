@@ -69,7 +69,8 @@ class FileSource(Config):
 
     kind: Literal["files"] = "files"
     paths: tuple[str, ...]
-    """Files, directories or globs; `s3://`, `gs://`, `https://` and local paths."""
+    """Files, directories or globs; `s3://`, `gs://`, `https://` and local paths. What begins with a dot or an underscore
+    below a directory or in a glob is left out."""
     format: Literal["auto", "parquet", "jsonl", "text"] = "auto"
     """`auto` goes by the file ending; `text` makes one document of each file."""
     text_field: str = "text"
@@ -339,7 +340,8 @@ class EngineSearch(Config):
     gpu_memory_utilization: tuple[float, ...] = (0.85, 0.9, 0.95)
     """Candidates for placement.gpu_memory_utilization; a CPU engine has none."""
     tensor_parallel: tuple[int, ...] = (1,)
-    """Candidates for placement.tensor_parallel; rates are compared per GPU."""
+    """Candidates for placement.tensor_parallel; rates are compared per GPU, and the best settings are kept for each:
+    `rephrase_corpus` takes those of its own placement."""
     speculative: tuple[dict[str, Any] | None, ...] = (None,)
     """Candidates for engine.speculative. The best settings are kept for each, because it is part of a set's identity:
     `rephrase_corpus` never turns it on or off by itself."""

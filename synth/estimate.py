@@ -12,17 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
+from synth.engines.factory import open_engine
 from synth.engines.tunings import TUNINGS, find_measured_speed
 from synth.identity import RECIPE_FILE, is_finished, read_manifest
 from synth.ledger import MADE_BY, Tally, missing_parts, read_entry, summarise
 from synth.plan import Plan
 from synth.prompt import plain_concatenation
 from synth.recipe import Recipe
-from synth.rephrase import RephraseWork, open_work
+from synth.rephrase import RephraseWork, count_documents, open_work
 from synth.rows import Draft, draft_rows, prepare_recipe
-from synth.storage import MARKER, list_directories, study_path
+from synth.storage import MARKER, exists, list_directories, study_path
 
 BYTES_PER_TOKEN = 4
 """Rule of thumb where the model's tokenizer is not at hand, English text."""
@@ -62,7 +65,8 @@ def plan_rephrase(config: RephraseConfig) -> Plan:
     another set.
     """
     work = open_work(config)
-    if (work.directory / RECIPE_FILE).exists():
+    open_engine(config.engine, config.placement, work.model)  # it knows which of its arguments make no sense
+    if exists(work.directory / RECIPE_FILE):
         work.claim()
     missing = missing_parts(work.directory, work.num_parts)
     finished = is_finished(work.directory)
@@ -90,9 +94,9 @@ def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, obj
         sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk,
         assignment=work.assignment, common_words=common_words_of(work.sources, work.recipes),
     )  # fmt: skip
-    documents = len(first) * len(missing)
-    if work.last_part_documents is not None and work.num_parts - 1 in missing and work.num_parts > 1:
-        documents -= len(first) - work.last_part_documents
+    documents, last = len(first) * len(missing), work.num_parts - 1
+    if last in missing:  # all parts but the last one are of one size
+        documents += (work.last_part_documents or count_documents(UPath(work.sources[last]))) - len(first)
     scale = documents / max(1, len(sample))
     facts: dict[str, object] = {
         "documents to rephrase": documents,
@@ -188,7 +192,7 @@ def _earlier_sets(work: RephraseWork) -> list[tuple[str, dict[str, Any], dict[st
     sets = []
     directory = study_path(work.config.root, "synthetic")
     for name in list_directories(directory):
-        if not (directory / name / MARKER).exists():
+        if not exists(directory / name / MARKER):
             continue
         manifest = read_manifest(directory / name, MADE_BY)
         if manifest["parents"].get("model") == work.model.hash:

@@ -20,7 +20,7 @@ from synth.config import Decontamination
 from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
 from synth.shuffle import Workspace, write_sorted
-from synth.storage import read_parquet, write_bytes_atomic, write_json_atomic
+from synth.storage import read_bytes, read_parquet, write_bytes_atomic, write_json_atomic
 
 TOO_SIMILAR = "like_held_out"
 """Reason under which the documents left out are counted."""
@@ -71,8 +71,8 @@ def index_documents(task: IndexTask) -> None:
 def compare_bucket(task: CompareTask) -> None:
     """Write the training documents of a bucket that may stay, and its ledger entry: how many, how many may not."""
     space = task.space
-    with _index_path(space).open("rb") as handle:
-        index = NgramIndex.of_hashes(np.load(handle, allow_pickle=False), task.rule.ngram)
+    hashes = np.load(io.BytesIO(read_bytes(_index_path(space))), allow_pickle=False)
+    index = NgramIndex.of_hashes(hashes, task.rule.ngram)
     documents = read_parquet(space.merged("train", task.number)).slice(0, task.train)
     stays = [
         index.covered_fraction(words_of(text)) <= task.rule.max_fraction

@@ -20,7 +20,7 @@ from typing import Any
 from upath import UPath
 
 from synth.errors import IdentityMismatch, IncompleteArtefact
-from synth.storage import MARKER, read_json, remove_temporaries, write_json_atomic
+from synth.storage import MARKER, exists, read_json, remove_temporaries, write_json_atomic
 
 RECIPE_FILE = "recipe.json"
 """Written first into an artefact's directory: a resumed job compares itself with it before it touches anything."""
@@ -79,7 +79,7 @@ def finish(directory: UPath, identity: str, **contents: Any) -> dict[str, Any]:
 
 def is_finished(directory: UPath) -> bool:
     """Return whether the artefact in this directory is complete."""
-    return (directory / MARKER).exists()
+    return exists(directory / MARKER)
 
 
 def read_manifest(directory: UPath, made_by: str) -> dict[str, Any]:

@@ -192,7 +192,12 @@ def _list_files(where: str, source: FileSource) -> SourceInputs:
 
 
 def _find(name: str, pattern: str) -> tuple[list[InputFile], bool]:
-    """Return the files a path stands for, and whether it names a single file."""
+    """Return the files a path stands for, and whether it names a single file.
+
+    Of a directory or a pattern, files and directories below it that begin with a dot or an underscore are left out, as
+    Spark and pyarrow do: they are marks, and unfinished work, of other tools.
+    """
+    named = False
     try:
         file_system, path = fsspec.core.url_to_fs(pattern)
         if fsspec.core.has_magic(path):
@@ -202,7 +207,7 @@ def _find(name: str, pattern: str) -> tuple[list[InputFile], bool]:
             infos = file_system.find(path, detail=True)  # a web server has no directories to list
             base = path
         else:
-            infos = {path: file_system.info(path)}
+            infos, named = {path: file_system.info(path)}, True
             base = path.rpartition("/")[0]
     except FileNotFoundError:
         raise UserError(f"{name} = {pattern!r} is not there: correct the path.") from None
@@ -213,9 +218,13 @@ def _find(name: str, pattern: str) -> tuple[list[InputFile], bool]:
     found = [
         _input_file(file_system, base, path, info)
         for path, info in infos.items()
-        if info.get("type") != "directory" and not PurePosixPath(path).name.startswith((".", "_"))
+        if info.get("type") != "directory" and (named or not _is_hidden(path.removeprefix(base)))
     ]
     return found, len(infos) == 1
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
 
 
 def _input_file(file_system: Any, base: str, path: str, info: dict[str, Any]) -> InputFile:

@@ -141,12 +141,14 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
         return read_manifest(work.directory, MADE_BY)
     for _ in range(PART_ATTEMPTS):
         if not (missing := missing_parts(work.directory, work.num_parts)):
-            return finish_work(work)
+            break
         _make_parts(work, missing)
-    raise UserError(
-        f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most likely "
-        "for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
-    )
+    if missing := missing_parts(work.directory, work.num_parts):
+        raise UserError(
+            f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most "
+            "likely for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
+        )
+    return finish_work(work)
 
 
 def _make_parts(work: RephraseWork, missing: list[int]) -> None:
@@ -292,11 +294,19 @@ class RephrasePart:
     """
 
     def __init__(self, work: RephraseWork, attempts: Any) -> None:
-        self._worker, self._attempts = RephraseWorker(work), attempts
+        self._attempts, self._failure = attempts, ""
+        try:
+            self._worker = RephraseWorker(work)
+        except (
+            UserError
+        ) as error:  # raised from here it would come back as Ray's traceback, after several attempts
+            self._failure = str(error)
         self._showing: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
+        if self._failure:
+            return {"entry": [""], "failure": [self._failure]}
         self._showing = self._showing or asyncio.create_task(_show_load(weakref.ref(self._worker)))
         part = int(batch["part"][0])
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from upath import UPath
 
 from synth.config import EngineConfig
-from synth.errors import IncompleteArtefact, UserError
+from synth.errors import IncompleteArtefact, UserError, first_line
 from synth.identity import RECIPE_FILE, content_hash
 from synth.storage import MARKER, is_local, study_path
 
@@ -138,7 +138,7 @@ def _cached_digest(path: str, num_bytes: int, modified: float) -> str:
 def _hub_commit(repository: str, revision: str | None) -> str:
     """Return the commit of a hub model: of the local cache if it is there, else asked of the hub."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True)).name
@@ -146,9 +146,8 @@ def _hub_commit(repository: str, revision: str | None) -> str:
         pass
     try:
         return str(HfApi().model_info(repository, revision=revision).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # the hub's own errors, and those of its HTTP client, which are no OSErrors
         raise UserError(
             f"engine.model = {repository!r} is neither a directory nor in the local hub cache, and the hub does not "
-            f"give it ({first_line}): check the name, engine.revision and the network, or give a directory."
+            f"give it ({first_line(error)}): check the name, engine.revision and the network, or give a directory."
         ) from None

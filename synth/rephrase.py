@@ -24,7 +24,7 @@ from synth.ledger import MADE_BY, read_entries, summarise, synthetic_directory
 from synth.model_source import ModelSource, find_model
 from synth.recipe import Recipe, load_recipes
 from synth.shuffle import part_name
-from synth.storage import read_parquet
+from synth.storage import patiently, read_parquet
 
 KIND = "synthetic"
 
@@ -145,19 +145,22 @@ def _take(parts: list[UPath], max_documents: int | None) -> tuple[list[UPath], i
     """Return the parts that hold the first `max_documents` documents, and how many are taken of the last one."""
     if max_documents is None:
         return parts, None
-    left = max_documents
-    for at, part in enumerate(parts):
-        num_documents = _num_rows(part)
-        if left <= num_documents:
-            return parts[: at + 1], left
-        left -= num_documents
-    return parts, None
+    # All parts but the last one hold the same number of documents: two files tell, however many there are.
+    last, left = divmod(max_documents - 1, count_documents(parts[0]))
+    if last >= len(parts) or (last == len(parts) - 1 and left + 1 > count_documents(parts[-1])):
+        return parts, None
+    return parts[: last + 1], left + 1
 
 
-def _num_rows(part: UPath) -> int:
-    try:
+def count_documents(part: UPath) -> int:
+    """Return the documents of an input part, without reading them. Raises UserError when the file cannot be read."""
+
+    def count() -> int:
         with part.open("rb") as handle:
             return int(pq.read_metadata(handle).num_rows)
+
+    try:
+        return patiently(part, count)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"{part} cannot be read ({first_line(error)}): the corpus is damaged; run build_corpus again."

@@ -129,6 +129,8 @@ class PreparedRecipe:
     """Length of texts in the chunking's unit."""
     max_chunk_length: int | None
     """Longest chunk in that unit; None does not cut."""
+    max_prompt_tokens: int
+    """Longest prompt that leaves the answer its room in the window, tokens."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,15 @@ def prepare_recipe(recipe: Recipe, tokenizer: Tokenizer, max_model_len: int) -> 
     max_length = chunking.max_length
     if chunking.unit == "tokens" and max_length is not None:
         max_length = min(max_length, max_input)
-    return PreparedRecipe(recipe, template, max_input, max_output, measures[chunking.unit], max_length)
+    return PreparedRecipe(
+        recipe,
+        template,
+        max_input,
+        max_output,
+        measures[chunking.unit],
+        max_length,
+        max_model_len - max_output,
+    )
 
 
 # --- documents -> drafts ------------------------------------------------------------------------------------------
@@ -287,18 +297,27 @@ class _DocumentDrafts:
             words: tuple[str, ...] = ()
             if "keywords" in recipe.placeholders:
                 words = tuple(draw_keywords(text, recipe.num_keywords, seed, self.common_words))
-            prompt = () if skipped else self._prompt(prepared, ids[: prepared.max_input_tokens], words)
+            prompt, truncated = ((), 0) if skipped else self._prompt(prepared, ids, words)
             drafts.append(
                 Draft(
                     document["doc_id"], document["domain"], document["source"], chunk, span, text, prepared, sample, seed,
-                    prompt, max(0, len(ids) - prepared.max_input_tokens), skipped, self.quality, words,
+                    prompt, truncated, skipped, self.quality, words,
                 )
             )  # fmt: skip
         return drafts
 
-    def _prompt(self, prepared: PreparedRecipe, ids: list[int], words: tuple[str, ...]) -> tuple[int, ...]:
-        extra = self.tokenizer.encode_data([", ".join(words), self.document["domain"]])
-        return prepared.template.fill({"document": ids, "keywords": extra[0], "domain": extra[1]})
+    def _prompt(
+        self, prepared: PreparedRecipe, ids: list[int], words: tuple[str, ...]
+    ) -> tuple[tuple[int, ...], int]:
+        """Return the prompt, and how many tokens of the chunk had no room beside keywords and domain."""
+        keywords, domain = self.tokenizer.encode_data([", ".join(words), self.document["domain"]])
+        data, slots = {"keywords": keywords, "domain": domain}, prepared.template.slots
+        if "document" not in slots:
+            return prepared.template.fill(data), 0
+        taken = prepared.template.num_tokens + sum(len(data[name]) for name in slots if name in data)
+        left = max(0, prepared.max_prompt_tokens - taken) // slots.count("document")
+        room = min(prepared.max_input_tokens, left)
+        return prepared.template.fill(data | {"document": ids[:room]}), max(0, len(ids) - room)
 
 
 def _reason_to_skip(text: str, prepared: PreparedRecipe) -> str | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import io
 import itertools
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from synth.inputs import CorpusUnit, Unit
 from synth.readers import read_rows
 from synth.storage import (
     list_names,
+    patiently,
     read_json,
     read_parquet,
     study_path,
@@ -243,10 +245,16 @@ def _row_groups(space: Workspace, bucket: int) -> Iterator[pa.Table]:
     """Yield an empty table, then the bucket's rows of every run, in the order of the runs."""
     yield RUN_SCHEMA.empty_table()
     for name in list_names(space.scratch / "read", ".parquet"):
-        with (space.scratch / "read" / name).open("rb") as handle, pq.ParquetFile(handle) as run:
-            buckets = run.metadata.metadata[BUCKETS_KEY].decode().split(",")
-            if str(bucket) in buckets:
-                yield run.read_row_group(buckets.index(str(bucket)))
+        path = space.scratch / "read" / name
+        rows = patiently(path, functools.partial(_rows_of_bucket, path, bucket))
+        if rows is not None:
+            yield rows
+
+
+def _rows_of_bucket(path: UPath, bucket: int) -> pa.Table | None:
+    with path.open("rb") as handle, pq.ParquetFile(handle) as run:
+        buckets = run.metadata.metadata[BUCKETS_KEY].decode().split(",")
+        return run.read_row_group(buckets.index(str(bucket))) if str(bucket) in buckets else None
 
 
 def _first_copies(table: pa.Table) -> tuple[pa.Array, dict[str, int]]:
@@ -272,7 +280,9 @@ def lowest_documents(space: Workspace, kept: list[dict[str, int]], limit: int) -
     left = limit
     lowest = []
     for bucket, counts in enumerate(kept):
-        if sum(counts.values()) > left:
+        if not left:
+            counts = dict.fromkeys(counts, 0)
+        elif sum(counts.values()) > left:
             # Only the bucket the limit falls into is looked at: the splits take turns inside it.
             ids = {
                 split: read_parquet(space.merged(split, bucket), ["doc_id"])["doc_id"].to_pylist()
@@ -374,11 +384,15 @@ def _sliced(task: PartsTask, split: str) -> Iterator[pa.Table]:
         path = task.space.merged(split, bucket)
         if task.compared and split == "train":
             path = task.space.compared(bucket)
-        with path.open("rb") as handle, pq.ParquetFile(handle) as documents:
-            for group in range(start // ROWS_PER_GROUP, -(-stop // ROWS_PER_GROUP)):
-                first = group * ROWS_PER_GROUP
-                rows = documents.read_row_group(group).cast(DOCUMENT_SCHEMA)
-                yield rows[max(0, start - first) : stop - first]
+        yield patiently(path, functools.partial(_rows_between, path, start, stop))
+
+
+def _rows_between(path: UPath, start: int, stop: int) -> pa.Table:
+    groups = range(start // ROWS_PER_GROUP, -(-stop // ROWS_PER_GROUP))
+    with path.open("rb") as handle, pq.ParquetFile(handle) as documents:
+        rows = documents.read_row_groups(list(groups)).cast(DOCUMENT_SCHEMA)
+    first = groups.start * ROWS_PER_GROUP
+    return rows[start - first : stop - first]
 
 
 def _count(part: pa.Table) -> dict[str, dict[str, int]]:

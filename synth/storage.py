@@ -35,7 +35,14 @@ _STORE_CLIENTS = frozenset(
 )
 """Packages whose exceptions mean that a store does not answer; they are no OSErrors."""
 
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
+"""Names of their errors that no waiting mends."""
+
 _T = TypeVar("_T")
+
+
+class StoreAway(OSError):
+    """An object store that does not answer, or lets nobody in."""
 
 
 def study_path(root: str, *parts: str) -> UPath:
@@ -54,26 +61,29 @@ def is_local(path: UPath) -> bool:
     return isinstance(path, Path)
 
 
-def _patiently(path: UPath, action: Callable[[], _T]) -> _T:
-    """Return what an action on a path returns; on an object store, after more attempts if it takes them.
+def patiently(path: UPath, action: Callable[[], _T]) -> _T:
+    """Return what reading or writing a path returns; on an object store, after more attempts if it takes them.
 
-    Raises OSError when the store does not answer at last, and at once whatever another attempt would not change.
+    Raises StoreAway when the store does not answer at last or wants credentials, and at once whatever another attempt
+    would not change.
     """
     if is_local(path):
         return action()
-    for pause in STORE_RETRY_SECONDS:
+    pauses = iter(STORE_RETRY_SECONDS)
+    while True:
         try:
             return action()
         except Exception as error:
+            kind = type(error).__name__
+            if kind in _NO_CREDENTIALS:
+                raise StoreAway(
+                    f"the store asks for credentials and there are none here: {kind}: {error}"
+                ) from error
             if not _may_pass(error):
                 raise
+            if (pause := next(pauses, None)) is None:
+                raise StoreAway(f"the store does not answer: {kind}: {error}") from error
         time.sleep(pause)
-    try:
-        return action()
-    except Exception as error:
-        if not _may_pass(error):
-            raise
-        raise OSError(f"the store does not answer: {type(error).__name__}: {error}") from error
 
 
 def _may_pass(error: Exception) -> bool:
@@ -83,10 +93,15 @@ def _may_pass(error: Exception) -> bool:
     return type(error).__module__.split(".")[0] in _STORE_CLIENTS
 
 
+def exists(path: UPath) -> bool:
+    """Return whether there is a file or directory at a path."""
+    return patiently(path, path.exists)
+
+
 def write_bytes_atomic(path: UPath, data: bytes) -> None:
     """Write a whole file or nothing. Raises OSError when the disk is full or the store cannot be written."""
     if not is_local(path):
-        _patiently(path, lambda: path.write_bytes(data))
+        patiently(path, lambda: path.write_bytes(data))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
@@ -121,12 +136,12 @@ def write_json_atomic(path: UPath, value: Any) -> None:
 
 def read_bytes(path: UPath) -> bytes:
     """Read a whole file. Raises FileNotFoundError when it is not there."""
-    return _patiently(path, path.read_bytes)
+    return patiently(path, path.read_bytes)
 
 
 def read_json(path: UPath) -> Any:
     """Read a JSON file. Raises FileNotFoundError when it is not there."""
-    return json.loads(_patiently(path, lambda: path.read_text(encoding="utf-8")))
+    return json.loads(patiently(path, lambda: path.read_text(encoding="utf-8")))
 
 
 def write_parquet_atomic(path: UPath, table: pa.Table) -> int:
@@ -149,13 +164,13 @@ def read_parquet(path: UPath, columns: list[str] | None = None) -> pa.Table:
         with path.open("rb") as handle:
             return pq.read_table(handle, columns=columns, page_checksum_verification=True)
 
-    return _patiently(path, read)
+    return patiently(path, read)
 
 
 def list_names(directory: UPath, suffix: str = "") -> list[str]:
     """Return the sorted names in a directory that end in `suffix`, temporary files left out; [] if there is none."""
     try:
-        names = _patiently(directory, lambda: [child.name for child in directory.iterdir()])
+        names = patiently(directory, lambda: [child.name for child in directory.iterdir()])
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
@@ -164,7 +179,7 @@ def list_names(directory: UPath, suffix: str = "") -> list[str]:
 def list_directories(directory: UPath) -> list[str]:
     """Return the sorted names of the directories in a directory, hidden ones left out; [] if there is none."""
     try:
-        names = _patiently(directory, lambda: [child.name for child in directory.iterdir() if child.is_dir()])
+        names = patiently(directory, lambda: [child.name for child in directory.iterdir() if child.is_dir()])
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in names if name and not name.startswith("."))

@@ -33,7 +33,9 @@ def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
     if not placement.use_tuning or not list_names(study_path(config.root, TUNINGS), ".json"):
         return placement, None
     device = device_name(config.engine, placement)
-    tuning = find_tuning(config.root, config.engine, work.model.hash, device, work.recipes, work.sources[0])
+    tuning = find_tuning(
+        config.root, config.engine, work.model.hash, device, placement.tensor_parallel, work.recipes, work.sources[0]
+    )  # fmt: skip
     if tuning is None:
         return placement, None
     return tuned_placement(placement, tuning.settings), tuning.name

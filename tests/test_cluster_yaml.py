@@ -194,6 +194,15 @@ def test_the_ray_job_names_the_cluster_and_a_job_that_exists(kube_cluster):
     )
 
 
+def test_the_network_policy_lets_in_the_pod_that_submits():
+    (policy,) = [each for each in yaml.safe_load_all((ROOT / "deploy/kuberay/raycluster.yaml").read_text()) if each["kind"] == "NetworkPolicy"]  # fmt: skip
+    labels = read("deploy/kuberay/rayjob.yaml")["spec"]["submitterPodTemplate"]["metadata"]["labels"]
+    (rule,) = policy["spec"]["ingress"]
+    admitted = [peer["podSelector"]["matchLabels"] for peer in rule["from"] if "podSelector" in peer]
+    assert any(peer.items() <= labels.items() for peer in admitted)
+    assert "ray.io/cluster" not in labels, "the operator would take it for a pod of the cluster"
+
+
 def test_the_pools_that_tasks_without_a_gpu_keep_off_are_the_gpu_pools():
     pools = {node["labels"][POOL_LABEL]: node for node in workers(read("cluster.yaml")).values()}
     assert set(GPU_POOLS) == {name for name, node in pools.items() if "GPU" in node["resources"]}

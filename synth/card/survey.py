@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from upath import UPath
 
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.ledger import LedgerEntry
 from synth.rows import KEPT, QUARANTINED, REJECTED
 from synth.storage import read_parquet
@@ -112,9 +112,8 @@ def _read(path: UPath, columns: list[str]) -> pa.Table:
     try:
         return read_parquet(path, columns)
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} cannot be read ({reason}): delete it and its ledger entry and run rephrase_corpus again."
+            f"{path} cannot be read ({first_line(error)}): delete it and its ledger entry and run rephrase_corpus again."
         ) from None
 
 

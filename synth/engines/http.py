@@ -234,11 +234,11 @@ def _result(answer: Any, seconds: float) -> GenerationResult:
     """Return what the server answered. Raises RequestFailed where that is not a completion."""
     try:
         choice, usage = answer["choices"][0], answer["usage"]
-        details = usage.get("prompt_tokens_details") or {}
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         stop = choice.get("stop_reason")
         result = GenerationResult(
             text=str(choice["text"]), finish_reason=str(choice["finish_reason"]), stop_reason=None if stop is None else str(stop),
-            prompt_tokens=int(usage["prompt_tokens"]), cached_prompt_tokens=int(details.get("cached_tokens") or 0),
+            prompt_tokens=int(usage["prompt_tokens"]), cached_prompt_tokens=None if cached is None else int(cached),
             completion_tokens=int(usage["completion_tokens"]), seconds=seconds,
         )  # fmt: skip
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -259,20 +259,22 @@ def _rate(trial: Trial) -> float:
 
 
 def make_tunings(work: RephraseWork, device: str, trials: Sequence[Trial], tolerance: float) -> list[Tuning]:
-    """Return the best settings for every way to speculate that was tried, fastest first.
+    """Return the best settings for every way to speculate and every number of GPUs a layer was spread over, fastest first.
 
     Raises UserError when no trial was measured, with the engine's words.
     """
     tunings = []
     histogram = length_histogram(work.sources[0])
-    for speculative in {
-        content_hash(trial.settings.speculative): trial.settings.speculative for trial in trials
-    }.values():
-        best = choose((trial for trial in trials if trial.settings.speculative == speculative), tolerance)
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        kind = content_hash([trial.settings.speculative, trial.settings.tensor_parallel])
+        groups.setdefault(kind, []).append(trial)
+    for group in groups.values():
+        best = choose(group, tolerance)
         if best is None:
             continue
         chosen, fastest = best
-        engine = work.config.engine.model_copy(update={"speculative": speculative})
+        engine = work.config.engine.model_copy(update={"speculative": chosen.settings.speculative})
         tunings.append(
             Tuning(
                 model_hash=work.model.hash, device=device, engine=engine_identity(engine), recipes=recipe_hashes(work.recipes),
@@ -281,7 +283,8 @@ def make_tunings(work: RephraseWork, device: str, trials: Sequence[Trial], toler
             )
         )  # fmt: skip
     if not tunings:
-        said = next((trial.detail for trial in reversed(trials) if trial.detail), "no answer was accepted")
+        tried = [trial.detail for trial in trials if trial.detail and trial.status != "skipped"]
+        said = tried[-1] if tried else "no answer was accepted"
         raise UserError(
             f"tune_engine: none of {len(trials)} settings worked ({said}): widen search's candidates towards less memory, or "
             "look at the recipe's thresholds if every answer was rejected."

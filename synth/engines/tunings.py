@@ -1,6 +1,6 @@
 """Engine settings that were found to be fast, and for what: kept under `tunings/`, taken where a job leaves a setting open.
 
-A tuning is for a model, a device, an engine, recipes and documents of some lengths. How it is found is in
+A tuning is for a model, a device and how many of them share a layer, an engine, recipes and documents of some lengths. How it is found is in
 `synth.engines.tuning`.
 """
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
@@ -21,7 +20,7 @@ from synth.config import EngineConfig, RephrasePlacement
 from synth.errors import UserError
 from synth.identity import content_hash
 from synth.recipe import Recipe
-from synth.storage import list_names, read_json, study_path, write_json_atomic
+from synth.storage import list_names, read_json, read_parquet, study_path, write_json_atomic
 
 TUNINGS = "tunings"
 
@@ -95,7 +94,14 @@ class Tuning(BaseModel):
     @property
     def name(self) -> str:
         """File name, from everything the tuning is for."""
-        key = [self.model_hash, self.device, self.engine, self.recipes, self.length_histogram]
+        key = [
+            self.model_hash,
+            self.device,
+            self.settings.tensor_parallel,
+            self.engine,
+            self.recipes,
+            self.length_histogram,
+        ]
         return f"{content_hash(key)}.json"
 
 
@@ -105,8 +111,7 @@ class Tuning(BaseModel):
 def length_histogram(part: str) -> dict[str, float]:
     """Return the fraction of documents by log2 of their length in characters, of a part of a corpus."""
     try:
-        with UPath(part).open("rb") as handle:
-            texts = pq.read_table(handle, columns=["text"]).column("text").to_pylist()
+        texts = read_parquet(UPath(part), ["text"])["text"].to_pylist()
     except (OSError, pa.ArrowInvalid):
         return {}  # the part itself will be read in a moment, and its reader says what is wrong
     counts = Counter(int(math.log2(len(text) + 1)) for text in texts)
@@ -139,9 +144,10 @@ def recipe_hashes(recipes: Sequence[Recipe]) -> tuple[str, ...]:
 
 
 def find_tuning(
-    root: str, engine: EngineConfig, model_hash: str, device: str, recipes: Sequence[Recipe], part: str
-) -> Tuning | None:
-    """Return the tuning for this engine, model, device and recipes whose documents are most like those of a part, if any are.
+    root: str, engine: EngineConfig, model_hash: str, device: str, tensor_parallel: int, recipes: Sequence[Recipe], part: str
+) -> Tuning | None:  # fmt: skip
+    """Return the tuning for this engine, model, device, number of GPUs a layer is spread over and recipes whose documents
+    are most like those of a part, if any are.
 
     Raises UserError when a file under `tunings/` is no tuning.
     """
@@ -149,14 +155,20 @@ def find_tuning(
     names = list_names(directory, ".json")
     if not names:
         return None
-    wanted = (model_hash, device, engine_identity(engine), recipe_hashes(recipes))
+    wanted = (model_hash, device, tensor_parallel, engine_identity(engine), recipe_hashes(recipes))
     histogram = length_histogram(part)
     found = []
     for name in names:
         tuning = _read_tuning(directory / name)
         distance = length_distance(histogram, tuning.length_histogram)
-        same = (tuning.model_hash, tuning.device, tuning.engine, tuning.recipes) == wanted
-        if same and distance <= MAX_LENGTH_DISTANCE:
+        made_for = (
+            tuning.model_hash,
+            tuning.device,
+            tuning.settings.tensor_parallel,
+            tuning.engine,
+            tuning.recipes,
+        )
+        if made_for == wanted and distance <= MAX_LENGTH_DISTANCE:
             found.append((distance, name, tuning))
     return min(found, key=lambda each: each[:2])[2] if found else None
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 
 MAX_TOKENS = 512
 """Only so many tokens of a text are read."""
@@ -31,9 +31,8 @@ def measure_perplexity(checkpoint: str, texts: Sequence[str]) -> dict[str, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"card.perplexity_model = {checkpoint!r} cannot be loaded ({reason}): give a Hugging Face checkpoint."
+            f"card.perplexity_model = {checkpoint!r} cannot be loaded ({first_line(error)}): give a Hugging Face checkpoint."
         ) from None
     window = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
     nats, tokens, each = 0.0, 0, []

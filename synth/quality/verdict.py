@@ -148,8 +148,8 @@ def _answer(text: str, steps: PostProcessing) -> str:
         text = text[match.end() :]
     if steps.answer_after is None:
         return text
-    _, _, after = text.partition(steps.answer_after)
-    return after or text
+    _, mark, after = text.partition(steps.answer_after)
+    return after if mark else text
 
 
 def has_answer_mark(raw: str, steps: PostProcessing) -> bool:

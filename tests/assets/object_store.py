@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,10 @@ class ObjectStore:
         """Answer nobody."""
         self._server.stop()
 
+    def empty(self) -> None:
+        """Forget everything: the servers of a process share what they hold."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/moto-api/reset", method="POST"))
+
     @property
     def endpoint(self) -> str:
         """Address of the server."""
@@ -47,6 +52,7 @@ def object_store() -> Iterator[Any]:
 def failing_store() -> Iterator[ObjectStore]:
     """Serve an empty bucket `s3://bucket` as `object_store` does; yield the server, to take it down."""
     store = ObjectStore()
+    store.empty()
     settings = {
         "AWS_ENDPOINT_URL": store.endpoint,
         "AWS_ACCESS_KEY_ID": "test",

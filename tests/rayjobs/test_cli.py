@@ -1,5 +1,6 @@
 """What a person sees on the command line: help with units, one sentence for a mistake, exit code 2, flags that win."""
 
+import errno
 import importlib
 import os
 import pkgutil
@@ -14,6 +15,7 @@ import pytest
 import rayjobs
 from rayjobs import cli, run_study, study
 from synth.config import RephraseConfig
+from synth.storage import StoreAway
 
 ROOT = Path(__file__).parent.parent.parent
 JOBS = [name for _, name, _ in pkgutil.iter_modules(rayjobs.__path__) if "_" in name]
@@ -66,6 +68,27 @@ def test_bad_input_is_one_sentence_and_exit_code_2(argv, sentence, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"rephrase_corpus: {sentence}")
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left on device"), StoreAway("the store does not answer")]
+)  # fmt: skip
+def test_a_disk_or_a_store_that_will_not_is_one_sentence_and_exit_code_2(error, capsys):
+    def action():
+        raise error
+
+    assert cli.guarded("build_corpus", action) == 2
+    assert capsys.readouterr().err == (
+        f"build_corpus: {error}: mend the disk or the store, then run it again; what is done stays done.\n"
+    )
+
+
+def test_a_file_of_ours_that_is_not_there_is_our_mistake():
+    def action():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "templates/page.j2")
+
+    with pytest.raises(FileNotFoundError):
+        cli.guarded("write_report", action)
 
 
 def test_an_unknown_key_in_a_file_is_named_with_its_path(tmp_path, capsys):

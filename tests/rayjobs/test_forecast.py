@@ -1,5 +1,8 @@
 """What a study will take, from its file alone: exact where it counts, and honest where it cannot."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from rayjobs.forecast import StudyForecast, total_of
@@ -68,6 +71,12 @@ def test_a_source_that_would_be_read_too_often_is_a_warning():
     axes = [{"models": ["98k"], "train_tokens": [1_048_576]}]
     found = forecasts(changed("pretrain.grid.axes", axes, assumed_study(max_epochs=1.0)))["pretrain.grid"]
     assert "with the assumed sizes, train_tokens = 1,048,576 needs" in found.warnings[0]
+
+
+@pytest.mark.parametrize("path", sorted(Path("rayjobs/configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_no_shipped_study_would_stop_after_generation_for_want_of_text(path):
+    found = forecasts(tomllib.loads(path.read_text()))
+    assert {key: each.warnings for key, each in found.items() if each.warnings} == {}
 
 
 def test_where_nothing_is_assumed_there_is_no_number_but_the_field_that_would_give_one():

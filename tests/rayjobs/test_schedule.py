@@ -1,5 +1,6 @@
 """Which steps run beside each other, what is moved aside, what is taken over from another study, and how far one is."""
 
+import datetime as dt
 import json
 import os
 import threading
@@ -7,12 +8,12 @@ import time
 
 import pytest
 
-from rayjobs import run_study, study_status
-from rayjobs.aside import move_aside, what_is_there
+from rayjobs import run_study, schedule, study_status
+from rayjobs.aside import move_aside, own_runs, what_is_there
 from rayjobs.cli import Job
 from rayjobs.schedule import RUNNING, Need, Schedule, fitting, need_of, running_path
 from rayjobs.sharing import take_over
-from rayjobs.status import status_of
+from rayjobs.status import print_status, status_of
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.config import CorpusConfig, CorpusPlacement
 from synth.corpus import CorpusBuild
@@ -20,9 +21,18 @@ from synth.errors import UserError
 from synth.identity import is_finished
 from synth.plan import Plan
 from synth.storage import list_names, read_json, study_path, write_json_atomic
-from tests.assets.study_file import changed
+from tests.assets.simulated_study import SMALL, pretrain_config, record_of, write_packed
+from tests.assets.study_file import STUDY, changed
+from train.config import RateSweepConfig
+from train.grid import plan_runs
+from train.rate_sweep import missing_runs
+from train.record import read_record, write_record
 
 FIXED, ELASTIC = Need(cpus=2.0), Need(cpus=1.0, elastic=True)
+
+
+def minutes_ago(minutes):
+    return (dt.datetime.now(dt.UTC) - dt.timedelta(minutes=minutes)).isoformat()
 
 
 def names(started):
@@ -58,7 +68,7 @@ def test_what_a_step_needs_is_what_its_placement_asks_for():
     )
     needs = {step.section: need_of(step) for step in steps_of(StudyConfig.model_validate(study))}
     assert needs["pretrain"] == Need(cpus=6.0, gpus=6.0)
-    assert needs["rephrase"] == Need(cpus=5.0, gpus=8.0)
+    assert needs["rephrase"] == Need(cpus=4.0, gpus=8.0)
     assert needs["corpora"].elastic
     assert needs["laws"] == Need(0.0)
 
@@ -126,6 +136,63 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
     assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["two"]
 
 
+def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):
+    refused = threading.Event()
+
+    def connect(step, config):
+        if config.name == "two":
+            refused.set()
+            raise UserError("this cluster cannot ever hold that")
+
+    def work(name):
+        assert refused.wait(20)
+        time.sleep(0.05)  # still at work when the other is refused
+
+    study, steps = steps_that(work, tmp_path)
+    with pytest.raises(UserError, match="cannot ever hold that"):
+        Schedule(study, steps, connect=connect, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
+    assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["one"]
+
+
+def test_what_stops_a_second_step_is_said_too(tmp_path):
+    together, said = threading.Barrier(2, timeout=20), []
+
+    def work(name):
+        together.wait()
+        raise UserError(f"{name} is ill")
+
+    study, steps = steps_that(work, tmp_path)
+    with pytest.raises(UserError, match="is ill") as error:
+        Schedule(
+            study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (8.0, 0.0)
+        ).run()
+    second = "two" if str(error.value) == "one is ill" else "one"
+    assert said[-1] == f"build_corpus {second} has stopped too: {second} is ill"
+
+
+def test_the_cluster_is_asked_once_for_each_step(tmp_path):
+    asked = []
+    study, steps = steps_that(lambda name: None, tmp_path)
+    gone = running_path(study.root, os.uname().nodename, 2**22 - 1)
+    write_json_atomic(gone, {"host": os.uname().nodename, "pid": 2**22 - 1, "steps": {}})
+    Schedule(
+        study, steps, connect=lambda step, config: asked.append(step), say=lambda text: None, size=lambda: (2.0, 0.0),
+    ).run()  # fmt: skip
+    assert asked == ["1/2 build_corpus one", "2/2 build_corpus two"]
+    assert not gone.exists(), "what a killed process has said of itself is cleared away"
+
+
+def test_a_step_that_another_process_runs_is_warned_of(tmp_path):
+    said = []
+    study, steps = steps_that(lambda name: None, tmp_path)
+    steps_there = {"corpora.two": "2026-01-01T00:00:00+00:00", "pack.x": "-"}
+    other = {"host": "elsewhere", "pid": 7, "seen_at": minutes_ago(1), "steps": steps_there}
+    write_json_atomic(running_path(study.root, "elsewhere", 7), other)
+    Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (2.0, 0.0)).run()
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert warning.startswith("warning: corpora.two is at work in process 7 on elsewhere since 2026-01-01")
+
+
 # --- with a corpus that is there -------------------------------------------------------------------------------
 
 
@@ -170,6 +237,26 @@ def test_a_step_done_again_is_moved_aside_and_nothing_is_lost(text, tmp_path):
     assert new.relative_to(study_path(study.root)).parts[0] == "aside"
 
 
+def test_on_an_object_store_it_is_moved_whole(text):
+    study = study_on(text, "memory://done-again")
+    step = first_step(study)
+    build(step.config)
+    ((old, new),) = move_aside(study.root, step)
+    assert not old.exists()
+    assert is_finished(new)
+    assert len(list_names(new / "train", ".parquet")) == 1
+
+
+def test_runs_that_another_plan_lists_stay_with_it(tmp_path):
+    study = changed("root", str(tmp_path), changed("pretrain.more", STUDY["pretrain"]["grid"]))
+    root = study_path(study["root"])
+    for name, runs in {"grid": ["a", "b"], "more": ["b", "c"]}.items():
+        write_json_atomic(root / "plans" / name / "plan.json", {"runs": [{"run_id": run} for run in runs]})
+    steps = {step.key: step for step in steps_of(StudyConfig.model_validate(study))}
+    assert own_runs(steps["pretrain.grid"]) == ["a"]
+    assert own_runs(steps["pretrain.more"]) == ["c"]
+
+
 def test_a_dry_run_says_what_would_be_moved_aside_and_moves_nothing(text, tmp_path, capsys):
     study = study_on(text, tmp_path / "study")
     build(first_step(study).config)
@@ -208,6 +295,20 @@ def test_a_corpus_of_another_recipe_is_not_taken_over(text, tmp_path):
     assert not study_path(ours.root, "corpora").exists()
 
 
+def test_runs_a_sweep_begins_with_are_taken_over(tmp_path):
+    ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
+    packed = write_packed(ours)
+    config = RateSweepConfig(root=ours, name="best", models=("98k",), train_tokens=131_072)
+    wanted = [each.run for each in missing_runs(config, packed, {})]
+    for run in wanted[1:]:
+        write_record(theirs, record_of(run))
+    job = Job(name="sweep_learning_rates", config=RateSweepConfig, plan=lambda config: None, run=lambda config: None)  # fmt: skip
+    assert take_over(Step("learning_rates", job, config), [theirs], {}) is None
+    assert [read_record(ours, run.run_id) is not None for run in wanted] == [False] + [True] * (
+        len(wanted) - 1
+    )
+
+
 # --- status ----------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +322,47 @@ def test_status_tells_finished_from_ready_from_waiting(text, tmp_path):
     assert rows["pack.packed"].note == "needs rephrase.made"
 
 
+def test_time_that_an_engine_does_not_tell_is_unknown_and_not_nothing(text, tmp_path, capsys):
+    study = study_on(text, tmp_path / "study")
+    entry = study_path(study.root, "synthetic/made/ledger/part-00000-of-00002.json")
+    write_json_atomic(
+        entry, {"device_seconds": None, "engine_start_seconds": None}
+    )  # engine.kind = "ray_data_llm"
+    row = next(row for row in status_of(study) if row.step == "rephrase.made")
+    assert (row.device_hours, row.cost) == (None, None)
+    print_status(study, json_output=False, write=print)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("all "))
+    assert "unknown" in line
+
+
+def test_the_time_left_is_that_of_all_devices_a_placement_asks_for():
+    study = changed(
+        "assumptions.training", {"peak_flops_per_device_second": 1e9, "model_flops_utilization": 0.5}
+    )
+    study = changed("assumptions.corpora.natural", {"documents": 1000, "tokens_per_document": 500.0}, study)
+    study = changed("pretrain.grid.placement", {"lanes": 3, "workers_per_lane": [1, 2]}, study)
+    study = changed("rephrase.made.placement", {"engines": 4, "min_engines": 1, "gpus_per_engine": 2}, study)
+    study = changed("rephrase.made.cost", {"tokens_per_device_second": 100.0}, study)
+    rows = {row.step: row for row in status_of(StudyConfig.model_validate(study))}
+    for step, devices in {"pretrain.grid": 6, "rephrase.made": 8}.items():
+        assert rows[step].eta_seconds == pytest.approx(rows[step].remaining_device_hours * 3600 / devices)
+
+
+def test_a_run_of_two_plans_is_paid_for_once(tmp_path):
+    root = str(tmp_path)
+    (planned, *_) = plan_runs(pretrain_config(root, SMALL), write_packed(root))
+    write_record(root, record := record_of(planned.run))
+    for name in ("grid", "more"):
+        write_json_atomic(
+            study_path(root, "plans", name, "plan.json"), {"runs": [{"run_id": planned.run.run_id}]}
+        )
+    flow = {section: steps for section, steps in STUDY.items() if section not in ("laws", "report")}
+    study = changed("root", root, changed("pretrain.more", STUDY["pretrain"]["grid"], flow))
+    rows = {row.step: row for row in status_of(StudyConfig.model_validate(study))}
+    assert rows["pretrain.grid"].device_hours == pytest.approx(record.device_seconds / 3600)
+    assert rows["pretrain.more"].device_hours == 0
+
+
 def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
     study = study_on(text, tmp_path / "study")
     host, began_at = os.uname().nodename, "2026-01-01T00:00:00+00:00"
@@ -231,6 +373,38 @@ def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
     assert status_of(study)[0].note == f"since {began_at} on {host}"
     write_json_atomic(path, {"host": host, "pid": 2**22 - 1, "steps": steps})
     assert status_of(study)[0].state == "ready"
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(1, "running"), (60, "ready")])
+def test_a_process_of_another_machine_is_running_while_it_says_so(text, tmp_path, minutes, state):
+    study = study_on(text, tmp_path / "study")
+    entry = {
+        "host": "elsewhere",
+        "pid": 7,
+        "seen_at": minutes_ago(minutes),
+        "steps": {"corpora.natural": "-"},
+    }
+    write_json_atomic(running_path(study.root, "elsewhere", 7), entry)
+    assert status_of(study)[0].state == state
+
+
+def test_a_study_at_work_says_so_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "BEAT_SECONDS", 0.01)
+
+    def work(name):
+        path.unlink(missing_ok=True)
+        for _ in range(1000):
+            if path.exists():
+                return
+            time.sleep(0.01)
+        pytest.fail("it has not said that it is there")
+
+    study, steps = steps_that(work, tmp_path)
+    path = running_path(study.root, os.uname().nodename, os.getpid())
+    Schedule(
+        study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)
+    ).run()
+    assert not path.exists()
 
 
 def test_status_is_a_table_for_people_and_json_for_programs(tmp_path, capsys):

@@ -50,6 +50,7 @@ def test_a_sweep_of_learning_rates_comes_before_the_plan_that_takes_its_rates():
         ("report.report.laws", "laws", "report.report.laws: 'laws' is not in [laws] (there: fit)."),
         ("laws.fit.root", "elsewhere", "laws.fit.root: is set by the study itself: remove it"),
         ("assumptions.corpora.wild", {"tokens_per_document": 9.0}, "assumptions.corpora.wild: 'wild' is not in [corpora]"),
+        ("rephrase.made.cost", {"device_hour_price": 2.0, "currency": "EUR"}, "rephrase.made.cost.currency: 'EUR' is not prices.currency, 'USD': give both"),
         ("pretrain.grid.shares", [0.0, 1.2], "pretrain.grid.shares.1: Input should be less than or equal to 1 (it is 1.2)."),
     ],
 )  # fmt: skip

@@ -51,6 +51,15 @@ def test_a_sentence_over_the_cap_is_cut_between_words_and_a_word_over_the_cap_an
     assert [len(piece) for piece in pieces("x" * 10, chunk_spans("x" * 10, 5, count_characters))] == [5, 5]
 
 
+def test_text_that_a_tokenizer_drops_is_a_chunk_of_length_0():
+    def letters(texts):
+        return [sum(map(str.isalpha, text)) for text in texts]
+
+    assert pieces("\u200b", chunk_spans("\u200b", 5, letters)) == ["\u200b"]
+    text = "abcd.\nefgh.\n--\n"
+    assert "".join("".join(pieces(text, chunk_spans(text, 4, letters))).split()) == "abcd.efgh.--"
+
+
 def test_a_line_of_a_megabyte_is_cut_without_trouble():
     text = "y" * 1_000_000
     spans = chunk_spans(text, 4096, count_characters)

@@ -207,6 +207,13 @@ def test_a_larger_limit_only_adds_documents(tmp_path, small_runs):
     assert all(kept[limit] == kept[1000][:limit] for limit in kept)
 
 
+def test_beyond_the_limit_no_bucket_is_read(tmp_path):
+    space = shuffle.Workspace(str(tmp_path), "nothing-is-there", num_buckets=3)
+    kept = [{"train": 4, "held_out": 1}, {"train": 7, "held_out": 0}, {"train": 2, "held_out": 2}]
+    nothing = {"train": 0, "held_out": 0}
+    assert shuffle.lowest_documents(space, kept, 5) == [kept[0], nothing, nothing]
+
+
 def test_parts_do_not_depend_on_how_the_work_was_cut(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(300) + texts(50)])
     whole = file_config(tmp_path / "whole", path, documents_per_part=7)

@@ -32,6 +32,8 @@ def tree(tmp_path):
         "raw/README.md",
         "raw/_SUCCESS",
         "raw/.d.jsonl",
+        "raw/_temporary/0/a.parquet",
+        "raw/.cache/e.txt",
         "x.bin",
     ):
         path = tmp_path / name
@@ -53,6 +55,12 @@ def test_a_glob_and_a_file_are_named_the_same_on_every_machine(tree):
     )
     assert labels(found) == ["raw/b.jsonl", "raw/sub/c.txt"]
     assert labels(listed({"kind": "files", "paths": [str(tree / "raw" / "b.jsonl")]})) == ["raw/b.jsonl"]
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tree):
+    assert labels(listed({"kind": "files", "paths": [str(tree / "raw" / ".d.jsonl")]})) == ["raw/.d.jsonl"]
+    below = listed({"kind": "files", "paths": [str(tree / "raw" / "_temporary")]})
+    assert labels(below) == ["_temporary/0/a.parquet"]
 
 
 def test_a_file_that_two_paths_name_is_read_once(tree):

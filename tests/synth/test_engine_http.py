@@ -86,6 +86,15 @@ def test_the_servers_own_words_are_kept(server, tiny_tokenizer):
     assert str(failed) == "HTTP 400: told to answer 400"
 
 
+@pytest.mark.parametrize(
+    ("details", "cached"), [({}, None), ({"prompt_tokens_details": None}, None), ({"prompt_tokens_details": {"cached_tokens": 0}}, 0)]
+)  # fmt: skip
+def test_cached_tokens_a_server_does_not_tell_are_unknown_and_not_none_at_all(details, cached):
+    choice = {"text": "Yes.", "finish_reason": "stop"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 2} | details
+    assert engine_http._result({"choices": [choice], "usage": usage}, 0.1).cached_prompt_tokens == cached
+
+
 def test_a_window_the_server_measures_otherwise_is_still_too_long(tiny_tokenizer):
     server = CompletionsServer(tiny_tokenizer, window=400).start()
     try:

@@ -38,12 +38,12 @@ SEARCH = EngineSearch(
 )
 
 
-def settings(seqs=256, tokens=4096, memory=0.9, speculative=None):
+def settings(seqs=256, tokens=4096, memory=0.9, speculative=None, tensor_parallel=1):
     return EngineSettings(
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         gpu_memory_utilization=memory,
-        tensor_parallel=1,
+        tensor_parallel=tensor_parallel,
         speculative=speculative,
     )
 
@@ -211,16 +211,34 @@ def test_documents_of_other_lengths_have_other_settings(tune_config, make_corpus
     make_corpus(root, ["short text of few words " * 200] * 8, name="long")
     other = open_work(tune_config(corpus="long"))
     found = [
-        find_tuning(root, each.config.engine, each.model.hash, "fake", each.recipes, each.sources[0])
+        find_tuning(root, each.config.engine, each.model.hash, "fake", 1, each.recipes, each.sources[0])
         for each in (work, other)
     ]
     assert found == [tuning, None]
     assert length_distance(length_histogram(work.sources[0]), length_histogram(other.sources[0])) == 1.0
 
 
+def test_settings_of_two_gpus_are_not_taken_for_one(tune_config):
+    """Twice the memory holds sequences that one GPU does not."""
+    work = open_work(tune_config())
+    trials = [measured(20.0, seqs=1024, tensor_parallel=2), measured(10.0, seqs=256, tensor_parallel=1)]
+    tunings = make_tunings(work, "fake", trials, 0.02)
+    assert [tuning.settings.max_num_seqs for tuning in tunings] == [1024, 256]
+    for tuning in tunings:
+        write_tuning(work.config.root, tuning)
+    found = [
+        find_tuning(work.config.root, work.config.engine, work.model.hash, "fake", gpus, work.recipes, work.sources[0])
+        for gpus in (1, 2, 4)
+    ]  # fmt: skip
+    assert found == [tunings[1], tunings[0], None]
+
+
 def test_nothing_that_works_is_one_sentence_with_the_engines_words(tune_config):
-    trials = [Trial(settings=on_fake(7), status="failed", detail="no weights")]
-    with pytest.raises(UserError, match=r"none of 1 settings worked \(no weights\)"):
+    trials = [
+        Trial(settings=on_fake(7), status="failed", detail="no weights"),
+        Trial(settings=on_fake(8), status="skipped", detail="settings that need less ran out of memory"),
+    ]
+    with pytest.raises(UserError, match=r"none of 2 settings worked \(no weights\)"):
         make_tunings(open_work(tune_config()), "fake", trials, 0.02)
 
 

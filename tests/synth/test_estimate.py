@@ -9,6 +9,7 @@ from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts
 from synth.rephrase import finish_work, open_work
 from synth.worker import RephraseWorker
+from tests.synth.conftest import text_of
 
 
 def make(config, parts=None):
@@ -79,6 +80,14 @@ def test_what_is_done_of_a_set_says_most_about_the_rest(fake_config):
     make(fake_config())
     assert plan_rephrase(fake_config(name="some", max_documents=10)).facts["rows, estimated"] == 20
     assert "rows, estimated" not in plan_rephrase(fake_config()).facts
+
+
+def test_a_last_part_that_is_not_full_is_counted_as_it_is(fake_config, natural, make_corpus):
+    make_corpus(natural, [text_of(number) for number in range(10)], documents_per_part=4, name="odd")
+    facts = plan_rephrase(fake_config(corpus="odd")).facts
+    assert (facts["parts missing"], facts["documents to rephrase"], facts["rows, estimated"]) == (3, 10, 20)
+    make(fake_config(corpus="odd"), parts=[2])
+    assert plan_rephrase(fake_config(corpus="odd")).facts["documents to rephrase"] == 8
 
 
 @pytest.mark.slow

@@ -252,6 +252,7 @@ def test_a_letter_that_ends_in_such_words_within_a_paragraph_keeps_them():
         ("<think>It never closes", {}, ""),
         ("A <think> tag within.", {}, "A <think> tag within."),
         ("Thoughts: too long.\nImproved text:\nThe lamp was lit.", {"answer_after": "Improved text:"}, "The lamp was lit."),
+        ("Thoughts: too long.\nImproved text:", {"answer_after": "Improved text:"}, ""),
         ("## The lamp\n\nIt was **lit** by *him* in 2 * 3 hours.\n---\n```\nx_y_z\n```", {"strip_markdown": True},
          "The lamp\n\nIt was lit by him in 2 * 3 hours.\n\nx_y_z"),
         ("call `__init__` and a*b*c", {"strip_markdown": True}, "call `__init__` and a*b*c"),

@@ -17,6 +17,7 @@ from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json
 from synth.worker import RephraseWorker
+from tests.synth.conftest import text_of
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +209,17 @@ def test_max_documents_takes_whole_parts_and_a_piece_of_the_last(fake_config):
     assert [entry.documents for entry in read_entries(open_work(config).directory, 3)] == [4, 4, 2]
 
 
+def test_a_limit_ends_in_the_part_it_falls_into(fake_config, natural, make_corpus):
+    make_corpus(natural, [text_of(number) for number in range(10)], documents_per_part=4, name="odd")
+    taken = {}
+    for limit in (1, 4, 5, 8, 9, 10, 11, 99):
+        work = open_work(fake_config(corpus="odd", max_documents=limit))
+        taken[limit] = [work.read_part(part).num_rows for part in range(work.num_parts)]
+    assert taken == {
+        1: [1], 4: [4], 5: [4, 1], 8: [4, 4], 9: [4, 4, 1], 10: [4, 4, 2], 11: [4, 4, 2], 99: [4, 4, 2],
+    }  # fmt: skip
+
+
 def test_the_plan_counts_what_is_to_do_without_an_engine(fake_config):
     plan = plan_rephrase(fake_config())
     assert not plan.finished
@@ -249,6 +261,21 @@ def test_what_is_not_there_is_said_in_one_sentence_that_names_the_remedy(fake_co
         plan_rephrase(fake_config(engine={"model": str(tmp_path / "empty")}))
     with pytest.raises(UserError, match="no recipe 'hqq'"):
         plan_rephrase(fake_config(recipes=("hqq",)))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(fake_config, monkeypatch):
+    """The client's connection errors are its HTTP library's own; a machine that plans may have no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"the hub does not give it \(.*Connection refused\)"):
+        plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
+
+
+def test_an_engine_argument_that_makes_no_sense_is_said_by_the_plan(fake_config):
+    with pytest.raises(UserError, match=r"engine.engine_arguments.latency does not suit the fake engine"):
+        plan_rephrase(fake_config({"latency": 1.0}))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 this is no Parquet file PAR1"])

@@ -108,6 +108,19 @@ def test_a_short_window_shares_its_room_between_chunk_and_answer():
     assert sum(draft.input_truncated_tokens for draft in drafts) == 0, "shorter chunks, not truncated ones"
 
 
+def test_keywords_and_domain_take_their_room_from_the_chunk_and_not_from_the_answer():
+    both = [{"role": "user", "content": "{domain}: {document}\nUse {keywords}. Again: {document}\n"}]
+    window = 400
+    tight = prepared("hq", window, messages=both, chunking={"unit": "words", "max_length": 500})
+    (draft,) = drafts_of([TEXT * 20], [tight])
+    assert draft.keywords
+    assert len(draft.prompt_token_ids) + tight.max_output_tokens <= window
+    prompt = "".join(map(chr, draft.prompt_token_ids))
+    first, second = prompt.split("\nUse ")[0].removeprefix("sea: "), prompt.split("Again: ")[1]
+    assert first == second != ""
+    assert draft.input_truncated_tokens == len(TEXT * 20) - len(first)
+
+
 def test_a_window_without_room_is_refused_with_the_numbers():
     with pytest.raises(
         UserError,

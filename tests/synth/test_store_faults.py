@@ -6,21 +6,20 @@ import threading
 import time
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from synth import storage
+from synth.config import CorpusConfig
+from synth.corpus import CorpusBuild
 from synth.errors import UserError
 from synth.ledger import missing_parts, open_synthetic
 from synth.rephrase import finish_work, open_work
-from synth.storage import read_json, read_parquet, study_path, write_json_atomic
+from synth.storage import StoreAway, read_json, read_parquet, study_path, write_json_atomic
 from synth.worker import RephraseWorker
 from tests.assets.object_store import failing_store
 from tests.synth.conftest import text_of
 
-
-@pytest.fixture
-def root(request):
-    """A study of this test alone: all servers of one process share what they hold."""
-    return f"s3://bucket/{request.node.name}"
+ROOT = "s3://bucket/study"
 
 
 @pytest.fixture
@@ -46,10 +45,10 @@ def make(work, done=lambda part: None):
 
 
 def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
-    store, root, fake_config, make_corpus, natural, monkeypatch
+    store, fake_config, make_corpus, natural, monkeypatch
 ):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.1,) * 100)
-    make_corpus(root, [text_of(number) for number in range(12)])
+    make_corpus(ROOT, [text_of(number) for number in range(12)])
     returned = []
 
     def comes_back():
@@ -62,7 +61,7 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
             store.down()
             threading.Thread(target=comes_back).start()
 
-    work = open_work(fake_config(root=root, name="disturbed"))
+    work = open_work(fake_config(root=ROOT, name="disturbed"))
     work.claim()
     make(work, goes_away)
     assert returned, "it was away while parts were made"
@@ -71,18 +70,39 @@ def test_a_store_that_is_away_for_a_while_costs_time_and_nothing_else(
     calm = open_work(fake_config(corpus="again"))
     calm.claim()
     make(calm)
-    parts, _ = open_synthetic(root, "disturbed")
+    parts, _ = open_synthetic(ROOT, "disturbed")
     assert [read_parquet(part) for part in parts] == [
         read_parquet(calm.directory / part.name) for part in parts
     ]
 
 
+def test_a_corpus_is_built_through_a_store_that_goes_away_at_every_stage(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.1,) * 100)
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(text_of(number, sentences=6))
+    values = {"root": ROOT, "name": "built", "held_out_fraction": 0.2}
+    sources = [{"kind": "files", "paths": [str(tmp_path)]}]
+    build = CorpusBuild(CorpusConfig.model_validate(values | {"sources": sources}))
+    stages = []
+    for stage in build.stages():
+        stages.append(stage.name)
+        for task in stage.todo:
+            store.down()
+            back = threading.Timer(0.2, store.up)
+            back.start()
+            stage.work(task)
+            back.join()
+    assert stages == ["read", "merge", "index", "compare", "write"]
+    manifest = build.finish()
+    assert manifest["documents_kept"] + sum(manifest["dropped"].values()) == 40
+
+
 def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_done(
-    store, root, fake_config, make_corpus, monkeypatch
+    store, fake_config, make_corpus, monkeypatch
 ):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.0, 0.0))
-    make_corpus(root, [text_of(number) for number in range(12)])
-    work = open_work(fake_config(root=root))
+    make_corpus(ROOT, [text_of(number) for number in range(12)])
+    work = open_work(fake_config(root=ROOT))
     work.claim()
 
     def goes_away(part):
@@ -100,13 +120,23 @@ def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_don
     assert finish_work(work)["rows"] == 24
 
 
-def test_only_what_may_pass_is_tried_again(store, root, monkeypatch):
+def test_a_store_without_credentials_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (10_000.0,))  # a second attempt would never come
+
+    def read():
+        raise NoCredentialsError
+
+    with pytest.raises(StoreAway, match="asks for credentials and there are none here: NoCredentialsError"):
+        storage.patiently(study_path("memory://store"), read)
+
+
+def test_only_what_may_pass_is_tried_again(store, monkeypatch):
     monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (10_000.0,))  # a second attempt would never come
     with pytest.raises(FileNotFoundError):
-        read_json(study_path(root, "nothing.json"))
-    path = study_path(root, "torn.parquet")
+        read_json(study_path(ROOT, "nothing.json"))
+    path = study_path(ROOT, "torn.parquet")
     path.write_bytes(b"PAR1 torn")
     with pytest.raises(Exception, match=r"(?i)parquet"):
         read_parquet(path)
-    write_json_atomic(study_path(root, "there.json"), [1])
-    assert read_json(study_path(root, "there.json")) == [1]
+    write_json_atomic(study_path(ROOT, "there.json"), [1])
+    assert read_json(study_path(ROOT, "there.json")) == [1]
