@@ -20,7 +20,7 @@ from synth.ledger import LEDGER, synthetic_directory
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import MARKER, list_names, read_json, study_path
-from train.record import read_record
+from train.record import records_of
 
 STATES = ("finished", "running", "begun", "ready", "waiting", "wrong")
 
@@ -163,8 +163,8 @@ def _device_seconds(step: Step) -> float:
         ]  # fmt: skip
         entries = [read_json(path) for path in found]
         return float(sum(entry["device_seconds"] + entry["engine_start_seconds"] for entry in entries))
-    records = (read_record(step.config.root, run_id) for run_id in own_runs(step))
-    return float(sum(record.own_device_seconds for record in records if record is not None))
+    records = records_of(step.config.root, own_runs(step))
+    return float(sum(record.own_device_seconds for record in records.values()))
 
 
 def _log(root: str) -> list[dict[str, Any]]:
