@@ -19,7 +19,7 @@ from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import MARKER, list_names, read_json, study_path
 from train.placement import TrainPlacement
-from train.record import read_record
+from train.record import records_of
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,7 @@ def _device_seconds(step: Step, counted: set[str]) -> float | None:
     planned = planned_runs(step.config.root) if step.section in ("search", "learning_rates") else set()
     runs = [run_id for run_id in runs_of(step) if run_id not in counted | planned]
     counted.update(runs)
-    records = (read_record(step.config.root, run_id) for run_id in runs)
-    return float(sum(record.own_device_seconds for record in records if record is not None))
+    return float(sum(record.own_device_seconds for record in records_of(step.config.root, runs).values()))
 
 
 def _log(root: str) -> list[dict[str, Any]]:

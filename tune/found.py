@@ -100,7 +100,8 @@ def _at_an_end(config: SearchConfig, cell: CellSearch, surface: Surface) -> Iter
     for name, share, cap in zip(config.synthetic, best, cell.space.caps, strict=True):
         if 0.0 < cap < 1.0 and share >= cap and cap <= high:
             yield (
-                f"the best share of {name} is all its tokens allow, {cap:.3g}: generate more of it, or raise run.max_epochs"
+                f"the best share of {name} is all its tokens allow, {cap:.3g}: generate more of it, or allow more passes over it "
+                "(run.max_epochs, run.max_epochs_by_source)"
             )
     if low < total <= cell.space.share_range[0]:
         yield f"the best share is as low as the tokens of {config.natural} allow, {total:.3g}: a lower one may be better"
