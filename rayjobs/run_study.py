@@ -117,7 +117,7 @@ def run_study(
     selection = select(study, only, until, force)
     began = time.monotonic()
     _set_aside(study, selection)
-    Schedule(study, selection.steps, connect, say).run()
+    Schedule(study, selection.steps, connect, say, redone=selection.redone).run()
     say(f"finished in {clock(time.monotonic() - began)}")
     for step in selection.steps:
         if step.section == "report":

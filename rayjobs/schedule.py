@@ -9,7 +9,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,12 +100,17 @@ class Schedule:
         connect: Callable[[str, JobConfig], None],
         say: Callable[[str], None],
         size: Callable[[], tuple[float, float]] | None = None,
+        redone: Collection[Step] = (),
     ) -> None:
-        """Take the steps in order, how to connect to Ray, and where lines go; `size` gives the cluster's CPUs and GPUs."""
+        """Take the steps in order, how to connect to Ray, and where lines go; `size` gives the cluster's CPUs and GPUs.
+
+        `redone` are steps to be done again, which are not taken over from another study.
+        """
         self._study, self._connect, self._say = study, connect, say
         self._size = size or cluster_size
         self._steps = steps
         self._all = {step.key: step for step in steps_of(study)}
+        self._redone = {step.key for step in redone}
         self._waiting = list(steps)
         self._plans: dict[str, Plan] = {}
         self._running: dict[str, Need] = {}
@@ -168,7 +173,7 @@ class Schedule:
         if step.key in self._plans:  # looked at before, and waiting for room since
             return False
         plan, taken_from = step.plan(), None
-        if not plan.finished and self._study.share_with:
+        if not plan.finished and self._study.share_with and step.key not in self._redone:
             taken_from = take_over(step, self._study.share_with, self._all)
             plan = step.plan()
         if taken_from is not None:

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -283,6 +284,19 @@ def test_a_corpus_of_another_study_is_taken_over_and_stays_there(text, tmp_path)
         read_json(study_path(study.root, "corpora/natural/manifest.json"))["hash"] for study in (ours, theirs)
     ]
     assert hashes[0] == hashes[1]
+
+
+def test_a_step_done_again_is_not_taken_over(text, tmp_path):
+    theirs = study_on(text, tmp_path / "theirs")
+    build(first_step(theirs).config)
+    ours = study_on(text, tmp_path / "ours", share_with=[theirs.root])
+    step, said = first_step(ours), []
+    done_here = Step("corpora", replace(step.job, run=build), step.config)
+    Schedule(
+        ours, [done_here], connect=lambda step, config: None, say=said.append, size=lambda: (2.0, 0.0), redone=[done_here],
+    ).run()  # fmt: skip
+    assert not any("taken over" in line for line in said)
+    assert step.plan().finished
 
 
 def test_a_corpus_of_another_recipe_is_not_taken_over(text, tmp_path):
