@@ -149,13 +149,13 @@ def _remaining_hours(plan: Plan | None, forecast: Forecast, fraction: float | No
 
 
 def _devices(step: Step) -> float:
-    """Return how many devices are at work at once, as ledgers and records count them: GPUs of engines (a CPU engine is one),
-    and workers."""
+    """Return how many devices are at work at once, as ledgers and records count them: GPUs, or engines and workers on CPUs."""
     placement: Any = getattr(step.config, "placement", None)
     if step.section == "rephrase":
         return float(placement.engines * (placement.gpus_per_engine or 1.0))
     if isinstance(placement, TrainPlacement):
-        return float(placement.max_workers * (1 if step.section == "generators" else placement.lanes))
+        workers = placement.max_workers * (1 if step.section == "generators" else placement.lanes)
+        return workers * placement.devices_per_worker
     return 1.0
 
 

@@ -388,8 +388,9 @@ class _Training:
         )
 
     def _device_seconds(self, wall_seconds: float) -> float:
-        """Return wall-clock seconds times workers; before the last checkpoint there may have been another number."""
-        return self.before.device_seconds + (wall_seconds - self.before.wall_seconds) * world_size()
+        """Return wall-clock seconds times devices; before the last checkpoint there may have been another number."""
+        devices = world_size() * self.placement.devices_per_worker
+        return self.before.device_seconds + (wall_seconds - self.before.wall_seconds) * devices
 
     def close(self, ended: str) -> None:
         """End what goes on beside the training, and say to who follows it how the run ended."""

@@ -63,6 +63,11 @@ class TrainPlacement(Config):
     """Times a lane may lose a worker and start again before its job stops."""
 
     @property
+    def devices_per_worker(self) -> float:
+        """Devices a worker is charged: its GPUs, or its part of one; on CPUs the worker itself."""
+        return self.gpus_per_worker or 1.0
+
+    @property
     def elastic(self) -> bool:
         """Whether a lane's group may have more or fewer workers."""
         return not isinstance(self.workers_per_lane, int)

@@ -108,7 +108,7 @@ class TrunkUse(Record):
     wall_seconds: float
     """Wall-clock seconds they took when they were trained."""
     device_seconds: float
-    """The same times the workers of that time."""
+    """The same times the devices of that time."""
 
 
 class RunRecord(Record):
@@ -141,7 +141,7 @@ class RunRecord(Record):
     wall_seconds: float
     """Wall-clock seconds of training and evaluation, start-up left out, all attempts added."""
     device_seconds: float
-    """wall_seconds x workers."""
+    """wall_seconds x workers x devices of each: its GPUs, a quarter for a worker that takes a quarter of one; 1 on CPUs."""
     tokens_per_second: float
     """Training throughput without evaluation."""
     device: DeviceUse | None = None

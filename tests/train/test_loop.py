@@ -247,6 +247,11 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, packed, changes, place
         train(tmp_path, packed, run_on(packed, **changes), **placement)
 
 
+def test_a_worker_on_a_quarter_of_a_device_is_charged_a_quarter(tmp_path, packed):
+    record = train(tmp_path, packed, run_on(packed), gpus_per_worker=0.25)
+    assert record.device_seconds == pytest.approx(record.wall_seconds / 4)
+
+
 def test_two_workers_train_the_same_runs(tmp_path, packed):
     runs = [run_on(packed, seed=stage) for stage in range(4)]
     placed = [(run, TrainPlacement(zero_stage=stage)) for stage, run in enumerate(runs)]

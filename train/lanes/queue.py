@@ -191,7 +191,8 @@ def failed_record(  # noqa: PLR0913  # what is known of a run that could not say
         sources={},
         peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
         wall_seconds=seconds + (trunk.wall_seconds if trunk else 0.0),
-        device_seconds=seconds * num_workers + (trunk.device_seconds if trunk else 0.0),
+        device_seconds=seconds * num_workers * placement.devices_per_worker
+        + (trunk.device_seconds if trunk else 0.0),
         trunk=trunk,
         tokens_per_second=tokens_per_second,
         attempts=attempts,

@@ -132,6 +132,14 @@ def test_the_record_of_a_failed_run_keeps_what_is_known_and_invents_nothing():
     assert record.train_flops_6nd == 6 * record.num_params_non_embedding * 512
 
 
+def test_a_worker_on_a_quarter_of_a_gpu_is_charged_a_quarter():
+    placement = TrainPlacement(gpus_per_worker=0.25, lanes=4)
+    record = failed_record(
+        _run(), 300, placement, "why", tokens=512, seconds=8.0, tokens_per_second=0.0, attempts=1
+    )
+    assert record.device_seconds == 2.0
+
+
 @pytest.mark.parametrize("heard_of", [0, 1024])
 def test_a_failed_branch_costs_what_it_took_itself(heard_of):
     taken_over = TrunkUse(trunk_id="t", train_tokens=768, wall_seconds=20.0, device_seconds=40.0)
