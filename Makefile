@@ -18,7 +18,7 @@ demo: setup  ## run the demo study and say where its report is
 	$(PY) -m rayjobs.run_study --config $(STUDY)
 
 test: setup  ## run the quick tests, with coverage
-	$(PY) -m pytest -m "not slow and not drill" -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not drill" -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term:skip-covered
 
 test-slow: setup  ## run the end-to-end tests: real Ray, vLLM, DeepSpeed, kills
 	$(PY) -m pytest -m slow
