@@ -68,7 +68,7 @@ def test_a_detached_study_is_watched_stopped_and_resumed(cluster, tmp_path):
     def shows_parts():
         assert cluster.status(job) not in DONE, cluster.logs(job)[-4000:]
         return re.fullmatch(
-            r"rephrase_corpus: \d/8 parts, .*accepted tokens/s",
+            r"rephrase_corpus: [1-4]/\d parts, .*accepted tokens/s",
             cluster.job(job)["metadata"].get("progress", ""),
         )
 
@@ -79,10 +79,11 @@ def test_a_detached_study_is_watched_stopped_and_resumed(cluster, tmp_path):
     assert cluster.ray("job", "stop", job).returncode == 0
     wait_until(lambda: cluster.status(job) == "STOPPED", 60)
     done_before = {path: path.stat().st_mtime_ns for path in ledger()}
-    assert 0 < len(done_before) < 8
+    assert done_before
     again = cluster.submit("rayjobs.run_study", *argv, options=("--submission-id", "resumed"))
     assert again.returncode == 0, again.stdout[-4000:]
     assert "[study] 1/3 build_corpus natural: finished already" in again.stdout
+    assert len(ledger()) > len(done_before), "it was stopped in the middle"
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before, (
         "finished parts were made again"
     )

@@ -134,6 +134,7 @@ class Lanes:
         self._threads: list[threading.Thread] = []
         self._opened = time.monotonic()
         self._spoken_of: set[str] = set()
+        self._orders = itertools.count()
 
     def __enter__(self) -> Lanes:
         actor: Any = ray.remote(
@@ -154,7 +155,7 @@ class Lanes:
     def submit(self, run: RunConfig) -> ray.ObjectRef[RunRecord]:
         """Return a reference to the record the run will have, or has. Getting it raises LanesLost when no lane is left
         and UserError when the run cannot be trained as it is asked for (both as the cause of a RayTaskError)."""
-        return self.queue.submit.remote(run)
+        return self.queue.submit.remote(run, next(self._orders))
 
     def run_all(self, runs: Sequence[RunConfig], progress: Progress) -> list[RunRecord]:
         """Train runs in this order, as lanes come free, and return their records in the same order.

@@ -40,9 +40,13 @@ class QueueActor:
         self._num_lanes = num_lanes
         self._closed = False
 
-    async def submit(self, run: RunConfig) -> RunRecord:
-        """Return the run's record: the one that exists, or the one a lane is about to write. Raises LanesLost."""
-        order = next(self._orders)
+    async def submit(self, run: RunConfig, order: int | None = None) -> RunRecord:
+        """Return the run's record: the one that exists, or the one a lane is about to write. Raises LanesLost.
+
+        Runs with a lower `order` are handed out first. It is the submitter's to give where it matters: Ray begins the calls
+        of an asynchronous actor in no order. Without it runs come in the order they arrive.
+        """
+        order = next(self._orders) if order is None else order
         record = await asyncio.to_thread(read_record, self._root, run.run_id)
         if record is not None:
             return record

@@ -61,6 +61,22 @@ def test_a_submitter_gets_the_record_a_lane_reports(play):
     assert play(scene) == [record_of(run_with(1))] * 2
 
 
+def test_runs_are_handed_out_in_the_submitters_order_whatever_order_they_arrive_in(play):
+    async def scene(queue):
+        arrivals = [(3, run_with(3)), (1, run_with(1)), (2, run_with(2))]
+        waiting = [asyncio.create_task(queue.submit(run, order)) for order, run in arrivals]
+        while (await queue.state())["runs_waiting"] < 3:
+            await asyncio.sleep(0.01)
+        handed_out = []
+        for _ in arrivals:
+            handed_out.append((await queue.take(0, "group", 1, SOON)).run.seed)
+            await queue.done(record_of(run_with(handed_out[-1])))
+        await asyncio.gather(*waiting)
+        return handed_out
+
+    assert play(scene) == [1, 2, 3]
+
+
 def test_a_lane_that_waits_is_woken_by_a_run(play):
     async def scene(queue):
         lane = asyncio.create_task(queue.take(0, "group", 1, SOON))
