@@ -15,12 +15,15 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_bytes_atomic

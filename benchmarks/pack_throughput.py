@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import ray
 import tokenizers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.config import CorpusConfig
 from synth.job import build_corpus
