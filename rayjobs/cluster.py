@@ -64,6 +64,9 @@ def _show_progress() -> None:
 def _start_local(step: str, dashboard: bool) -> Any:
     import ray
 
+    # Ray warns of four processes a core, which one training lane and its helpers are on a machine of two.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
+
     for attempt in range(1, STARTS + 1):
         try:
             return ray.init(

@@ -40,7 +40,7 @@ FEWEST_CPUS_TO_OVERLAP = 4
 
 
 @dataclass(frozen=True)
-class Need:
+class Demand:
     """What a step asks of the cluster while it runs."""
 
     cpus: float
@@ -49,25 +49,25 @@ class Need:
     """Whether it works with any number of CPUs, and takes all that are free."""
 
 
-def need_of(step: Step) -> Need:
+def demand_of(step: Step) -> Demand:
     """Return what a step's placement asks for; a step that runs on the driver asks for nothing."""
     placement: Any = getattr(step.config, "placement", None)
     if step.section in ("corpora", "pack"):
-        return Need(float(placement.tasks or 1), elastic=placement.tasks == 0)
+        return Demand(float(placement.tasks or 1), elastic=placement.tasks == 0)
     if step.section == "rephrase":
         engines = placement.min_engines or placement.engines
         # The stages of Ray Data LLM share a CPU beside the engines; of the other kinds engines are all there is.
         beside = 1 if step.config.engine.kind == "ray_data_llm" else 0
-        return Need(engines * placement.cpus_per_engine + beside, engines * placement.gpus_per_engine)
+        return Demand(engines * placement.cpus_per_engine + beside, engines * placement.gpus_per_engine)
     if isinstance(placement, TrainPlacement):
         workers = placement.max_workers * (1 if step.section == "generators" else placement.lanes)
-        return Need(workers * placement.cpus_per_worker, workers * placement.gpus_per_worker)
-    return Need(0.0)
+        return Demand(workers * placement.cpus_per_worker, workers * placement.gpus_per_worker)
+    return Demand(0.0)
 
 
 def fitting(
-    ready: Sequence[tuple[Step, Need]], running: Sequence[Need], cpus: float, gpus: float
-) -> list[tuple[Step, Need]]:
+    ready: Sequence[tuple[Step, Demand]], running: Sequence[Demand], cpus: float, gpus: float
+) -> list[tuple[Step, Demand]]:
     """Return the steps to start now on a cluster of this size, in order; at least one when nothing runs.
 
     A step whose placement is fixed comes before one that takes what is left, which then gets just that.
@@ -78,7 +78,7 @@ def fitting(
         return []
     free_cpus = cpus - sum(need.cpus for need in running)
     free_gpus = gpus - sum(need.gpus for need in running)
-    started: list[tuple[Step, Need]] = []
+    started: list[tuple[Step, Demand]] = []
     for step, need in sorted(ready, key=lambda each: each[1].elastic):
         alone = not running and not started
         if not alone and (need.cpus > free_cpus or need.gpus > free_gpus):
@@ -113,7 +113,7 @@ class Schedule:
         self._redone = {step.key for step in redone}
         self._waiting = list(steps)
         self._plans: dict[str, Plan] = {}
-        self._running: dict[str, Need] = {}
+        self._running: dict[str, Demand] = {}
         self._connected: set[str] = set()
         self._began_at: dict[str, str] = {}
         self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
@@ -150,7 +150,9 @@ class Schedule:
         if not self._running:  # else it is connected, and this step may have to wait
             self._connect_for(ready[0])
         cpus, gpus = self._size()
-        started = fitting([(step, need_of(step)) for step in ready], list(self._running.values()), cpus, gpus)
+        started = fitting(
+            [(step, demand_of(step)) for step in ready], list(self._running.values()), cpus, gpus
+        )
         if len(started) == 1 and not self._running:
             self._run_here(started[0][0], lanes.for_step(started[0][0]))
             return
@@ -188,7 +190,7 @@ class Schedule:
     def _run_here(self, step: Step, options: dict[str, Any]) -> None:
         if step.job.needs_ray:
             self._connect_for(step)
-        self._begin(step, Need(0.0))
+        self._begin(step, Demand(0.0))
         began, failure = time.monotonic(), None
         try:
             step.job.run(step.config, **options)
@@ -196,12 +198,12 @@ class Schedule:
             failure = error
         self._settle(step, time.monotonic() - began, failure)
 
-    def _run_beside(self, step: Step, need: Need) -> None:
+    def _run_beside(self, step: Step, demand: Demand) -> None:
         self._connect_for(step)
-        self._begin(step, need)
+        self._begin(step, demand)
         config = step.config
-        if need.elastic:
-            tasks = {"tasks": int(need.cpus)}
+        if demand.elastic:
+            tasks = {"tasks": int(demand.cpus)}
             config = config.model_copy(update={"placement": config.placement.model_copy(update=tasks)})
         threading.Thread(target=self._work, args=(step, config), name=step.key, daemon=True).start()
 
@@ -219,14 +221,14 @@ class Schedule:
             failure = error
         self._outcomes.put((step, time.monotonic() - began, failure))
 
-    def _begin(self, step: Step, need: Need) -> None:
+    def _begin(self, step: Step, demand: Demand) -> None:
         plan = self._plans[step.key]
         beside = f" beside {', '.join(self._running)}" if self._running else ""
         self._say(f"{self._numbered(step)}: {', '.join(_brief(plan))}{beside}")
         for warning in plan.warnings:
             self._say(f"warning: {warning}")
         self._waiting.remove(step)
-        self._running[step.key] = need
+        self._running[step.key] = demand
         self._began_at[step.key] = _now()
         self._note_running()
 

@@ -12,7 +12,7 @@ import pytest
 from rayjobs import run_study, schedule, study_status
 from rayjobs.aside import move_aside, own_runs, what_is_there
 from rayjobs.cli import Job
-from rayjobs.schedule import RUNNING, Need, Schedule, fitting, need_of, running_path
+from rayjobs.schedule import RUNNING, Demand, Schedule, demand_of, fitting, running_path
 from rayjobs.sharing import take_over
 from rayjobs.status import print_status, status_of
 from rayjobs.study import Step, StudyConfig, steps_of
@@ -29,7 +29,7 @@ from train.grid import plan_runs
 from train.rate_sweep import missing_runs
 from train.record import read_record, write_record
 
-FIXED, ELASTIC = Need(cpus=2.0), Need(cpus=1.0, elastic=True)
+FIXED, ELASTIC = Demand(cpus=2.0), Demand(cpus=1.0, elastic=True)
 
 
 def minutes_ago(minutes):
@@ -41,7 +41,7 @@ def names(started):
 
 
 def test_two_cores_run_one_step_after_the_other():
-    ready = [("corpus", ELASTIC), ("generator", Need(1.0))]
+    ready = [("corpus", ELASTIC), ("generator", Demand(1.0))]
     assert names(fitting(ready, [], cpus=2, gpus=0)) == ["corpus"]
     assert fitting(ready[1:], [ELASTIC], cpus=2, gpus=0) == []
 
@@ -52,14 +52,14 @@ def test_a_generator_trains_beside_a_corpus_that_takes_the_cpus_it_leaves():
 
 
 def test_steps_that_want_the_same_gpus_wait_for_each_other():
-    three = [(name, Need(cpus=9.0, gpus=8.0)) for name in ("hq-3b", "hq-8b", "hq-70b")]
+    three = [(name, Demand(cpus=9.0, gpus=8.0)) for name in ("hq-3b", "hq-8b", "hq-70b")]
     assert names(fitting(three, [], cpus=64, gpus=16)) == ["hq-3b", "hq-8b"]
     assert names(fitting(three[2:], [need for _, need in three[:2]], cpus=64, gpus=16)) == []
     assert names(fitting(three[2:], [three[0][1]], cpus=64, gpus=16)) == ["hq-70b"]
 
 
 def test_a_step_larger_than_the_cluster_is_started_all_the_same_when_nothing_runs():
-    assert names(fitting([("large", Need(100.0)), ("small", Need(1.0))], [], cpus=8, gpus=0)) == ["large"]
+    assert names(fitting([("large", Demand(100.0)), ("small", Demand(1.0))], [], cpus=8, gpus=0)) == ["large"]
 
 
 def test_what_a_step_needs_is_what_its_placement_asks_for():
@@ -67,11 +67,11 @@ def test_what_a_step_needs_is_what_its_placement_asks_for():
     study = changed(
         "rephrase.made.placement", {"engines": 4, "gpus_per_engine": 2, "tensor_parallel": 2}, study
     )
-    needs = {step.section: need_of(step) for step in steps_of(StudyConfig.model_validate(study))}
-    assert needs["pretrain"] == Need(cpus=6.0, gpus=6.0)
-    assert needs["rephrase"] == Need(cpus=4.0, gpus=8.0)
+    needs = {step.section: demand_of(step) for step in steps_of(StudyConfig.model_validate(study))}
+    assert needs["pretrain"] == Demand(cpus=6.0, gpus=6.0)
+    assert needs["rephrase"] == Demand(cpus=4.0, gpus=8.0)
     assert needs["corpora"].elastic
-    assert needs["laws"] == Need(0.0)
+    assert needs["laws"] == Demand(0.0)
 
 
 def steps_that(work, tmp_path):
