@@ -100,6 +100,11 @@ def test_the_job_takes_two_roots(studies, tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_a_study_is_not_compared_with_itself(studies):
+    with pytest.raises(UserError, match="hold the same runs: there is nothing to compare"):
+        compare(CompareConfig(study_a=studies[0], study_b=studies[0]))
+
+
 def test_studies_without_a_common_cell_are_one_sentence(studies, tmp_path):
     packed = write_packed(str(tmp_path))
     axes = (Axis(models=("12k",), train_tokens=(131_072,)),)

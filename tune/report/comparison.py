@@ -95,6 +95,11 @@ def compare(config: CompareConfig) -> Comparison:
     """Compare two studies. Raises UserError when they have no pair of runs, IncompleteArtefact without a plan."""
     runs_a, runs_b = read_runs(config.study_a, config.plan_a), read_runs(config.study_b, config.plan_b)
     pairs = paired_runs(runs_a, runs_b, _matched(config, runs_a, runs_b))
+    if not pairs and {run.run_id for run in runs_a} == {run.run_id for run in runs_b}:
+        raise UserError(
+            f"plans {config.plan_a!r} of {config.study_a} and {config.plan_b!r} of {config.study_b} hold the same runs: there is nothing "
+            "to compare."
+        )
     if not pairs:
         raise UserError(
             f"plans {config.plan_a!r} of {config.study_a} and {config.plan_b!r} of {config.study_b} have no two finished runs of the same "
