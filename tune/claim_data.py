@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -88,10 +89,18 @@ class ClaimData:
     def log_ratios(
         self, over: tuple[str | None, float], under: tuple[str | None, float]
     ) -> list[tuple[ClaimRun, float]]:
-        """Return log(loss of one mixture / loss of another) in every cell that has both, with the run of the first."""
-        cells = {(r.num_params, r.train_tokens, r.seed): r for r in self.runs if _is(r, *under)}
-        pairs = ((r, cells.get((r.num_params, r.train_tokens, r.seed))) for r in self.runs if _is(r, *over))
-        return [(r, math.log(r.loss / other.loss)) for r, other in pairs if other is not None]
+        """Return log(loss of one mixture / loss of another) in every cell that has both, with the first one's run.
+
+        Seeds of a cell are averaged: they share its size and budget, so they are no further evidence about other cells.
+        """
+        others = {(r.num_params, r.train_tokens, r.seed): r for r in self.runs if _is(r, *under)}
+        cells: dict[tuple[float, float], list[tuple[ClaimRun, float]]] = collections.defaultdict(list)
+        for run in (each for each in self.runs if _is(each, *over)):
+            if (other := others.get((run.num_params, run.train_tokens, run.seed))) is not None:
+                cells[run.num_params, run.train_tokens].append((run, math.log(run.loss / other.loss)))
+        return [
+            (found[0][0], math.fsum(ratio for _, ratio in found) / len(found)) for found in cells.values()
+        ]
 
     def shares_of(self, source: str) -> list[float]:
         """Return the shares of a source that were trained, ascending."""

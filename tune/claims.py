@@ -151,7 +151,7 @@ def _third_and_two_thirds(data: ClaimData) -> Verdict:
     pairs = data.log_ratios((source, third), (source, two_thirds))
     if not pairs:
         return not_testable("no cell has both shares")
-    says = f"{source}, {len(pairs)} pairs of runs; nearly tied means within {TIE:.0%}"
+    says = f"{source}, {len(pairs)} cells; nearly tied means within {TIE:.0%}"
     return judge(mean_of([gap for _, gap in pairs]), -TIE, TIE, says)
 
 

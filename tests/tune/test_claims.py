@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_three_sizes_of_one_name_are_three_generators():
 
 def test_sources_searched_together_play_no_part():
     assert Roles.by_name(["hq-8b+qa-8b", "qa-8b"]) == Roles(question_answer="qa-8b")
+
+
+def test_seeds_of_a_cell_are_no_further_cells():
+    runs = tuple(
+        ClaimRun(source, share, 1e9, tokens, loss, seed=seed)
+        for tokens, gap in ((1e9, 0.02), (1e10, 0.06))
+        for source, share, loss in ((None, 0.0, 3.0), ("hq", 1 / 3, 3.0 * (1 + gap)))
+        for seed in range(10)
+    )
+    data = ClaimData(
+        runs, SavedLaws(FitFile(hash="0", recipe={}, fits=(), rows=(), provenance={}), ()), (), Roles()
+    )
+    ratios = [ratio for _, ratio in data.log_ratios(("hq", 1 / 3), (None, 0.0))]
+    assert ratios == pytest.approx([math.log(1.02), math.log(1.06)])
 
 
 def test_a_rank_correlation_decides_the_claim_of_unigrams():
