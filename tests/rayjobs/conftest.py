@@ -103,3 +103,13 @@ def sigkill():
 def _results_of():
     """Return what a study found, free of times and provenance: relative path -> bytes or JSON value."""
     return results_of
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.mkdir()
+    for number in range(6):
+        words = " ".join(f"word{number}x{each}" for each in range(60))  # no document repeats another
+        (path / f"{number}.txt").write_text(f"document {number}: {words}")
+    return path

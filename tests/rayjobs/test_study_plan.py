@@ -1,0 +1,31 @@
+"""What a study's plan finds wrong before anything starts."""
+
+import pytest
+
+from rayjobs import run_study
+from rayjobs.study import StudyConfig
+from tests.assets.study_file import changed
+from tests.assets.written_study import study_on
+
+
+def test_a_steps_mistake_is_said_with_all_others_before_anything_starts(tmp_path, capsys):
+    study = changed("corpora.natural.sources", [{"kind": "files", "paths": [str(tmp_path / "nowhere.txt")]}])
+    study = changed(
+        "corpora.other", {"sources": [{"kind": "docstrings", "packages": ["no_such_package"]}]}, study
+    )
+    with pytest.raises(run_study.Mistakes) as error:
+        run_study.plan_study(StudyConfig.model_validate({**study, "root": str(tmp_path / "study")}))
+    assert [each.split(":")[0] for each in error.value.sentences] == ["corpora.natural", "corpora.other"]
+
+
+def test_a_model_that_is_nowhere_is_a_mistake_and_one_out_of_reach_a_warning(text, tmp_path):
+    study = study_on(text, tmp_path / "study")
+    rephrase = next(plan for plan in run_study.plan_study(study) if plan.step == "rephrase_corpus")
+    assert (
+        "engine.model = 'org/model' is neither a directory nor in the local hub cache"
+        in rephrase.warnings[-1]
+    )
+    there = study.rephrase["made"].engine.model_copy(update={"model": str(tmp_path / "no-model")})
+    made = study.rephrase["made"].model_copy(update={"engine": there})
+    with pytest.raises(run_study.Mistakes, match=r"rephrase\.made: engine\.model = .* does not exist"):
+        run_study.plan_study(study.model_copy(update={"rephrase": {"made": made}}))
