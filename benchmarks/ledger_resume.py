@@ -172,14 +172,9 @@ def make_set(root: str) -> dict[str, float]:
     work.claim()
 
     async def everything() -> None:
-        worker, gate = RephraseWorker(work), asyncio.Semaphore(config.placement.parts_in_flight)
-
-        async def make(part: int) -> None:
-            async with gate:
-                await worker.make_part(part)
-
+        worker = RephraseWorker(work)
         for at in range(0, work.num_parts, 64):  # a job's driver hands parts out as others finish
-            await asyncio.gather(*(make(part) for part in range(at, min(at + 64, work.num_parts))))
+            await worker.make_parts(range(at, min(at + 64, work.num_parts)))
         await worker.close()
 
     began = time.perf_counter()

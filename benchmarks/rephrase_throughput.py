@@ -236,13 +236,8 @@ def run_worker(task: dict[str, Any]) -> dict[str, Any]:
     work.claim()
 
     async def everything() -> None:
-        worker, gate = RephraseWorker(work), asyncio.Semaphore(config.placement.parts_in_flight)
-
-        async def make(part: int) -> None:
-            async with gate:
-                await worker.make_part(part)
-
-        await asyncio.gather(*map(make, range(work.num_parts)))
+        worker = RephraseWorker(work)
+        await worker.make_parts(range(work.num_parts))
         await worker.close()
 
     asyncio.run(everything())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from synth.config import RephrasePlacement
@@ -85,6 +86,19 @@ class RephraseWorker:
             for answer in answers:
                 answer.cancel()
         return await loop.run_in_executor(self._thread, self._commit, drafted, finished, began)
+
+    async def make_parts(self, parts: Iterable[int]) -> list[LedgerEntry]:
+        """Make parts, as many at a time as `placement.parts_in_flight` allows; return their entries in the same order.
+
+        Raises UserError as `make_part` does.
+        """
+        gate = asyncio.Semaphore(self.placement.parts_in_flight)
+
+        async def make(part: int) -> LedgerEntry:
+            async with gate:
+                return await self.make_part(part)
+
+        return await asyncio.gather(*map(make, parts))
 
     @property
     def load(self) -> tuple[int, int]:

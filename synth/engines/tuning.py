@@ -124,16 +124,10 @@ def failed_trial(settings: EngineSettings, error: Exception) -> Trial:
 
 async def _make_sample(work: SampleWork, timeout_seconds: float) -> tuple[list[LedgerEntry], float]:
     worker = RephraseWorker(work)
-    gate = asyncio.Semaphore(work.config.placement.parts_in_flight)
-
-    async def make(part: int) -> LedgerEntry:
-        async with gate:
-            return await worker.make_part(part)
-
     began = time.monotonic()
     try:
         async with asyncio.timeout(timeout_seconds):
-            entries = await asyncio.gather(*(make(part) for part in range(work.num_parts)))
+            entries = await worker.make_parts(range(work.num_parts))
         return entries, time.monotonic() - began
     finally:
         await worker.close()

@@ -24,7 +24,10 @@ numbers = itertools.count()
 
 
 class Bench:
-    """One engine that is up, on an event loop of its own, and the ways to hurt it."""
+    """One engine that is up, on an event loop of its own, and the ways to hurt it.
+
+    Every kind has its own `kill()`, which takes away whatever generates, as the kernel would.
+    """
 
     def __init__(self, model, **fields):
         self.config = EngineConfig.model_validate(
@@ -61,10 +64,6 @@ class Bench:
 
     def texts(self, requests, width=1000):
         return [result.text for result in self.run(self.everything(requests, width))]
-
-    def kill(self):
-        """Take away whatever generates, as the kernel would."""
-        raise NotImplementedError
 
     def revive(self):
         """Bring back what is not the engine's own to bring back."""
