@@ -139,11 +139,11 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
     work.claim()
     if is_finished(work.directory):
         return read_manifest(work.directory, MADE_BY)
-    for _ in range(PART_ATTEMPTS):
-        if not (missing := missing_parts(work.directory, work.num_parts)):
-            break
+    missing, attempts = missing_parts(work.directory, work.num_parts), 0
+    while missing and attempts < PART_ATTEMPTS:
         _make_parts(work, missing)
-    if missing := missing_parts(work.directory, work.num_parts):
+        missing, attempts = missing_parts(work.directory, work.num_parts), attempts + 1
+    if missing:
         raise UserError(
             f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most "
             "likely for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
@@ -295,11 +295,10 @@ class RephrasePart:
 
     def __init__(self, work: RephraseWork, attempts: Any) -> None:
         self._attempts, self._failure = attempts, ""
+        # Raised from here it would come back as Ray's traceback, after several attempts.
         try:
             self._worker = RephraseWorker(work)
-        except (
-            UserError
-        ) as error:  # raised from here it would come back as Ray's traceback, after several attempts
+        except UserError as error:
             self._failure = str(error)
         self._showing: asyncio.Task[None] | None = None
 

@@ -94,15 +94,12 @@ class Tuning(BaseModel):
     @property
     def name(self) -> str:
         """File name, from everything the tuning is for."""
-        key = [
-            self.model_hash,
-            self.device,
-            self.settings.tensor_parallel,
-            self.engine,
-            self.recipes,
-            self.length_histogram,
-        ]
-        return f"{content_hash(key)}.json"
+        return f"{content_hash([*self.made_for, self.length_histogram])}.json"
+
+    @property
+    def made_for(self) -> tuple[Any, ...]:
+        """What a job must have in common with it, besides documents of about these lengths."""
+        return self.model_hash, self.device, self.settings.tensor_parallel, self.engine, self.recipes
 
 
 # --- lengths ---
@@ -161,14 +158,7 @@ def find_tuning(
     for name in names:
         tuning = _read_tuning(directory / name)
         distance = length_distance(histogram, tuning.length_histogram)
-        made_for = (
-            tuning.model_hash,
-            tuning.device,
-            tuning.settings.tensor_parallel,
-            tuning.engine,
-            tuning.recipes,
-        )
-        if made_for == wanted and distance <= MAX_LENGTH_DISTANCE:
+        if tuning.made_for == wanted and distance <= MAX_LENGTH_DISTANCE:
             found.append((distance, name, tuning))
     return min(found, key=lambda each: each[:2])[2] if found else None
 
