@@ -11,7 +11,7 @@ import logging
 
 from upath import UPath
 
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.storage import read_json, write_json_atomic
 from train.deepspeed_config import deepspeed_config, rows_per_microbatch
 from train.placement import TrainPlacement
@@ -78,7 +78,7 @@ def note_smaller_microbatch(
     rows = rows_per_microbatch(run, placement, world_size)
     share = run.rows_per_step // world_size
     smaller = largest_divisor(share, rows // 2)
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = first_line(error)
     if not smaller:
         raise OutOfDeviceMemory(
             f"the model does not fit on its device even with rows_per_microbatch = 1: set placement.recompute_activations = "

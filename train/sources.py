@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from synth.corpus import open_corpus
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.ledger import open_synthetic
 from synth.storage import read_parquet
 from train.config import PackConfig, PackSource
@@ -50,9 +50,8 @@ class Parts:
         try:
             return read_parquet(path, columns)
         except (pa.ArrowException, OSError) as error:
-            first_line = (str(error).splitlines() or [""])[0]
             raise UserError(
-                f"{path} cannot be read ({type(error).__name__}: {first_line}): if the file is damaged, delete "
+                f"{path} cannot be read ({type(error).__name__}: {first_line(error)}): if the file is damaged, delete "
                 f"{path.parent} and run {self.made_by} again."
             ) from error
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from upath import UPath
 
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from synth.identity import content_hash
 from synth.storage import (
     MARKER,
@@ -149,7 +149,7 @@ def load_tokenizer(root: str, path: str, directory: UPath) -> TokenizerInfo:
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"tokenizer.path = {path!r} cannot be loaded: {_first_line(error)}") from error
+            raise UserError(f"tokenizer.path = {path!r} cannot be loaded: {first_line(error)}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None or "ByteLevel" not in str(backend.decoder):
         raise UserError(
@@ -188,10 +188,6 @@ def _fetched(directory: UPath, scratch: str) -> str:
     for name in names:
         (Path(scratch) / name).write_bytes(read_bytes(directory / name))
     return scratch
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @functools.cache

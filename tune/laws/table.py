@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synth.errors import UserError
+from synth.errors import UserError, first_line
 from tune.laws.estimate import Settings, Task, fit_all
 from tune.laws.fitted import FittedLaw
 from tune.laws.law import Law
@@ -72,7 +72,7 @@ def load(path: str | Path) -> FittedLaw:
         raise UserError(f"there is no saved fit {str(path)!r}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{str(path)!r} is not a fit that FittedLaw.save wrote: {str(error).splitlines()[0]}"
+            f"{str(path)!r} is not a fit that FittedLaw.save wrote: {first_line(error)}"
         ) from None
     samples = np.array(content["samples"], dtype=np.float64).reshape(-1, len(record.parameters))
     rows = (
