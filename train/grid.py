@@ -29,7 +29,7 @@ from train.mixture import RowUse, check_epochs
 from train.placement import TrainPlacement
 from train.rates import rate_facts, rate_parents, rate_warnings
 from train.record import RunRecord, read_records, records_of
-from train.run import Mixture, ModelConfig, RunConfig, RunTemplate
+from train.run import Mixture, ModelConfig, RunConfig, RunTemplate, TrainingRules
 from train.schedule import check_schedule
 from train.sizes import model_of
 from train.tokens import PackedInfo
@@ -91,7 +91,6 @@ def run_of(
             f"train_tokens = {train_tokens:,} is less than one step of {per_step:,} tokens (run.rows_per_step = "
             f"{rows_per_step} x sequence_length = {packed.sequence_length}): raise it or lower run.rows_per_step."
         )
-    of_the_template = {"rows_per_step", "batch_rule", "optimizer"}
     return RunConfig(
         packed=packed_name,
         packed_hash=packed.hash,
@@ -102,7 +101,8 @@ def run_of(
         seed=seed,
         rows_per_step=rows_per_step,
         optimizer=optimizer_of(template, model, num_params, train_tokens, root),
-        **{name: getattr(template, name) for name in RunTemplate.model_fields if name not in of_the_template},
+        branching=template.branching,
+        **{name: getattr(template, name) for name in TrainingRules.model_fields},
     )
 
 

@@ -144,7 +144,20 @@ def check_branching(run: RunConfig | RunTemplate) -> None:
         )
 
 
-class RunConfig(Config):
+class TrainingRules(Config):
+    """What a run and the template it is made from both say, field by field."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of weights and activations in the forward and backward pass; the master copy is float32."""
+    max_epochs: float | None = Field(default=1.0, gt=0)
+    """Most passes over any source; 1 refuses to repeat, null allows any number."""
+    max_epochs_by_source: dict[Name, PositiveFloat] = Field(default_factory=dict)
+    """Most passes over single sources, in place of max_epochs for them."""
+    evaluations: int = Field(default=1, ge=1)
+    """Evaluations on every held-out domain, evenly spaced over the run, the last one at its end."""
+
+
+class RunConfig(TrainingRules):
     """Everything that decides one run's weights and losses: its hash is the run's id.
 
     A run is a pure function of this and of the packed set it names; where it runs is a `TrainPlacement`.
@@ -163,14 +176,6 @@ class RunConfig(Config):
     sequence_length: int = Field(ge=8)
     """Row length of the packed set, tokens."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of weights and activations in the forward and backward pass; the master copy is float32."""
-    max_epochs: float | None = Field(default=1.0, gt=0)
-    """Most passes over any source; 1 refuses to repeat, null allows any number."""
-    max_epochs_by_source: dict[Name, PositiveFloat] = Field(default_factory=dict)
-    """Most passes over single sources, in place of max_epochs for them."""
-    evaluations: int = Field(default=1, ge=1)
-    """Evaluations on every held-out domain, evenly spaced over the run, the last one at its end."""
     branching: bool = False
     """Share the part before the decay with runs that differ only in budget (`train.trunk`): what one of them has
     trained, the next goes on from. Weights and losses are those of a run of its own, bit by bit."""
@@ -219,7 +224,7 @@ class RunConfig(Config):
         return content_hash({"kind": "trunk", "recipe": shared | {"optimizer": optimizer}})
 
 
-class RunTemplate(Config):
+class RunTemplate(TrainingRules):
     """What all runs of a plan share: the one protocol that makes them comparable."""
 
     rows_per_step: int = Field(default=8, ge=1)
@@ -227,14 +232,6 @@ class RunTemplate(Config):
     batch_rule: HyperparameterRule | None = None
     """Published rule of (N, D) that gives the rows of a step, to the nearest power of two, in place of `rows_per_step`."""
     optimizer: TemplateOptimizer = TemplateOptimizer()
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of the forward and backward pass."""
-    max_epochs: float | None = Field(default=1.0, gt=0)
-    """Most passes over any source; 1 refuses to repeat, null allows any number."""
-    max_epochs_by_source: dict[Name, PositiveFloat] = Field(default_factory=dict)
-    """Most passes over single sources, in place of max_epochs for them."""
-    evaluations: int = Field(default=1, ge=1)
-    """Evaluations over the run, the last one at its end."""
     branching: bool = False
     """Train budgets of the same model, mixture and seed as branches of one trunk, each with its own decay: the largest
     budget and the decays instead of the sum of all. Needs schedule `wsd`, `optimizer.warmup_tokens`, one evaluation."""

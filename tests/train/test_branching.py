@@ -122,37 +122,44 @@ def test_what_cannot_branch_is_refused_when_it_is_written_down(changes, words):
         assert word in str(refused.value)
 
 
-def test_a_plan_counts_shared_tokens_once(tmp_path):
-    write_packed_set(tmp_path, sources={"natural": 400})
-    step = 8 * 32
-    config = PretrainConfig(
-        root=str(tmp_path),
+PLAN_STEP = 8 * 32
+
+
+def three_budgets(root):
+    """Return a plan of one size whose budgets are 20, 40 and 50 steps of PLAN_STEP tokens."""
+    return PretrainConfig(
+        root=str(root),
         packed="tiny",
         shares=(0.0,),
-        axes=({"models": ("12k",), "train_tokens": (20 * step, 40 * step, 50 * step)},),
-        run=RunTemplate(branching=True, optimizer={"warmup_tokens": step, "decay_fraction": 0.2}),
+        axes=({"models": ("12k",), "train_tokens": (20 * PLAN_STEP, 40 * PLAN_STEP, 50 * PLAN_STEP)},),
+        run=RunTemplate(branching=True, optimizer={"warmup_tokens": PLAN_STEP, "decay_fraction": 0.2}),
     )
+
+
+def test_a_plan_counts_shared_tokens_once(tmp_path):
+    write_packed_set(tmp_path, sources={"natural": 400})
+    config = three_budgets(tmp_path)
     facts = plan_pretrain(config).facts
     # 20 steps; from step 15 to 40; from step 31 to 50
     assert facts["steps missing"] == 20 + 25 + 19
-    assert facts["tokens missing"] == (20 + 25 + 19) * step
-    assert facts["tokens saved by branching"] == (15 + 31) * step
+    assert facts["tokens missing"] == (20 + 25 + 19) * PLAN_STEP
+    assert facts["tokens saved by branching"] == (15 + 31) * PLAN_STEP
 
 
 @pytest.mark.parametrize(("status", "steps"), [("complete", 20 + 19), ("failed", 20 + 35)])
 def test_only_a_run_that_got_to_its_end_has_surely_left_its_trunk(tmp_path, status, steps):
     packed = write_packed_set(tmp_path, sources={"natural": 400})
-    step = 8 * 32
-    config = PretrainConfig(
-        root=str(tmp_path),
-        packed="tiny",
-        shares=(0.0,),
-        axes=({"models": ("12k",), "train_tokens": (20 * step, 40 * step, 50 * step)},),
-        run=RunTemplate(branching=True, optimizer={"warmup_tokens": step, "decay_fraction": 0.2}),
-    )
+    config = three_budgets(tmp_path)
     middle = plan_runs(config, packed.info)[1].run
     record = failed_record(
-        middle, 64, config.placement, "killed", tokens=step, seconds=1.0, tokens_per_second=0.0, attempts=1
+        middle,
+        64,
+        config.placement,
+        "killed",
+        tokens=PLAN_STEP,
+        seconds=1.0,
+        tokens_per_second=0.0,
+        attempts=1,
     )
     write_record(str(tmp_path), record.model_copy(update={"status": status}))
     assert plan_pretrain(config).facts["steps missing"] == steps
