@@ -95,15 +95,13 @@ def compare(config: CompareConfig) -> Comparison:
     """Compare two studies. Raises UserError when they have no pair of runs, IncompleteArtefact without a plan."""
     runs_a, runs_b = read_runs(config.study_a, config.plan_a), read_runs(config.study_b, config.plan_b)
     pairs = paired_runs(runs_a, runs_b, _matched(config, runs_a, runs_b))
-    if not pairs and {run.run_id for run in runs_a} == {run.run_id for run in runs_b}:
-        raise UserError(
-            f"plans {config.plan_a!r} of {config.study_a} and {config.plan_b!r} of {config.study_b} hold the same runs: there is nothing "
-            "to compare."
-        )
     if not pairs:
+        plans = f"plans {config.plan_a!r} of {config.study_a} and {config.plan_b!r} of {config.study_b}"
+        if {run.run_id for run in runs_a} == {run.run_id for run in runs_b}:
+            raise UserError(f"{plans} hold the same runs: there is nothing to compare.")
         raise UserError(
-            f"plans {config.plan_a!r} of {config.study_a} and {config.plan_b!r} of {config.study_b} have no two finished runs of the same "
-            "size, budget, share and seed: compare plans that share a cell, or name the sources in pairs."
+            f"{plans} have no two finished runs of the same size, budget, share and seed: compare plans that share a cell, or "
+            "name the sources in pairs."
         )
     packed = [_packed(root, runs) for root, runs in ((config.study_a, runs_a), (config.study_b, runs_b))]
     same_tokens = packed[0].get("tokenizer_hash") == packed[1].get("tokenizer_hash")

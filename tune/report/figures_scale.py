@@ -97,7 +97,7 @@ def draw_share_map(source: str, marks: Sequence[ShareMark]) -> Drawing:
             gid, best = f"cell-{number}", mark.best_share
             axes.plot([mark.train_tokens], [mark.num_params], linestyle="none", marker="s", markersize=26,
                       color=light(_share_role(best.value)), markeredgewidth=0, alpha=0.9, gid=gid, zorder=3)  # fmt: skip
-            axes.text(mark.train_tokens, mark.num_params, f"{best.value:.0%}", ha="center", va="center", fontsize=8.5,
+            axes.text(mark.train_tokens, mark.num_params, percent(round(best.value, 2)), ha="center", va="center", fontsize=8.5,
                       weight="bold", color=light("paper"), zorder=4)  # fmt: skip
             tips[gid] = [
                 f"N = {amount(mark.num_params)}, D = {amount(mark.train_tokens)}: {show_interval(best, 'percent')}, "
