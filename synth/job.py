@@ -371,7 +371,7 @@ def _run_trial(sample: SampleWork, settings: EngineSettings, timeout_seconds: fl
         )
     # The second is Ray's own watch over the node's memory.
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        return failed_trial(settings, error)
+        return failed_trial(settings, first_line(error))
     return trial
 
 

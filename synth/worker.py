@@ -78,7 +78,7 @@ class RephraseWorker:
             finished = await asyncio.gather(*answers)
         except TooManyDeaths as error:
             raise UserError(
-                f"part {part}: its rows have killed the engine {error.deaths} times, more than "
+                f"part {part}: its rows have killed the engine {error.deaths} times ({error.last_words}), more than "
                 f"max_engine_deaths_per_part = {work.config.max_engine_deaths_per_part}; the rows found guilty are noted and "
                 "will be left out: run the job again, with a higher bound if the engine itself is sound."
             ) from None
@@ -104,6 +104,11 @@ class RephraseWorker:
     def load(self) -> tuple[int, int]:
         """Requests in the engine, and requests that wait."""
         return self._supervisor.load
+
+    @property
+    def last_words(self) -> str:
+        """What the engine said when it died last; "" while it has not."""
+        return self._supervisor.last_words
 
     async def close(self) -> None:
         """Take the engine down."""

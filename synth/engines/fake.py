@@ -50,6 +50,8 @@ class FakeBehaviour(Config):
     """A prompt that holds this text kills the engine."""
     dies_every: int | None = Field(default=None, ge=1)
     """The engine dies at every so-manieth answer after a start, whatever it was."""
+    last_words: str = "the fake engine died"
+    """What the engine says when it dies."""
     start_failure: str | None = None
     """The engine does not start and says this."""
     start_seconds: float = Field(default=0.0, ge=0.0)
@@ -134,7 +136,7 @@ class FakeEngine:
         ) or self._answered == self.behaviour.dies_every:
             death.set()
         if death.is_set():
-            raise EngineDead("the fake engine died")
+            raise EngineDead(self.behaviour.last_words)
         await self._maybe_fail(request.seed, fate, death)
         text, finish_reason = self._answer(prompt, fate, request.max_output_tokens)
         text, finish_reason, stop = _stopped(text, finish_reason, request.sampling.stop)
@@ -160,7 +162,7 @@ class FakeEngine:
             raise EngineBusy("the fake engine has no room")
         if luck.random() < behaviour.hanging_fraction and self._first_time("hangs", seed):
             await death.wait()
-            raise EngineDead("the fake engine died")
+            raise EngineDead(self.behaviour.last_words)
 
     def _first_time(self, what: str, seed: int) -> bool:
         first = (what, seed) not in self._failed_once

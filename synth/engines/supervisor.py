@@ -55,9 +55,9 @@ Outcome = GenerationResult | Quarantined
 class TooManyDeaths(Exception):
     """The rows of a part have killed the engine more often than allowed."""
 
-    def __init__(self, part: int, deaths: int) -> None:
-        super().__init__(f"the rows of part {part} have killed the engine {deaths} times")
-        self.part, self.deaths = part, deaths
+    def __init__(self, part: int, deaths: int, last_words: str) -> None:
+        super().__init__(f"the rows of part {part} have killed the engine {deaths} times ({last_words})")
+        self.part, self.deaths, self.last_words = part, deaths, last_words
 
 
 @dataclass
@@ -115,7 +115,9 @@ class Supervisor:
         self._slots = asyncio.Semaphore(max_in_flight)
         self._calm = asyncio.Event()
         self._calm.set()
-        self._is_up = False
+        self._is_up = self._has_spoken = False
+        self.last_words = ""
+        """What the engine said when it died last; "" while it has not."""
         self._changing = asyncio.Lock()
         self._in_flight: Counter[int] = Counter()
         self._asked = 0
@@ -158,7 +160,8 @@ class Supervisor:
         async with self._slots:
             try:
                 return await self._attempt(part, request, self._normal_service)
-            except EngineDead:
+            except EngineDead as error:
+                self._hear(error)
                 suspect = _Suspect(part, request)
                 self._suspects.append(suspect)
                 if self._isolation is None:
@@ -212,7 +215,7 @@ class Supervisor:
             if self._calm.is_set():
                 break
         if (deaths := self._deaths(part)) > self._max_deaths:
-            raise TooManyDeaths(part, deaths)
+            raise TooManyDeaths(part, deaths, self.last_words)
 
     def _deaths(self, part: int) -> int:
         return self._usage[part].deaths if part in self._usage else 0
@@ -223,7 +226,7 @@ class Supervisor:
             if not self._is_up:
                 began = time.monotonic()
                 await self.engine.start()
-                self._is_up = True
+                self._is_up, self._has_spoken = True, False
                 self._usage.setdefault(part, PartUsage()).start_seconds += time.monotonic() - began
 
     async def _engine_down(self) -> None:
@@ -267,13 +270,15 @@ class Supervisor:
         """Try a group that holds a killer, if it was not chance; return the smaller groups that still may hold one."""
         for suspect in group:
             if not suspect.answer.done() and (deaths := self._deaths(suspect.part)) > self._max_deaths:
-                suspect.answer.set_exception(TooManyDeaths(suspect.part, deaths))
+                suspect.answer.set_exception(TooManyDeaths(suspect.part, deaths, self.last_words))
         group = [suspect for suspect in group if not suspect.answer.done()]
         if len(group) <= 1:
             for suspect in await self._unanswered(group):
                 if not suspect.answer.done():
                     suspect.answer.set_result(
-                        Quarantined(POISON, "the engine died with no other request in it")
+                        Quarantined(
+                            POISON, f"the engine died with no other request in it: {self.last_words}"
+                        )
                     )
             return []
         first, second = group[: len(group) // 2], group[len(group) // 2 :]
@@ -293,11 +298,17 @@ class Supervisor:
     async def _try_again(self, suspect: _Suspect) -> bool:
         try:
             outcome = await self._attempt(suspect.part, suspect.request, self._engine_up)
-        except EngineDead:
+        except EngineDead as error:
+            self._hear(error)
             return False
         if not suspect.answer.done():  # its part may have been given up meanwhile
             suspect.answer.set_result(outcome)
         return True
+
+    def _hear(self, error: EngineDead) -> None:
+        """Note why the engine died: the first to notice knows best, the others find it dead."""
+        if not self._has_spoken:
+            self.last_words, self._has_spoken = str(error), True
 
     async def _bury(self, suspects: list[_Suspect]) -> None:
         """Take down what is left of the engine, and charge a part whose rows alone were in it."""

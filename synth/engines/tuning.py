@@ -22,7 +22,6 @@ import pyarrow as pa
 from upath import UPath
 
 from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
-from synth.engines.protocol import EngineStartFailed
 from synth.engines.tunings import (
     TUNINGS,
     EngineSettings,
@@ -44,7 +43,8 @@ SAMPLE_PARTS = 8
 """Parts a sample is divided into, so that a trial crosses part boundaries as a job does."""
 
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|No available memory|free memory|KV cache (?:memory|blocks)|larger than the available",
+    r"out of memory|OutOfMemory|low on memory|No available memory|free memory|KV cache (?:memory|blocks)"
+    r"|larger than the available",
     re.IGNORECASE,
 )
 
@@ -105,30 +105,30 @@ def run_trial(work: SampleWork, settings: EngineSettings, timeout_seconds: float
     try:
         with tempfile.TemporaryDirectory() as scratch:
             trial_work = dataclasses.replace(work, config=config, scratch=scratch)
-            entries, seconds = asyncio.run(_make_sample(trial_work, timeout_seconds))
+            entries, seconds, last_words = asyncio.run(_make_sample(trial_work, timeout_seconds))
     except TimeoutError:
-        return Trial(settings=settings, status="failed", detail=f"not done within {timeout_seconds:g} s")
-    except UserError as error:
-        return failed_trial(settings, error)
+        return failed_trial(settings, f"not done within {timeout_seconds:g} s")
+    except (UserError, OSError) as error:
+        return failed_trial(settings, first_line(error))
+    if last_words:  # it was started again and went on, and a job must not count on that
+        return failed_trial(settings, f"the engine died at work: {last_words}")
     return _measured(settings, config.placement, entries, seconds)
 
 
-def failed_trial(settings: EngineSettings, error: Exception) -> Trial:
-    """Return the trial of settings under which no work got done; running out of memory is told from the rest."""
-    detail = first_line(error)
-    status: Literal["out_of_memory", "failed"] = "failed"
-    if _OUT_OF_MEMORY.search(detail) or not isinstance(error, EngineStartFailed):
-        status = "out_of_memory"  # an engine or a process that dies at work has most likely run out of it
-    return Trial(settings=settings, status=status, detail=detail)
+def failed_trial(settings: EngineSettings, why: str) -> Trial:
+    """Return the trial of settings that do not work; running out of memory, which larger ones would too, is told from the
+    rest by the words for it."""
+    status: Literal["out_of_memory", "failed"] = "out_of_memory" if _OUT_OF_MEMORY.search(why) else "failed"
+    return Trial(settings=settings, status=status, detail=why)
 
 
-async def _make_sample(work: SampleWork, timeout_seconds: float) -> tuple[list[LedgerEntry], float]:
+async def _make_sample(work: SampleWork, timeout_seconds: float) -> tuple[list[LedgerEntry], float, str]:
     worker = RephraseWorker(work)
     began = time.monotonic()
     try:
         async with asyncio.timeout(timeout_seconds):
             entries = await worker.make_parts(range(work.num_parts))
-        return entries, time.monotonic() - began
+        return entries, time.monotonic() - began, worker.last_words
     finally:
         await worker.close()
 
@@ -139,8 +139,6 @@ def _measured(
     devices = placement.gpus_per_engine or 1.0
     summary = summarise(entries)
     started = summary["engine_start_seconds"] / devices
-    if summary["engine_deaths"]:
-        return Trial(settings=settings, status="out_of_memory", detail="the engine died at work")
     at_work = seconds - started
     return Trial(
         settings=settings, status="measured", engine_start_seconds=round(started, 3), seconds=round(at_work, 3),

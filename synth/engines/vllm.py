@@ -64,6 +64,7 @@ class VllmEngine:
         self._llm: Any = None
         self._guard: Guard | None = None
         self._log = Path(tempfile.gettempdir()) / f"synthscale-vllm-{os.getpid()}-{id(self):x}.log"
+        self._log_begins = 0
 
     @property
     def tokenizer(self) -> HuggingFaceTokenizer:
@@ -83,6 +84,7 @@ class VllmEngine:
         _ = self.tokenizer  # part of starting: what cannot be tokenised for need not be loaded
         logging.getLogger("vllm").setLevel(logging.NOTSET)
         self._guard = Guard()
+        self._log_begins = self._log.stat().st_size if self._log.exists() else 0
         with _output_to(self._log), self._guard.watching():
             try:
                 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -118,7 +120,7 @@ class VllmEngine:
             async for output in self._llm.generate(prompt, parameters, request.request_id):  # noqa: B007 - the last one
                 pass
         except EngineDeadError as error:
-            raise EngineDead(first_line(error)) from error
+            raise EngineDead(self._last_words(error)) from error
         except VLLMError as error:
             raise RequestFailed(first_line(error)) from error
         if output is None or output.outputs[0].finish_reason not in ("stop", "length"):
@@ -214,9 +216,9 @@ class VllmEngine:
             os.environ.setdefault(name, value)
 
     def _last_words(self, error: Exception) -> str:
-        """Return the line of the log that says why, or the error itself where the log has none."""
+        """Return the line of the log, since the last start, that says why, or the error itself where the log has none."""
         try:
-            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self._log.read_bytes()[self._log_begins :].decode(errors="replace").splitlines()
         except FileNotFoundError:
             lines = []
         said = [_LOG_PREFIX.sub("", line).strip() for line in lines if _ERROR_LINE.search(line)]

@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+from upath import UPath
 
 from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
-from synth.engines.protocol import EngineStartFailed
 from synth.engines.tuning import (
     SettingsSearch,
     choose,
@@ -115,11 +115,13 @@ def test_of_nearly_equal_settings_the_one_that_needs_least_memory_is_kept():
             "out_of_memory",
         ),
         ("vLLM did not start: ValueError: No available memory for the cache blocks.", "out_of_memory"),
+        ("Task was killed due to the node running low on memory.", "out_of_memory"),
         ("vLLM did not start: ValueError: there is no such argument", "failed"),
+        ("The worker died unexpectedly while executing this task.", "failed"),
     ],
 )
 def test_running_out_of_memory_is_told_from_other_failures(said, status):
-    trial = failed_trial(settings(), EngineStartFailed(said))
+    trial = failed_trial(settings(), said)
     assert (trial.status, trial.detail) == (status, said)
 
 
@@ -166,7 +168,18 @@ def test_a_trial_that_fails_says_how(tune_config):
     assert status({"start_failure": "CUDA out of memory"})[0] == "out_of_memory"
     assert status({"start_failure": "no weights"})[0] == "failed"
     assert status({"latency_seconds": 30.0}, 0.2) == ("failed", "not done within 0.2 s")
-    assert status({"dies_every": 3}) == ("out_of_memory", "the engine died at work")
+    bug = {"dies_every": 3, "last_words": "RuntimeError: illegal instruction"}
+    assert status(bug) == ("failed", "the engine died at work: RuntimeError: illegal instruction")
+    assert status({"dies_every": 3, "last_words": "CUDA out of memory"})[0] == "out_of_memory"
+    assert status({"dies_every": 1, "last_words": "CUDA out of memory"})[0] == "out_of_memory"
+
+
+def test_a_damaged_part_is_no_want_of_memory_and_rules_no_setting_out(tune_config):
+    work = open_work(tune_config())
+    UPath(work.sources[0]).write_bytes(b"nothing")
+    trial = run_trial(sample_of(work, 12), on_fake(4), 60)
+    assert trial.status == "failed"
+    assert "cannot be read" in trial.detail
 
 
 def test_what_was_found_is_taken_where_the_job_leaves_it_open_and_noted(tune_config, fake_config):

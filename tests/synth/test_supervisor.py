@@ -52,7 +52,9 @@ def test_the_one_row_that_kills_the_engine_is_found_and_all_others_are_answered(
     requests = [request(number) for number in range(64)]
     requests[41] = request(41, f"poison {POISON}")
     outcomes, supervisor = run(requests, {"poison": POISON, "latency_seconds": 0.002})
-    assert outcomes[41] == Quarantined("killed_engine", "the engine died with no other request in it")
+    assert outcomes[41] == Quarantined(
+        "killed_engine", "the engine died with no other request in it: the fake engine died"
+    )
     assert answers_of(outcomes) == [*UNDISTURBED[:41], None, *UNDISTURBED[42:]]
     assert 2 <= supervisor.usage(0).deaths <= math.log2(64) + 2
     assert supervisor.engine.starts <= supervisor.usage(0).deaths + 1
