@@ -177,7 +177,8 @@ class HttpEngine:
         assert self._session is not None
         root = self._address.removesuffix("/v1")
         try:
-            async with self._session.get(f"{root}/version") as response:
+            timeout = aiohttp.ClientTimeout(total=CONNECT_SECONDS)
+            async with self._session.get(f"{root}/version", timeout=timeout) as response:
                 said = await response.json(content_type=None) if response.status == 200 else {}
             return f"openai completions of vllm {said['version']}"
         except (aiohttp.ClientError, ConnectionError, TimeoutError, KeyError, TypeError, ValueError):
@@ -225,7 +226,9 @@ class HttpEngine:
             await self._get("/models")
         except (aiohttp.ClientError, ConnectionError, TimeoutError, RuntimeError):
             return EngineDead(f"the server broke off and does not answer ({said})")
-        except EngineError:
+        except EngineStartFailed:  # a ValueError like that of an answer that is no JSON
+            raise
+        except (EngineError, ValueError):
             pass  # it answers, if only that it is busy
         return RequestFailed(said)
 

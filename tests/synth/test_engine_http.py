@@ -5,6 +5,8 @@ import threading
 import time
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from synth.config import EngineConfig, RephrasePlacement
 from synth.engines import http as engine_http
@@ -79,6 +81,52 @@ def test_a_status_is_an_error_of_its_kind_and_the_others_get_their_answer(server
     assert isinstance(fine, GenerationResult)
     if kind is EngineBusy:
         assert failed.retry_after_seconds == 0.05
+
+
+def test_a_server_that_never_tells_its_version_and_then_answers_nonsense_stops_nothing(
+    tiny_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(engine_http, "CONNECT_SECONDS", 0.2)
+    asked = []
+
+    async def models(request):
+        asked.append(request)
+        if len(asked) > 1:  # as a proxy does that has lost its server
+            return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
+        return web.json_response({"data": [{"id": "served"}]})
+
+    async def never(request):
+        await over.wait()
+
+    async def breaks_off(request):
+        request.transport.close()
+        return web.Response()
+
+    over = asyncio.Event()
+
+    async def scene():
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/v1/models", models),
+                web.get("/version", never),
+                web.post("/v1/completions", breaks_off),
+            ]
+        )
+        async with TestServer(app) as server:
+            engine = engine_of(tiny_tokenizer, str(server.make_url("/v1")))
+            await engine.start()
+            try:
+                return engine.version, await asyncio.gather(
+                    engine.generate(request(engine, "a harbour")), return_exceptions=True
+                )
+            finally:
+                over.set()
+                await engine.stop()
+
+    version, (failed,) = asyncio.run(scene())
+    assert version == "openai completions"
+    assert type(failed) is RequestFailed
 
 
 def test_the_servers_own_words_are_kept(server, tiny_tokenizer):
