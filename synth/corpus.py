@@ -17,11 +17,20 @@ from synth.config import CorpusConfig, CorpusSource
 from synth.documents import SPLITS
 from synth.errors import UserError
 from synth.held_out import CompareTask, IndexTask, compare_bucket, index_documents
-from synth.identity import RECIPE_FILE, artefact_hash, claim_directory, finish, is_finished, read_manifest
+from synth.identity import (
+    RECIPE_FILE,
+    artefact_hash,
+    claim_directory,
+    content_hash,
+    finish,
+    is_finished,
+    read_manifest,
+)
 from synth.inputs import CorpusUnit, Unit, list_source
 from synth.plan import Plan
 from synth.shuffle import (
     COUNTS,
+    ROWS_PER_GROUP,
     RUN_BYTES,
     SCRATCH,
     MergeTask,
@@ -37,7 +46,7 @@ from synth.shuffle import (
     read_unit,
     write_parts,
 )
-from synth.storage import list_names, study_path, write_json_atomic
+from synth.storage import exists, list_names, read_json, study_path, write_json_atomic
 
 Split = Literal["train", "held_out"]
 
@@ -46,6 +55,9 @@ MADE_BY = "build_corpus"
 
 PARTS_PER_CORPUS_UNIT = 256
 """Parts of a corpus to stay disjoint from that one task reads the ids of."""
+
+LAYOUT = "layout.json"
+"""Among the intermediates: how the work was cut into tasks when the build began."""
 
 MAX_BUCKETS = 4096
 ID_BYTES = 100
@@ -119,9 +131,12 @@ class CorpusBuild:
     def stages(self) -> Iterator[Stage]:
         """Claim the directory, then yield the stages in order; one must be done before the next is asked for.
 
-        Raises IdentityMismatch when the directory holds another corpus.
+        Raises IdentityMismatch when the directory holds another corpus, UserError when its intermediates were cut into
+        other tasks.
         """
         claim_directory(self.directory, KIND, self.config.identity(), self.parents)
+        self.check_layout()
+        write_json_atomic(self._space.scratch / LAYOUT, self._layout())
         yield self.read_stage()
         fraction = self.config.held_out_fraction
         buckets = range(self._space.num_buckets)
@@ -137,6 +152,32 @@ class CorpusBuild:
             tasks = [CompareTask(self._space, b, rule, counts["train"]) for b, counts in enumerate(kept)]
             yield self._stage("compare", "buckets", compare_bucket, tasks)
         yield self._stage("write", "buckets", write_parts, self._parts_tasks()[1])
+
+    def check_layout(self) -> None:
+        """Raise UserError when the build was begun by a version that cuts the same inputs into other tasks.
+
+        Tasks are known by their number alone, so what is done would be mixed with what is not.
+        """
+        scratch = self._space.scratch
+        if not list_names(scratch / "read", ".json"):
+            return
+        begun = read_json(scratch / LAYOUT) if exists(scratch / LAYOUT) else {}
+        now = self._layout()
+        if differing := sorted(
+            name for name in begun.keys() | now.keys() if begun.get(name) != now.get(name)
+        ):
+            raise UserError(
+                f"{scratch} was begun by another version of synthscale, which cut the work otherwise ({', '.join(differing)}): "
+                f"delete {scratch} to begin anew, or finish the corpus with the version that began it."
+            )
+
+    def _layout(self) -> dict[str, Any]:
+        tasks = [[task.where, task.unit.num_pieces] for task in self._read_tasks()]
+        return {
+            "num_buckets": self._space.num_buckets,
+            "rows_per_group": ROWS_PER_GROUP,
+            "read_tasks": content_hash(tasks),
+        }
 
     def read_stage(self) -> Stage:
         """Return the first stage, by far the longest, as it stands now."""
@@ -268,7 +309,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     """Return what `build_corpus` would do, every input listed and checked; nothing is written.
 
     Raises UserError naming the field when an input is not there, IncompleteArtefact when a corpus to stay disjoint
-    from is not finished, IdentityMismatch when the directory holds another corpus.
+    from is not finished or the build was begun by another version, IdentityMismatch when the directory holds another corpus.
     """
     directory = corpus_directory(config.root, config.name)
     if (manifest := finished_manifest(config)) is not None:
@@ -277,6 +318,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
     build = CorpusBuild(config)
     if (directory / RECIPE_FILE).exists():
         claim_directory(directory, KIND, config.identity(), build.parents)
+        build.check_layout()
     read = build.read_stage()
     facts = {
         "input files": sum(source.num_files for source in build.sources),

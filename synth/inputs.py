@@ -58,12 +58,22 @@ class PackageUnit:
     package: str
     files: tuple[PythonFile, ...]
 
+    @property
+    def num_pieces(self) -> int:
+        """What it holds of the source's listing: files, shards, parts."""
+        return len(self.files)
+
 
 @dataclass(frozen=True)
 class FileUnit:
     """Some files of a file source."""
 
     files: tuple[InputFile, ...]
+
+    @property
+    def num_pieces(self) -> int:
+        """As of a PackageUnit."""
+        return len(self.files)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,11 @@ class ShardUnit:
     index: int
     num_shards: int
 
+    @property
+    def num_pieces(self) -> int:
+        """As of a PackageUnit."""
+        return 1
+
 
 @dataclass(frozen=True)
 class CorpusUnit:
@@ -82,6 +97,11 @@ class CorpusUnit:
     corpus: str
     parts: tuple[str, ...]
     """Paths relative to the corpus directory."""
+
+    @property
+    def num_pieces(self) -> int:
+        """As of a PackageUnit."""
+        return len(self.parts)
 
 
 Unit = PackageUnit | FileUnit | ShardUnit | CorpusUnit

@@ -249,6 +249,33 @@ def test_work_cut_off_anywhere_is_taken_up_again_and_done_once(tmp_path, small_r
     assert bytes_under(tmp_path / "killed" / "corpora") == bytes_under(tmp_path / "reference" / "corpora")
 
 
+@pytest.mark.parametrize(
+    ("constant", "differs"),
+    [
+        ("synth.corpus.RUN_BYTES", "num_buckets"),
+        ("synth.inputs.UNIT_FILES", "read_tasks"),
+        ("synth.corpus.ROWS_PER_GROUP", "rows_per_group"),
+    ],
+)
+def test_a_build_is_not_finished_by_a_version_that_cuts_it_otherwise(
+    tmp_path, monkeypatch, constant, differs
+):
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [{"text": t} for t in texts(40)]) for name in "ab"]
+    config = file_config(tmp_path, *paths)
+    reading = next(CorpusBuild(config).stages())
+    for task in reading.todo[:1]:
+        reading.work(task)
+    assert CorpusBuild(config).read_stage().todo == reading.todo[1:]
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr(constant, 1)
+        for attempt in (build, plan_corpus):
+            with pytest.raises(
+                UserError, match=rf"another version .* \({differs}\): delete .*\.work to begin anew"
+            ):
+                attempt(config)
+    build(config)
+
+
 def test_a_finished_corpus_is_only_read(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
     config = file_config(tmp_path, path)
