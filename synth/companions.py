@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +15,15 @@ from upath import UPath
 from synth.config import RephraseConfig
 from synth.corpus import open_corpus
 from synth.errors import UserError, first_line
-from synth.identity import content_hash
+from synth.identity import content_hash, file_digest
+from synth.keywords import COMMON_WORD_DOCUMENTS, find_common_words
 from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
 from synth.recipe import Recipe
-from synth.rows import COMMON_WORD_DOCUMENTS, find_common_words
-from synth.storage import list_names, read_bytes, read_parquet, study_path
+from synth.storage import is_local, list_names, patiently, read_parquet, study_path
+
+READERS = 16
+"""Files of quality scores looked at at once."""
 
 
 def held_out_corpora(config: RephraseConfig) -> dict[str, tuple[list[UPath], dict[str, Any]]]:
@@ -58,9 +63,22 @@ def quality_fingerprint(config: RephraseConfig) -> dict[str, str]:
             f"quality_scores = {config.quality_scores!r} holds no .parquet file: give a directory with one file for every "
             f"part of corpora/{config.corpus}/train, of the same name, with columns doc_id and quality."
         )
-    sizes = {name: (directory / name).stat().st_size for name in names}
-    first = read_bytes(directory / names[0]).hex()
-    return {"quality_scores": content_hash([sizes, content_hash(first)])}
+    return {"quality_scores": content_hash(_versions(directory, names))}
+
+
+def _versions(directory: UPath, names: Sequence[str]) -> dict[str, str]:
+    """Return what tells each file from another of the same name: the ETag of its store's listing, else a digest of it."""
+    tags: dict[str, str] = {}
+    if not is_local(directory):
+        found = patiently(directory, lambda: directory.fs.find(directory.path, maxdepth=1, detail=True))
+        infos = {posixpath.basename(path): info for path, info in found.items()}
+        tags = {
+            name: str(tag) for name in names if (tag := infos[name].get("ETag") or infos[name].get("etag"))
+        }
+    rest = [name for name in names if name not in tags]
+    with ThreadPoolExecutor(READERS) as pool:
+        digests = pool.map(lambda name: patiently(directory, lambda: file_digest(directory / name)), rest)
+        return tags | dict(zip(rest, digests, strict=True))
 
 
 def attach_quality(documents: pa.Table, config: RephraseConfig, part_name: str) -> pa.Table:

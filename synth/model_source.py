@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import re
 import shutil
 import tempfile
@@ -15,15 +13,11 @@ from upath import UPath
 
 from synth.config import EngineConfig
 from synth.errors import IncompleteArtefact, UserError, first_line
-from synth.identity import RECIPE_FILE, content_hash
+from synth.identity import RECIPE_FILE, content_hash, file_digest
 from synth.storage import MARKER, is_local, study_path
 
 STUDY_PREFIX = "root:"
 """`root:generators/tiny` is a directory under the study root."""
-
-WHOLE_FILE_BYTES = 256 * 2**20
-EDGE_BYTES = 8 * 2**20
-"""Of a file larger than WHOLE_FILE_BYTES the size and this much at both ends are hashed: header and last tensors."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -103,7 +97,7 @@ def _directory_hash(directory: UPath) -> str:
             f"engine.model: {directory} holds no config.json: give the directory of a Hugging Face checkpoint "
             "(config.json, *.safetensors, tokenizer.json)."
         )
-    return content_hash({name: _file_digest(directory / name) for name in names})
+    return content_hash({name: file_digest(directory / name) for name in names})
 
 
 def _model_files(directory: UPath) -> list[str]:
@@ -114,25 +108,6 @@ def _model_files(directory: UPath) -> list[str]:
         for p in directory.iterdir()
         if p.is_file() and not p.name.startswith(".") and p.name not in ours
     )
-
-
-def _file_digest(path: UPath) -> str:
-    status = path.stat()
-    return _cached_digest(str(path), status.st_size, getattr(status, "st_mtime", 0.0))
-
-
-@functools.lru_cache(maxsize=4096)
-def _cached_digest(path: str, num_bytes: int, modified: float) -> str:
-    digest = hashlib.sha256(str(num_bytes).encode())
-    with UPath(path).open("rb") as handle:
-        if num_bytes <= WHOLE_FILE_BYTES:
-            while block := handle.read(2**20):
-                digest.update(block)
-        else:
-            digest.update(handle.read(EDGE_BYTES))
-            handle.seek(num_bytes - EDGE_BYTES)
-            digest.update(handle.read(EDGE_BYTES))
-    return digest.hexdigest()
 
 
 def _hub_commit(repository: str, revision: str | None) -> str:

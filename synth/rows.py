@@ -7,7 +7,6 @@ gives the same bytes on any machine and at any attempt.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from synth.chunking import Measure, Span, chunk_spans, count_characters, count_w
 from synth.engines.protocol import GenerationRequest, GenerationResult
 from synth.engines.supervisor import Outcome, Quarantined
 from synth.errors import UserError
+from synth.keywords import draw_keywords
 from synth.ledger import Tally
 from synth.prompt import PromptTemplate, Tokenizer
 from synth.quality.decontamination import NgramIndex
@@ -29,7 +29,6 @@ from synth.quality.verdict import (
     measure,
     post_process,
     reject_reasons,
-    words_of,
 )
 from synth.recipe import Recipe
 
@@ -97,13 +96,6 @@ CHUNK_TOO_SHORT = "chunk_too_short"
 
 MIN_ROOM_TOKENS = 16
 """Below this much room for a chunk, or for its answer, a recipe is refused for a model."""
-
-KEYWORD_CANDIDATE_CHARACTERS = 4
-"""Shortest word that can become a keyword."""
-
-COMMON_WORD_FRACTION = 0.1
-COMMON_WORD_DOCUMENTS = 512
-"""A word in more than this fraction of the corpus's first so many documents says little about any one of them."""
 
 
 @dataclass(frozen=True)
@@ -325,30 +317,6 @@ def _reason_to_skip(text: str, prepared: PreparedRecipe) -> str | None:
     if not text.strip():
         return EMPTY_INPUT
     return CHUNK_TOO_SHORT if least and prepared.measure([text])[0] < least else None
-
-
-def draw_keywords(text: str, count: int, seed: int, common_words: frozenset[str] = frozenset()) -> list[str]:
-    """Return up to `count` different words of a text, drawn by the seed, longer words more often.
-
-    `common_words` and numbers are left out. Equal text and seed give equal keywords on any machine.
-    """
-    words = sorted(
-        {
-            word
-            for word in words_of(text)
-            if len(word) >= KEYWORD_CANDIDATE_CHARACTERS and not word.isdigit() and word not in common_words
-        }
-    )
-    draw = random.Random(seed)
-    # Weighted sampling without replacement (Efraimidis and Spirakis): the largest u ** (1 / weight) win.
-    ranked = sorted(words, key=lambda word: draw.random() ** (1 / len(word)), reverse=True)
-    return ranked[:count]
-
-
-def find_common_words(texts: Sequence[str]) -> frozenset[str]:
-    """Return the words that occur in more than COMMON_WORD_FRACTION of some documents: too common to be a subject."""
-    counts = Counter(word for text in texts for word in set(words_of(text)))
-    return frozenset(word for word, count in counts.items() if count > COMMON_WORD_FRACTION * len(texts))
 
 
 # --- outcomes -> rows ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from synth.engines.fake import CharacterTokenizer
 from synth.engines.protocol import GenerationResult
 from synth.engines.supervisor import Quarantined
 from synth.errors import UserError
+from synth.keywords import draw_keywords, find_common_words
 from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
 from synth.recipe import load_recipe
@@ -15,8 +16,6 @@ from synth.rows import (
     REPHRASED_SCHEMA,
     Provenance,
     draft_rows,
-    draw_keywords,
-    find_common_words,
     prepare_recipe,
     row_seed,
     tally_rows,
