@@ -40,15 +40,15 @@ def measure_statistics(
         "texts": {name: len(each) for name, each in texts.items()},
     }
     if config.perplexity_model is not None:
-        from synth.quality.perplexity import measure_perplexity
+        from synth.quality.perplexity import PerplexityModel
 
+        model = PerplexityModel(config.perplexity_model)
         result["perplexity"] = {
             "model": config.perplexity_model,
             "sources": {
-                name: measure_perplexity(config.perplexity_model, each[: config.perplexity_texts])
-                for name, each in texts.items() if each
+                name: model.measure(each[: config.perplexity_texts]) for name, each in texts.items() if each
             },
-        }  # fmt: skip
+        }
     return result
 
 

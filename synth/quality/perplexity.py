@@ -18,44 +18,55 @@ MAX_TOKENS = 512
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def measure_perplexity(checkpoint: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Return tokens, mean loss, perplexity and its quantiles over texts, under a Hugging Face causal model.
+class PerplexityModel:
+    """A Hugging Face causal model under which texts of several sources are measured."""
 
-    The mean is over tokens, the quantiles over texts. A text of fewer than two tokens has no perplexity and is counted
-    in `texts_too_short`. Raises UserError when the checkpoint cannot be loaded.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    def __init__(self, checkpoint: str) -> None:
+        """Load it. Raises UserError when the checkpoint cannot be loaded."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"card.perplexity_model = {checkpoint!r} cannot be loaded ({first_line(error)}): give a Hugging Face checkpoint."
-        ) from None
-    window = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
-    nats, tokens, each = 0.0, 0, []
-    with torch.inference_mode():
-        for text in texts:
-            ids = tokenizer(text, truncation=True, max_length=window, return_tensors="pt").input_ids
-            if ids.shape[1] < 2:
-                continue
-            loss = float(model(ids, labels=ids).loss)
-            nats += loss * (ids.shape[1] - 1)
-            tokens += ids.shape[1] - 1
-            each.append(math.exp(min(loss, 700.0)))
-    ranked = sorted(each)
-    return {
-        "texts": len(each),
-        "texts_too_short": len(texts) - len(each),
-        "tokens": tokens,
-        "loss_nats_per_token": nats / tokens if tokens else None,
-        "perplexity": math.exp(min(nats / tokens, 700.0)) if tokens else None,
-        "perplexity_quantiles": {
-            f"{quantile:g}": ranked[min(len(ranked) - 1, int(quantile * len(ranked)))]
-            for quantile in QUANTILES
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"card.perplexity_model = {checkpoint!r} cannot be loaded ({first_line(error)}): give a Hugging Face checkpoint."
+            ) from None
+        self._model = model.eval()
+        self._window = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
+
+    def measure(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return tokens, mean loss, perplexity and its quantiles over texts.
+
+        The mean is over tokens, the quantiles over texts. A text of fewer than two tokens has no perplexity and is counted
+        in `texts_too_short`.
+        """
+        losses = [(loss, tokens) for loss, tokens in map(self._loss, texts) if tokens]
+        nats, tokens = sum(loss * count for loss, count in losses), sum(count for _, count in losses)
+        ranked = sorted(_perplexity(loss) for loss, _ in losses)
+        return {
+            "texts": len(losses),
+            "texts_too_short": len(texts) - len(losses),
+            "tokens": tokens,
+            "loss_nats_per_token": nats / tokens if tokens else None,
+            "perplexity": _perplexity(nats / tokens) if tokens else None,
+            "perplexity_quantiles": {
+                f"{quantile:g}": ranked[min(len(ranked) - 1, int(quantile * len(ranked)))]
+                for quantile in QUANTILES
+                if ranked
+            },
         }
-        if ranked
-        else {},
-    }
+
+    def _loss(self, text: str) -> tuple[float, int]:
+        """Return the mean loss of a text, nats per predicted token, and how many tokens were predicted."""
+        import torch
+
+        ids = self._tokenizer(text, truncation=True, max_length=self._window, return_tensors="pt").input_ids
+        if ids.shape[1] < 2:
+            return 0.0, 0
+        with torch.inference_mode():
+            return float(self._model(ids, labels=ids).loss), ids.shape[1] - 1
+
+
+def _perplexity(loss_nats: float) -> float:
+    return math.exp(min(loss_nats, 700.0))  # the largest a float holds

@@ -247,9 +247,19 @@ def test_parts_are_sampled_evenly():
 
 
 @pytest.mark.slow
-def test_perplexity_under_a_checkpoint_is_measured_where_asked(fake_config, tiny_model):
+def test_perplexity_under_a_checkpoint_is_measured_where_asked(fake_config, tiny_model, monkeypatch):
+    import transformers
+
+    loaded = []
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *given, **options: loaded.append(given) or load(*given, **options),
+    )
     work = made(fake_config(card={"perplexity_model": str(tiny_model), "perplexity_texts": 5}))
     finish_work(work)
+    assert len(loaded) == 1, "once for all sources"
     found = read_json(work.directory / "statistics.json")["perplexity"]["sources"]
     assert found.keys() == {"(natural)", "hq", "qa"}
     for each in found.values():
