@@ -23,10 +23,9 @@ from synth.errors import first_line
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import list_names, read_json, study_path, write_json_atomic
+from synth.study_log import StudyLog
 from train.placement import TrainPlacement
 
-LOG_FILE = "study.json"
-"""Under the study root: one entry for every time a step ran, with its wall-clock seconds."""
 RUNNING = "running"
 """Directory under the study root with one file for each process that runs a study there: its steps and since when."""
 
@@ -47,6 +46,20 @@ class Demand:
     gpus: float = 0.0
     elastic: bool = False
     """Whether it works with any number of CPUs, and takes all that are free."""
+    group_sizes: tuple[int, ...] = ()
+    """Numbers of workers its lanes work with, ascending; what it asks for is what the last of them takes. () where there is
+    no choice."""
+
+    def within(self, cpus: float, gpus: float) -> Demand | None:
+        """Return the most of it that so much holds; None when not even the least does."""
+        if self.elastic:
+            return replace(self, cpus=float(int(cpus))) if cpus >= 1 and self.gpus <= gpus else None
+        for at in reversed(range(max(1, len(self.group_sizes)))):
+            part = self.group_sizes[at] / self.group_sizes[-1] if self.group_sizes else 1.0
+            if self.cpus * part <= cpus and self.gpus * part <= gpus:
+                sizes = self.group_sizes[: at + 1]
+                return replace(self, cpus=self.cpus * part, gpus=self.gpus * part, group_sizes=sizes)
+        return None
 
 
 def demand_of(step: Step) -> Demand:
@@ -61,8 +74,23 @@ def demand_of(step: Step) -> Demand:
         return Demand(engines * placement.cpus_per_engine + beside, engines * placement.gpus_per_engine)
     if isinstance(placement, TrainPlacement):
         workers = placement.max_workers * (1 if step.section == "generators" else placement.lanes)
-        return Demand(workers * placement.cpus_per_worker, workers * placement.gpus_per_worker)
+        sizes = placement.group_sizes if placement.elastic else ()
+        return Demand(
+            workers * placement.cpus_per_worker, workers * placement.gpus_per_worker, group_sizes=sizes
+        )
     return Demand(0.0)
+
+
+def placed_within(config: Any, demand: Demand) -> Any:
+    """Return a step's configuration with a placement that takes no more than this of the cluster."""
+    if demand.elastic:
+        change: dict[str, Any] = {"tasks": int(demand.cpus)}
+    elif demand.group_sizes:
+        least, most = demand.group_sizes[0], demand.group_sizes[-1]
+        change = {"workers_per_lane": most if least == most else (least, most)}
+    else:
+        return config
+    return config.model_copy(update={"placement": config.placement.model_copy(update=change)})
 
 
 def fitting(
@@ -70,7 +98,7 @@ def fitting(
 ) -> list[tuple[Step, Demand]]:
     """Return the steps to start now on a cluster of this size, in order; at least one when nothing runs.
 
-    A step whose placement is fixed comes before one that takes what is left, which then gets just that.
+    A step whose placement is fixed comes before one that takes what is left, which then gets just that, for as long as it runs.
     """
     if not running and (cpus < FEWEST_CPUS_TO_OVERLAP or len(ready) == 1):
         return list(ready[:1])
@@ -79,12 +107,12 @@ def fitting(
     free_cpus = cpus - sum(need.cpus for need in running)
     free_gpus = gpus - sum(need.gpus for need in running)
     started: list[tuple[Step, Demand]] = []
-    for step, need in sorted(ready, key=lambda each: each[1].elastic):
-        alone = not running and not started
-        if not alone and (need.cpus > free_cpus or need.gpus > free_gpus):
-            continue
-        if need.elastic:
-            need = replace(need, cpus=max(1.0, float(int(free_cpus))))
+    for step, wanted in sorted(ready, key=lambda each: (each[1].elastic, len(each[1].group_sizes) > 1)):
+        need = wanted.within(free_cpus, free_gpus)
+        if need is None:
+            if running or started:
+                continue
+            need = wanted  # nothing will ever leave it more room
         free_cpus, free_gpus = free_cpus - need.cpus, free_gpus - need.gpus
         started.append((step, need))
     return started
@@ -116,6 +144,7 @@ class Schedule:
         self._running: dict[str, Demand] = {}
         self._connected: set[str] = set()
         self._began_at: dict[str, str] = {}
+        self._log = StudyLog(study.root)
         self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
 
     def run(self) -> None:
@@ -179,7 +208,7 @@ class Schedule:
             taken_from = take_over(step, self._study.share_with, self._all)
             plan = step.plan()
         if taken_from is not None:
-            _log(self._study.root, step, 0.0, taken_from=taken_from)
+            self._log.add(step.job.name, step.config.name, 0.0, taken_from=taken_from)
         if plan.finished:
             how = f"taken over from {taken_from}" if taken_from else "finished already"
             self._say(f"{self._numbered(step)}: {how}")
@@ -201,10 +230,7 @@ class Schedule:
     def _run_beside(self, step: Step, demand: Demand) -> None:
         self._connect_for(step)
         self._begin(step, demand)
-        config = step.config
-        if demand.elastic:
-            tasks = {"tasks": int(demand.cpus)}
-            config = config.model_copy(update={"placement": config.placement.model_copy(update=tasks)})
+        config = placed_within(step.config, demand)
         threading.Thread(target=self._work, args=(step, config), name=step.key, daemon=True).start()
 
     def _connect_for(self, step: Step) -> None:
@@ -237,7 +263,7 @@ class Schedule:
         if failure is not None:
             self._say(f"{step.title} has stopped")
             raise failure
-        _log(self._study.root, step, seconds)
+        self._log.add(step.job.name, step.config.name, seconds)
         self._say(f"{step.title}: done in {clock(seconds)}")
         self._note_running()
 
@@ -249,7 +275,7 @@ class Schedule:
             step, seconds, failure = self._outcomes.get()
             del self._running[step.key]
             if failure is None:
-                _log(self._study.root, step, seconds)
+                self._log.add(step.job.name, step.config.name, seconds)
             else:
                 self._say(f"{step.title} has stopped too: {first_line(failure)}")
 
@@ -361,12 +387,3 @@ def cluster_size() -> tuple[float, float]:
 
 def _brief(plan: Plan) -> list[str]:
     return [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in list(plan.facts.items())[:3]]  # fmt: skip
-
-
-def _log(root: str, step: Step, seconds: float, **more: Any) -> None:
-    path = study_path(root, LOG_FILE)
-    entries: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError):
-        entries = read_json(path)
-    entry = {"step": step.job.name, "name": step.config.name, "wall_seconds": round(seconds, 2), **more}
-    write_json_atomic(path, [*entries, entry])

@@ -11,13 +11,14 @@ from typing import Any
 from rayjobs.aside import planned_runs, runs_of
 from rayjobs.cli import Mistakes
 from rayjobs.forecast import Forecast, StudyForecast
-from rayjobs.schedule import LOG_FILE, running_now
+from rayjobs.schedule import running_now
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.errors import UserError
 from synth.ledger import LEDGER, synthetic_directory
 from synth.plan import Plan
 from synth.progress import clock
-from synth.storage import MARKER, list_names, read_json, study_path
+from synth.storage import MARKER, list_names, read_json
+from synth.study_log import read_log
 from train.placement import TrainPlacement
 from train.record import records_of
 
@@ -56,7 +57,7 @@ def status_of(study: StudyConfig) -> list[StepStatus]:
         for entry in running_now(study.root)
         for key, began_at in entry["steps"].items()
     }
-    log = _log(study.root)
+    log = read_log(study.root)
     finished: set[str] = set()
     counted: set[str] = set()
     rows = []
@@ -176,11 +177,6 @@ def _device_seconds(step: Step, counted: set[str]) -> float | None:
     runs = [run_id for run_id in runs_of(step) if run_id not in counted | planned]
     counted.update(runs)
     return float(sum(record.own_device_seconds for record in records_of(step.config.root, runs).values()))
-
-
-def _log(root: str) -> list[dict[str, Any]]:
-    path = study_path(root, LOG_FILE)
-    return read_json(path) if path.exists() else []
 
 
 # --- saying it -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.identity import claim_directory, finish
 from synth.rows import REPHRASED_SCHEMA
 from synth.storage import study_path, write_json_atomic, write_parquet_atomic, write_text_atomic
+from synth.study_log import StudyLog
 from train.config import Axis, PackConfig, PackSource, PretrainConfig
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.grid import PlannedRun, claim_plan, finish_plan, mix, plan_runs, run_of
@@ -349,11 +350,9 @@ def simulate_study(root: str, grid: dict[str, Any], bootstrap_samples: int) -> R
         write_search(config, packed, synthetic)
     fit_laws(LawsConfig(root=root, bootstrap_samples=bootstrap_samples))
     write_recommendation(root)
-    log = [
-        {"step": "build_corpus", "name": "natural", "wall_seconds": 12.5},
-        {"step": "fit_laws", "name": "laws", "wall_seconds": 4.0},
-    ]
-    write_json_atomic(study_path(root, "study.json"), log)
+    log = StudyLog(root)
+    log.add("build_corpus", "natural", 12.5)
+    log.add("fit_laws", "laws", 4.0)
     return ReportConfig(
         root=root,
         searches=("search-hq", "search-qa"),

@@ -8,12 +8,13 @@ import pytest
 
 from rayjobs import schedule
 from rayjobs.cli import Job
-from rayjobs.schedule import RUNNING, Demand, Schedule, demand_of, fitting, running_path
+from rayjobs.schedule import RUNNING, Demand, Schedule, demand_of, fitting, placed_within, running_path
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.config import CorpusConfig, CorpusPlacement
 from synth.errors import UserError
 from synth.plan import Plan
-from synth.storage import list_names, read_json, study_path, write_json_atomic
+from synth.storage import list_names, study_path, write_json_atomic
+from synth.study_log import read_log
 from tests.assets.study_file import changed
 from tests.assets.written_study import minutes_ago
 
@@ -33,6 +34,23 @@ def test_two_cores_run_one_step_after_the_other():
 def test_a_generator_trains_beside_a_corpus_that_takes_the_cpus_it_leaves():
     started = fitting([("corpus", ELASTIC), ("generator", FIXED)], [], cpus=8, gpus=0)
     assert [(step, need.cpus) for step, need in started] == [("generator", 2.0), ("corpus", 6.0)]
+
+
+def test_a_training_whose_groups_may_change_takes_the_largest_that_fits_beside_another_step():
+    study = StudyConfig.model_validate(
+        changed("pretrain.grid.placement", {"lanes": 2, "workers_per_lane": [1, 4]})
+    )
+    grid = next(step for step in steps_of(study) if step.section == "pretrain")
+    wanted = demand_of(grid)
+    assert (wanted.cpus, wanted.group_sizes) == (8.0, (1, 2, 4))
+    started = fitting([(grid, wanted), ("made", FIXED)], [], cpus=7, gpus=0)
+    assert [(step, need.cpus) for step, need in started] == [("made", 2.0), (grid, 4.0)]
+    placed = placed_within(grid.config, started[1][1]).placement
+    assert (placed.workers_per_lane, placed.group_sizes) == ((1, 2), (1, 2))
+    assert placed_within(grid.config, wanted.within(3, 0)).placement.workers_per_lane == 1
+    assert placed_within(grid.config, wanted).placement == grid.config.placement
+    assert fitting([(grid, wanted)], [Demand(7.0)], cpus=8, gpus=0) == [], "two lanes of one do not fit"
+    assert fitting([(grid, wanted), (grid, wanted)], [], cpus=8, gpus=0) == [(grid, wanted)]
 
 
 def test_steps_that_want_the_same_gpus_wait_for_each_other():
@@ -84,7 +102,7 @@ def test_steps_with_room_for_both_are_at_work_at_the_same_time(tmp_path):
     study, steps = steps_that(lambda name: together.wait(), tmp_path)
     Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (8.0, 0.0)).run()
     assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
-    log = read_json(study_path(study.root, "study.json"))
+    log = read_log(study.root)
     assert sorted(entry["name"] for entry in log) == ["one", "two"]
     assert list_names(study_path(study.root, RUNNING)) == []
 
@@ -118,7 +136,7 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
         Schedule(
             study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (8.0, 0.0)
         ).run()
-    assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["two"]
+    assert [entry["name"] for entry in read_log(study.root)] == ["two"]
 
 
 def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):
@@ -136,7 +154,7 @@ def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):
     study, steps = steps_that(work, tmp_path)
     with pytest.raises(UserError, match="cannot ever hold that"):
         Schedule(study, steps, connect=connect, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
-    assert [entry["name"] for entry in read_json(study_path(study.root, "study.json"))] == ["one"]
+    assert [entry["name"] for entry in read_log(study.root)] == ["one"]
 
 
 def test_what_stops_a_second_step_is_said_too(tmp_path):

@@ -20,6 +20,7 @@ from synth.errors import IncompleteArtefact, UserError
 from synth.identity import RECIPE_FILE
 from synth.shuffle import part_name
 from synth.storage import MARKER, read_bytes, study_path
+from synth.study_log import LOG, read_log
 from train.grid import PLAN_FILE
 from train.metrics import METRICS_FILE, StepMetrics
 from train.rates import RATES_FILE, SweptRates
@@ -29,9 +30,6 @@ from tune.laws.saved import FIT_FILE, SAMPLES_FILE, SavedLaws, load_fit
 from tune.observations import mixture_label
 from tune.results import CellOptimum, Recommendation
 from tune.search import BEST_FILE
-
-STUDY_LOG = "study.json"
-"""What `run_study` writes: one entry for every time a step ran, with its wall-clock seconds."""
 
 GENERATOR_PREFIX = "root:generators/"
 NUM_EXAMPLES = 5
@@ -342,12 +340,7 @@ def _read_all(reader: _Reader, kind: str, names: Iterable[str]) -> dict[str, dic
 
 def _read_steps(reader: _Reader) -> tuple[dict[str, Any], ...]:
     """Return the study's log without this job's own entries, which would change the report by writing it."""
-    data = reader.read(STUDY_LOG)
-    reader.hashes.pop(STUDY_LOG, None)
-    entries = [] if data is None else json.loads(data)
-    steps = tuple(entry for entry in entries if entry["step"] != "write_report")
+    steps = tuple(entry for entry in read_log(reader.root) if entry["step"] != "write_report")
     if steps:
-        reader.hashes[f"{STUDY_LOG} (other steps)"] = hashlib.sha256(json.dumps(steps).encode()).hexdigest()[
-            :16
-        ]
+        reader.hashes[f"{LOG} (other steps)"] = hashlib.sha256(json.dumps(steps).encode()).hexdigest()[:16]
     return steps
