@@ -30,6 +30,7 @@ from train.grid import (
     summary,
 )
 from train.lanes.job import Lanes
+from train.leftovers import tidy_up_after
 from train.rates import MADE_BY as SWEEP
 from train.rates import SweptRates
 from train.record import RunRecord
@@ -127,6 +128,7 @@ def pretrain_models(config: PretrainConfig, lanes: Lanes | None = None) -> list[
     identity = claim_plan(config, packed, planned)
     runs = [each.run for each in planned]
     found = read_plan_records(config.root, planned)
+    tidy_up_after(config.root, found.values())
     missing = in_training_order([run for run in runs if run.run_id not in found], packed.vocab_size)
     progress = _token_progress("pretrain_models", runs, missing)
     found |= {record.run_id: record for record in _train_missing(config, missing, progress, lanes)}
@@ -149,6 +151,7 @@ def sweep_learning_rates(config: RateSweepConfig, lanes: Lanes | None = None) ->
     packed = PackedInfo.read(config.root, config.packed)
     identity = rate_sweep.claim_sweep(config, packed)
     found = rate_sweep.read_sweep_records(config, packed)
+    tidy_up_after(config.root, found.values())
     with contextlib.ExitStack() as stack:
         while missing := [each.run for each in rate_sweep.missing_runs(config, packed, found)]:
             if lanes is None:
@@ -216,6 +219,7 @@ def train_generator(config: GeneratorConfig) -> dict[str, Any]:
         trainer = functools.partial(generator.train_and_export, config)
         with Lanes(config.root, config.placement.model_copy(update={"lanes": 1}), trainer=trainer) as lanes:
             (record,) = lanes.run_all([run], _token_progress(generator.MADE_BY, [run], [run]))
+    tidy_up_after(config.root, [record])
     return generator.finish_generator(config, identity, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -47,7 +48,7 @@ class StepMetrics:
     memory_bytes: int
     """Memory of the leading worker: on a GPU the most allocated since the line before, else the process's resident set."""
     wall_seconds: float
-    """Seconds of all attempts so far; what an interruption cost between two flushes is not known and not in it."""
+    """Seconds of all attempts so far; what a kill cost of the last ten seconds is not known and not in it."""
 
 
 def log_steps(num_steps: int) -> range:
@@ -103,14 +104,11 @@ class MetricsLog:
         self._lines: list[StepMetrics] = []
         self._flushed_at = time.monotonic()
 
-    def resume(self, step: int) -> float:
-        """Take over the lines up to a finished step; return the wall seconds that all lines there account for."""
-        try:
+    def resume(self, step: int) -> None:
+        """Take over the lines up to a finished step."""
+        with contextlib.suppress(FileNotFoundError):
             found = [StepMetrics(**json.loads(line)) for line in read_bytes(self._path).splitlines()]
-        except FileNotFoundError:
-            found = []
-        self._lines = [line for line in found if line.step <= step]
-        return max((line.wall_seconds for line in found), default=0.0)
+            self._lines = [line for line in found if line.step <= step]
 
     def wants(self, step: int) -> bool:
         """Return whether this finished step gets a line."""

@@ -34,6 +34,10 @@ class Staging:
         return self.path
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 

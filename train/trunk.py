@@ -10,17 +10,15 @@ from typing import Any
 
 from upath import UPath
 
-from synth.storage import read_json, write_json_atomic
-from train.checkpoint import CheckpointWriter, RunState, load_checkpoint, newest_step, remove_checkpoints
+from synth.storage import write_json_atomic
+from train.checkpoint import CheckpointWriter, load_checkpoint
+from train.checkpoint_files import RunState, newest_step, remove_half_checkpoints
 from train.distributed import agreed, leads
+from train.leftovers import USE_FILE, read_use, trunk_directory
 from train.placement import TrainPlacement
 from train.record import TrunkUse
 from train.run import RunConfig
 from train.schedule import trunk_steps
-
-TRUNKS = "trunks"
-USE_FILE = "trunk.json"
-"""In the directory of a run that is not finished: what it took over, so that every attempt counts the same."""
 
 
 def load_state(
@@ -31,6 +29,8 @@ def load_state(
     Return the loop's state, and what was taken over from the trunk when the run began; None without branching. Called
     by all workers at once.
     """
+    if leads():
+        remove_half_checkpoints(directory)
     state = load_checkpoint(engine, directory, placement)
     if run.trunk_id is None:
         return state, None
@@ -38,7 +38,8 @@ def load_state(
     if state.step and before is not None:
         return state, before
     at_most = before.train_tokens // run.tokens_per_step if before else trunk_steps(run)
-    state = load_checkpoint(engine, _trunk(directory, run.trunk_id), placement, up_to_step=at_most)
+    trunk = trunk_directory(directory, run.trunk_id)
+    state = load_checkpoint(engine, trunk, placement, scratch=directory, up_to_step=at_most)
     use = TrunkUse(
         trunk_id=run.trunk_id,
         train_tokens=state.step * run.tokens_per_step,
@@ -56,7 +57,7 @@ def trunk_writer(run: RunConfig, directory: UPath, placement: TrainPlacement) ->
     Older ones stay till the end: an attempt interrupted before its first own checkpoint starts again from the point before.
     """
     assert run.trunk_id is not None
-    return CheckpointWriter(_trunk(directory, run.trunk_id), placement, keep_older=True)
+    return CheckpointWriter(trunk_directory(directory, run.trunk_id), placement, keep_older=True)
 
 
 def save_trunk(
@@ -64,24 +65,5 @@ def save_trunk(
 ) -> None:
     """Keep this point of the run for longer budgets, unless the trunk has one as far. Called by all workers at once."""
     assert run.trunk_id is not None
-    if agreed(newest_step(_trunk(directory, run.trunk_id)) if leads() else 0) < state.step:
+    if agreed(newest_step(trunk_directory(directory, run.trunk_id)) if leads() else 0) < state.step:
         writer.save(engine, state)
-
-
-def leave_trunk(run: RunConfig, directory: UPath) -> None:
-    """Tidy up once the run has its record: of the trunk the furthest point stays. Called by the leading worker."""
-    (directory / USE_FILE).unlink(missing_ok=True)
-    if run.trunk_id is not None:
-        remove_checkpoints(_trunk(directory, run.trunk_id), but_newest=True)
-
-
-def _trunk(run_directory: UPath, trunk_id: str) -> UPath:
-    return run_directory.parent.parent / TRUNKS / trunk_id
-
-
-def read_use(directory: UPath) -> TrunkUse | None:
-    """Return what an unfinished run has taken over from its trunk; None when it has not started, or does not branch."""
-    try:
-        return TrunkUse.model_validate(read_json(directory / USE_FILE))
-    except FileNotFoundError:
-        return None

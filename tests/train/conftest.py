@@ -10,8 +10,9 @@ import pytest
 from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.identity import claim_directory, finish, is_finished, read_manifest
 from synth.rows import REPHRASED_SCHEMA
-from synth.storage import study_path, write_parquet_atomic
+from synth.storage import study_path, write_bytes_atomic, write_json_atomic, write_parquet_atomic
 from train import packing
+from train.checkpoint_files import CompleteCheckpoint, RunState
 from train.config import PackConfig
 from train.evaluation_rows import build_evaluation
 from train.tokens import PackedSet
@@ -102,3 +103,13 @@ def _write_synthetic(root: str, name: str, parts: list[list[tuple[str, str, int,
             tally = recipes.setdefault(row["recipe"], {"kept_characters": 0})
             tally["kept_characters"] += len(row["text"]) * row["keep"]
     finish(directory, identity, parts=len(parts), recipes=recipes)
+
+
+def leave_checkpoint(home, step, zero_stage):
+    """Leave a checkpoint as a worker group would."""
+    checkpoint = home / f"step-{step:08d}-x"
+    write_bytes_atomic(checkpoint / "state" / "weights.pt", b"1234")
+    complete = CompleteCheckpoint(
+        state=RunState(step=step), world_size=1, zero_stage=zero_stage, optimizer="Adam", files={"weights.pt": 4}
+    )  # fmt: skip
+    write_json_atomic(checkpoint / "complete.json", complete.model_dump(mode="json"))

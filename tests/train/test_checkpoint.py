@@ -17,13 +17,8 @@ from upath import UPath
 from synth.storage import study_path
 from tests.assets.object_store import object_store
 from tests.assets.packed_set import TINY, run_on, write_packed_set
-from train.checkpoint import (
-    CheckpointWriter,
-    RunState,
-    load_checkpoint,
-    newest_step,
-    remove_checkpoints,
-)
+from train.checkpoint import CheckpointWriter, load_checkpoint
+from train.checkpoint_files import RunState, newest_step, remove_checkpoints
 from train.placement import TrainPlacement
 from train.universal import load_universal, universal_copy
 

@@ -5,26 +5,21 @@ import logging
 import pytest
 from upath import UPath
 
-from synth.storage import write_bytes_atomic, write_json_atomic
-from train.checkpoint import CompleteCheckpoint, RunState, newest_for, newest_step
-
-
-def leave(home, step, zero_stage):
-    """Leave a checkpoint as a worker group would."""
-    checkpoint = home / f"step-{step:08d}-x"
-    write_bytes_atomic(checkpoint / "state" / "weights.pt", b"1234")
-    complete = CompleteCheckpoint(
-        state=RunState(step=step), world_size=1, zero_stage=zero_stage, optimizer="Adam", files={"weights.pt": 4}
-    )  # fmt: skip
-    write_json_atomic(checkpoint / "complete.json", complete.model_dump(mode="json"))
+from synth.storage import write_bytes_atomic
+from tests.train.conftest import leave_checkpoint
+from train.checkpoint_files import (
+    newest_for,
+    newest_step,
+    remove_half_checkpoints,
+)
 
 
 def test_a_run_that_started_over_under_another_stage_goes_on_from_its_own_checkpoints(tmp_path, caplog):
     home = UPath(tmp_path) / "checkpoints"
-    leave(home, 500, zero_stage=1)
+    leave_checkpoint(home, 500, zero_stage=1)
     assert newest_for(3, home) is None
-    leave(home, 100, zero_stage=3)
-    with caplog.at_level(logging.WARNING, logger="train.checkpoint"):
+    leave_checkpoint(home, 100, zero_stage=3)
+    with caplog.at_level(logging.WARNING, logger="train.checkpoint_files"):
         name, complete = newest_for(3, home)
     assert (name, complete.state.step) == ("step-00000100-x", 100)
     assert "step-00000500-x was written under ZeRO 1 and cannot be loaded under ZeRO 3" in caplog.text
@@ -35,7 +30,22 @@ def test_a_run_that_started_over_under_another_stage_goes_on_from_its_own_checkp
 @pytest.mark.parametrize("zero_stage", [1, 2])
 def test_stages_1_and_2_take_the_newest_of_either(tmp_path, zero_stage):
     home = UPath(tmp_path) / "checkpoints"
-    leave(home, 8, zero_stage=1)
-    leave(home, 16, zero_stage=2)
+    leave_checkpoint(home, 8, zero_stage=1)
+    leave_checkpoint(home, 16, zero_stage=2)
     assert newest_for(zero_stage, home)[1].state.step == 16
     assert newest_for(zero_stage, home, up_to_step=15)[1].state.step == 8
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_what_a_kill_left_half_made_goes_and_whole_checkpoints_stay(tmp_path, scheme):
+    directory = UPath(f"{scheme}{tmp_path}/run")
+    remove_half_checkpoints(directory)
+    home = directory / "checkpoints"
+    for step, stage in ((100, 3), (500, 1)):
+        leave_checkpoint(home, step, stage)
+    write_bytes_atomic(home / "step-00000600-y" / "state" / "weights.pt", b"12")
+    leave_checkpoint(home, 700, 1)
+    write_bytes_atomic(home / "step-00000700-x" / "state" / "weights.pt", b"12")
+    write_bytes_atomic(home / ".universal-1234abcd" / "state" / "zero" / "w" / "fp32.pt", b"1234")
+    remove_half_checkpoints(directory)
+    assert sorted(child.name for child in home.iterdir()) == ["step-00000100-x", "step-00000500-x"]

@@ -13,7 +13,7 @@ from synth.errors import UserError
 from tests.assets.object_store import object_store
 from tests.assets.packed_set import run_on, write_packed_set
 from tests.assets.worker_group import NEVER, start_group
-from train.checkpoint import newest_step
+from train.checkpoint_files import newest_step
 from train.placement import TrainPlacement
 from train.record import RunRecord, read_record, run_directory
 from train.run import OptimizerConfig

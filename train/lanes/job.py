@@ -68,8 +68,8 @@ class _QueueLink:
     def beat(self, run_id: str, tokens: int) -> None:
         self._queue.beat.remote(run_id, tokens)
 
-    def complain(self, run_id: str, error: str) -> None:
-        self._say(self._queue.complain.remote(run_id, error))
+    def complain(self, run_id: str, error: str, outside: bool) -> None:
+        self._say(self._queue.complain.remote(run_id, error, outside))
 
     def done(self, record: RunRecord) -> None:
         self._say(self._queue.done.remote(record))

@@ -33,6 +33,8 @@ class Assignment:
     run: RunConfig
     give_up: str | None = None
     """Record the run as failed with this reason instead of training it; null: train it."""
+    refuse: str | None = None
+    """Tell who asked for the run that it cannot go on for this reason, which is no property of the run; no record."""
     tokens: int = 0
     """Training tokens done before, as last heard of."""
 
@@ -68,6 +70,8 @@ class Ticket:
     """Times workers died under it since it last started further on than the time before."""
     error: str | None = None
     """The first thing a worker said before it died, if it could; what the others say after it is its echo."""
+    outside: str | None = None
+    """What a worker of the last attempt met that is no property of the run: a disk or a store that failed."""
 
 
 class RunQueue:
@@ -98,8 +102,12 @@ class RunQueue:
                 continue
             self._waiting = sorted([*passed_over, *self._waiting])
             ticket.lane = lane
-            hopeless = ticket.deaths >= MAX_DEATHS_AT_ONE_POINT
-            return Assignment(ticket.run, _why_given_up(ticket) if hopeless else None, ticket.tokens)
+            outside, ticket.outside = ticket.outside, None
+            if ticket.deaths < MAX_DEATHS_AT_ONE_POINT:
+                return Assignment(ticket.run, tokens=ticket.tokens)
+            if outside is not None:
+                return Assignment(ticket.run, refuse=_why_stopped(ticket, outside), tokens=ticket.tokens)
+            return Assignment(ticket.run, _why_given_up(ticket), tokens=ticket.tokens)
         self._waiting = passed_over
         return None
 
@@ -127,11 +135,15 @@ class RunQueue:
                 ticket.deaths = 0
         ticket.tokens = tokens
 
-    def complain(self, run_id: str, error: str) -> None:
-        """Note what one worker says ended a run it could not finish together with the others."""
+    def complain(self, run_id: str, error: str, outside: bool = False) -> None:
+        """Note what one worker says ended a run it could not finish together with the others; `outside`: no property of
+        the run."""
         ticket = self._tickets.get(run_id)
-        if ticket is not None and ticket.error is None:
-            ticket.error = error
+        if ticket is None:
+            return
+        ticket.error = ticket.error or error
+        if outside:
+            ticket.outside = ticket.outside or error
 
     def complete(self, run_id: str) -> None:
         """Forget a run that has its record."""
@@ -157,6 +169,13 @@ def _why_given_up(ticket: Ticket) -> str:
     return f"workers died under this run {ticket.deaths} times {where}, and starting again got it no further{said}"
 
 
+def _why_stopped(ticket: Ticket, outside: str) -> str:
+    return (
+        f"run {ticket.run.run_id} was stopped {ticket.deaths} times by what is no fault of its own ({outside}): mend that and "
+        "run the job again; the run goes on from its last checkpoint."
+    )
+
+
 def failed_record(  # noqa: PLR0913  # what is known of a run that could not say it itself, all by name
     run: RunConfig,
     vocab_size: int,
@@ -167,17 +186,19 @@ def failed_record(  # noqa: PLR0913  # what is known of a run that could not say
     seconds: float,
     tokens_per_second: float,
     attempts: int,
-    num_workers: int = 1,
+    device_seconds: float | None = None,
     trunk: TrunkUse | None = None,
 ) -> RunRecord:
     """Return the record of a run that ended before it could write its own.
 
-    `tokens` were trained, as far as anyone heard, the last attempt took `num_workers` workers `seconds`, at
-    `tokens_per_second` (0 when that is not known); what the run drew from each source is left out. What it had taken over
-    from its trunk is counted in, as in every record.
+    `tokens` were trained, as far as anyone heard, all `attempts` took `seconds` and `device_seconds` (null: on one worker
+    all the time), the last one at `tokens_per_second` (0 when that is not known); what the run drew from each source is left
+    out. What it had taken over from its trunk is counted in, as in every record.
     """
     parameters = count_parameters(run.model, vocab_size)
     tokens = max(tokens, trunk.train_tokens if trunk else 0)
+    if device_seconds is None:
+        device_seconds = seconds * placement.devices_per_worker
     return RunRecord(
         run_id=run.run_id,
         config=run,
@@ -191,8 +212,7 @@ def failed_record(  # noqa: PLR0913  # what is known of a run that could not say
         sources={},
         peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
         wall_seconds=seconds + (trunk.wall_seconds if trunk else 0.0),
-        device_seconds=seconds * num_workers * placement.devices_per_worker
-        + (trunk.device_seconds if trunk else 0.0),
+        device_seconds=device_seconds + (trunk.device_seconds if trunk else 0.0),
         trunk=trunk,
         tokens_per_second=tokens_per_second,
         attempts=attempts,

@@ -12,7 +12,8 @@ from typing import Any
 
 from synth.errors import UserError
 from synth.telemetry import Sample
-from train.lanes.queue import LanesLost, Order, RunQueue, Word
+from train.lanes.queue import Assignment, LanesLost, Order, RunQueue, Word
+from train.leftovers import tidy_up_after
 from train.record import RunRecord, read_record
 from train.run import RunConfig
 from train.telemetry import of_beat, of_record
@@ -49,6 +50,7 @@ class QueueActor:
         order = next(self._orders) if order is None else order
         record = await asyncio.to_thread(read_record, self._root, run.run_id)
         if record is not None:
+            await asyncio.to_thread(tidy_up_after, self._root, [record])
             return record
         self._refuse_without_lanes()
         future = self._records.setdefault(run.run_id, asyncio.get_running_loop().create_future())
@@ -64,27 +66,46 @@ class QueueActor:
             # The cluster has taken a worker or found one, which is not the doing of the run it interrupted.
             self._queue.release(lane, died=False)
             self._sizes[lane] = num_workers
+        while True:
+            try:
+                async with asyncio.timeout(wait_seconds), self._changed:
+                    assignment = await self._next_assignment(lane, group)
+            except TimeoutError:
+                return Word.WAIT
+            if assignment is None:
+                return Word.STOP
+            if (record := await self._record_there(lane, assignment)) is None:
+                return assignment
+            async with self._changed:
+                self._settle(record)
+
+    async def _next_assignment(self, lane: int, group: str) -> Assignment | None:
+        """Wait for something to do; None when the lane, or this group of it, is to stop."""
+        while not self._closed and self._groups[lane] == group:
+            if (assignment := self._queue.assign(lane)) is not None:
+                return assignment
+            await self._changed.wait()
+        return None
+
+    async def _record_there(self, lane: int, assignment: Assignment) -> RunRecord | None:
+        """Return the record a group left that died before it could tell us. Others are heard while a store takes its time."""
         try:
-            async with asyncio.timeout(wait_seconds), self._changed:
-                while not self._closed and self._groups[lane] == group:
-                    if (assignment := self._queue.assign(lane)) is None:
-                        await self._changed.wait()
-                    elif (record := read_record(self._root, assignment.run.run_id)) is None:
-                        return assignment
-                    else:  # its group died between the record and telling us
-                        self._settle(record)
-        except TimeoutError:
-            return Word.WAIT
-        return Word.STOP
+            record = await asyncio.to_thread(read_record, self._root, assignment.run.run_id)
+            if record is not None:
+                await asyncio.to_thread(tidy_up_after, self._root, [record])
+        except OSError:
+            self._queue.release(lane, died=False)  # nobody has begun it
+            raise
+        return record
 
     async def beat(self, run_id: str, tokens: int) -> None:
         """Hear how far a run is, tokens."""
         self._queue.beat(run_id, tokens)
         self._show(of_beat(run_id, tokens))
 
-    async def complain(self, run_id: str, error: str) -> None:
-        """Hear from a worker what it died of."""
-        self._queue.complain(run_id, error)
+    async def complain(self, run_id: str, error: str, outside: bool) -> None:
+        """Hear from a worker what it died of; `outside`: it is no property of the run."""
+        self._queue.complain(run_id, error, outside)
 
     async def done(self, record: RunRecord) -> None:
         """Hear that a run has its record, and tell who waits for it."""

@@ -11,16 +11,18 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from upath import UPath
-
 from synth.errors import UserError
-from train.attempts import attempts_at
+from train.attempts import read_attempts
+from train.flops import count_parameters
+from train.full_disk import free_bytes, full_disk, room_wanted
 from train.lanes.queue import Assignment, Order, Word, failed_record
+from train.leftovers import read_use, tidy_up
 from train.memory import MicrobatchTooLarge
 from train.placement import TrainPlacement
-from train.record import RunRecord, TrunkUse, run_directory, write_record
+from train.record import RunRecord, run_directory, write_record
 from train.run import RunConfig
 from train.tokens import PackedInfo, PackedSet
 
@@ -43,8 +45,9 @@ class QueueLink(Protocol):
     def beat(self, run_id: str, tokens: int) -> None:
         """Say how far a run is, without waiting for an answer."""
 
-    def complain(self, run_id: str, error: str) -> None:
-        """Say what this worker's run raised, in case it does not live to settle it with the others."""
+    def complain(self, run_id: str, error: str, outside: bool) -> None:
+        """Say what this worker's run raised, in case it does not live to settle it with the others; `outside`: it is no
+        property of the run."""
 
     def done(self, record: RunRecord) -> None:
         """Say that a run has its record."""
@@ -113,36 +116,47 @@ class LaneWorker:
         """Train a run and tell the queue how it ended. Raises when that could not be settled with the other ranks."""
         run = assignment.run
         beats = Beats(self._link if self._leads else None, run.run_id)
-        began = time.perf_counter()
-        outcome = self._settle(Failed(assignment.give_up) if assignment.give_up else self._try(run, beats))
+        outcome = self._settle(_foregone(assignment) or self._try(run, beats))
         while isinstance(outcome, TooLarge):  # all ranks are here, so none is stuck in a collective
             outcome = self._settle(self._try(run, beats))
         gc.collect()  # what a run that raised has left behind
         if not self._leads:
             return
         if isinstance(outcome, Failed):
-            outcome = self._record_failure(assignment, outcome.reason, beats, time.perf_counter() - began)
+            outcome = self._record_failure(assignment, outcome.reason, beats)
         if isinstance(outcome, Refused):
             self._link.refuse(run.run_id, outcome.why)
         else:
             self._link.done(outcome)
 
     def _try(self, run: RunConfig, beats: Beats) -> Outcome:
+        directory = run_directory(self._root, run.run_id)
         try:
             packed = PackedSet.open(self._root, run.packed)
-            directory = run_directory(self._root, run.run_id)
             return self._trainer(run, packed, self._placement, directory, device=self._device, report=beats)
         except UserError as error:
             return Refused(str(error))
         except (
-            OSError
-        ) as error:  # a full disk or a store out of reach is no property of the run: it is tried again
-            self._link.complain(run.run_id, _named(error))
-            raise
-        except Exception as error:  # whatever else a run raises is recorded as its end, and the lane goes on
-            self._link.complain(run.run_id, _named(error))
+            Exception
+        ) as error:  # whatever a run raises of itself is recorded as its end, and the lane goes on
+            if full := full_disk(error, directory):
+                said = self._no_room(run, full)
+                self._link.complain(run.run_id, said, True)
+                # Trying again would find no more room.
+                return Refused(
+                    f"run {run.run_id}: {said} and run the job again; the run goes on from its last checkpoint."
+                )
+            outside = isinstance(error, OSError)
+            self._link.complain(run.run_id, _named(error), outside)
+            if outside:  # a store out of reach, most likely: another attempt may find it back
+                raise
             self._check_device()
             return TooLarge() if isinstance(error, MicrobatchTooLarge) else Failed(_named(error))
+
+    def _no_room(self, run: RunConfig, full: Path) -> str:
+        num_params = count_parameters(run.model, PackedInfo.read(self._root, run.packed).vocab_size).total
+        left, wanted = _mib(free_bytes(full)), _mib(room_wanted(num_params))
+        return f"the disk is full at {full}, with {left} left: free {wanted} or more"
 
     def _check_device(self) -> None:
         """Raise if the run has broken the device's context, which only a new process can mend."""
@@ -166,24 +180,24 @@ class LaneWorker:
         settled: Outcome = next((each for each in outcomes if not isinstance(each, RunRecord)), outcomes[0])
         return settled
 
-    def _record_failure(self, assignment: Assignment, reason: str, beats: Beats, seconds: float) -> RunRecord:
-        import torch.distributed as dist
-
+    def _record_failure(self, assignment: Assignment, reason: str, beats: Beats) -> RunRecord:
         run = assignment.run
         directory = run_directory(self._root, run.run_id)
+        attempts = read_attempts(directory)
         record = failed_record(
             run,
             PackedInfo.read(self._root, run.packed).vocab_size,
             self._placement,
             reason,
             tokens=max(assignment.tokens, beats.tokens),
-            seconds=seconds,
+            seconds=attempts.wall_seconds,
+            device_seconds=attempts.device_seconds,
             tokens_per_second=beats.tokens_per_second,
-            attempts=max(1, attempts_at(directory)),
-            num_workers=dist.get_world_size(),
-            trunk=_taken_over(directory),
+            attempts=max(1, attempts.number),
+            trunk=read_use(directory),
         )
         write_record(self._root, record)
+        tidy_up(run, directory)
         return record
 
 
@@ -214,11 +228,16 @@ class Beats:
         return (self.tokens - self._began[1]) / (self._heard_at - self._began[0])
 
 
+def _foregone(assignment: Assignment) -> Outcome | None:
+    """Return how a run ends that is not to be tried any more."""
+    if assignment.refuse is not None:
+        return Refused(assignment.refuse)
+    return Failed(assignment.give_up) if assignment.give_up is not None else None
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"
+
+
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _taken_over(directory: UPath) -> TrunkUse | None:
-    from train.trunk import read_use  # torch, which is there when a run has been tried
-
-    return read_use(directory)

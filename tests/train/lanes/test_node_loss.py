@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 
 from tests.assets.object_store import object_store
 from tests.assets.packed_set import run_on, write_packed_set
-from train.checkpoint import newest_step
+from train.checkpoint_files import newest_step
 from train.lanes.job import Lanes
 from train.placement import TrainPlacement
 from train.record import run_directory

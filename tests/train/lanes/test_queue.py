@@ -84,6 +84,18 @@ def test_a_run_that_kills_its_workers_at_the_same_point_is_given_up_and_says_why
     assert "peer" not in last.give_up
 
 
+def test_a_store_that_fails_is_never_the_runs_end_but_a_fault_after_it_is(queue):
+    queue.add(_run(), 0)
+    for _ in range(MAX_DEATHS_AT_ONE_POINT):
+        assert queue.assign(0) == Assignment(_run())
+        queue.complain(_run().run_id, "StoreAway: the store does not answer", outside=True)
+        queue.complain(_run().run_id, "RuntimeError: connection closed by peer")
+    refused = queue.assign(0)
+    assert refused.give_up is None
+    assert "2 times by what is no fault of its own (StoreAway: the store does not answer)" in refused.refuse
+    assert queue.assign(0).refuse is None, "nothing was said of the last attempt"
+
+
 def test_a_run_that_gets_further_each_time_is_never_given_up(queue):
     queue.add(_run(), 0)
     for start in range(0, 1000, 100):
@@ -122,13 +134,13 @@ def test_tokens_in_hand_are_those_of_runs_without_a_record(queue):
 def test_the_record_of_a_failed_run_keeps_what_is_known_and_invents_nothing():
     placement = TrainPlacement(workers_per_lane=2)
     record = failed_record(
-        _run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2, num_workers=2
+        _run(), 300, placement, "why", tokens=512, seconds=3.0, tokens_per_second=0.0, attempts=2, device_seconds=5.0
     )  # fmt: skip
     assert (record.status, record.reason, record.attempts) == ("failed", "why", 2)
     assert record.final is None
     assert record.sources == {}
     assert record.train_tokens == 512
-    assert record.device_seconds == 6.0
+    assert (record.wall_seconds, record.device_seconds) == (3.0, 5.0)
     assert record.train_flops_6nd == 6 * record.num_params_non_embedding * 512
 
 
@@ -145,7 +157,7 @@ def test_a_failed_branch_costs_what_it_took_itself(heard_of):
     taken_over = TrunkUse(trunk_id="t", train_tokens=768, wall_seconds=20.0, device_seconds=40.0)
     record = failed_record(
         _run(), 300, TrainPlacement(), "why", tokens=heard_of, seconds=3.0, tokens_per_second=0.0, attempts=1,
-        num_workers=2, trunk=taken_over,
+        device_seconds=6.0, trunk=taken_over,
     )  # fmt: skip
     assert record.own_tokens == max(0, heard_of - 768)
     assert record.own_device_seconds == 6.0

@@ -1,6 +1,8 @@
 """The queue actor, called in this process: who waits for what, and who is told when."""
 
 import asyncio
+import os
+import threading
 
 import pytest
 
@@ -8,7 +10,7 @@ from synth.errors import UserError
 from train.lanes.queue import Assignment, LanesLost, Word, failed_record
 from train.lanes.queue_actor import QueueActor
 from train.placement import TrainPlacement
-from train.record import write_record
+from train.record import run_directory, write_record
 from train.run import RunConfig
 from train.sizes import model_of
 
@@ -154,6 +156,33 @@ def test_a_group_that_comes_back_at_another_size_holds_that_against_no_run(play)
     assert same_size[0] == Assignment(run_with(1))
     assert "workers died under this run 2 times" in same_size[1].give_up
     assert state["lane_sizes"] == {0: 2}
+
+
+def test_others_are_heard_while_the_store_says_whether_a_run_has_its_record(play, tmp_path):
+    heard = threading.Event()
+
+    def answer_late(path):
+        heard.wait(SOON)
+        path.write_text(record_of(run_with(1)).model_dump_json())
+
+    async def scene(queue):
+        submitted = asyncio.create_task(queue.submit(run_with(1)))
+        while not (await queue.state())["runs_waiting"]:
+            await asyncio.sleep(0.01)
+        path = run_directory(str(tmp_path), run_with(1).run_id) / "record.json"
+        path.parent.mkdir(parents=True)
+        os.mkfifo(path)  # who reads it waits for who writes it
+        late = asyncio.create_task(asyncio.to_thread(answer_late, path))
+        lane = asyncio.create_task(queue.take(0, "group", 1, 0.1))
+        await asyncio.sleep(0.05)
+        in_time = not heard.is_set() and not late.done()
+        await queue.beat(run_with(1).run_id, 16)
+        heard.set()
+        await late
+        path.unlink()
+        return in_time, await submitted, await lane
+
+    assert play(scene) == (True, record_of(run_with(1)), Word.WAIT)
 
 
 def test_a_refused_run_is_its_submitters_error(play):

@@ -2,48 +2,23 @@
 
 import multiprocessing
 import os
+import re
 import time
 
 import pytest
 import torch.distributed as dist
 
 from synth.errors import UserError
+from synth.storage import write_bytes_atomic
+from tests.assets.direct_link import DirectLink
 from tests.assets.packed_set import run_on, write_packed_set
+from train.attempts import begin_attempt
 from train.lanes import worker as lane_module
-from train.lanes.queue import RunQueue, Word, failed_record
+from train.lanes.queue import failed_record
 from train.lanes.worker import Beats, LaneWorker
 from train.memory import MicrobatchTooLarge
 from train.placement import TrainPlacement
-from train.record import read_record, write_record
-
-
-class DirectLink:
-    """The queue at arm's length: orders from a RunQueue in this process, `STOP` when it is empty."""
-
-    def __init__(self, runs):
-        self.queue = RunQueue()
-        for order, run in enumerate(runs):
-            self.queue.add(run, order)
-        self.records, self.refused, self.beats = [], {}, []
-
-    def take(self):
-        return self.queue.assign(0) or Word.STOP
-
-    def beat(self, run_id, tokens):
-        self.beats.append((run_id, tokens))
-        self.queue.beat(run_id, tokens)
-
-    def complain(self, run_id, error):
-        self.queue.complain(run_id, error)
-
-    def done(self, record):
-        self.queue.complete(record.run_id)
-        self.records.append(record)
-
-    def refuse(self, run_id, why):
-        self.queue.complete(run_id)
-        self.refused[run_id] = why
-
+from train.record import read_record, run_directory, write_record
 
 ATTEMPTS = []
 """Of the run with seed 4."""
@@ -58,7 +33,16 @@ def trainer(run, packed, placement, directory, *, device, report):
     if run.seed == 2:
         raise UserError("packed_hash is another one.")
     if run.seed == 3:
-        raise OSError("no space left on device")
+        raise OSError("the store does not answer")
+    if run.seed == 5:  # as PyTorch's writer says that a disk is full
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/1: file write failed"
+        )
+    if run.seed == 6:
+        attempts = begin_attempt(run, directory, devices=0.5)
+        attempts.add(8.0)
+        report(512)
+        raise ValueError("bad shapes")
     if run.seed == 4 and len(ATTEMPTS) < 2:
         ATTEMPTS.append(run.seed)
         raise MicrobatchTooLarge("no memory for 8 rows at once")
@@ -113,17 +97,48 @@ def test_a_run_asked_for_wrongly_goes_back_to_the_caller_without_a_record(group,
     assert read_record(str(tmp_path), bad.run_id) is None
 
 
-def test_a_full_disk_ends_the_worker_and_only_again_and_again_is_it_the_runs_end(group, tmp_path, packed):
-    link = DirectLink([run_on(packed, seed=3), run_on(packed, seed=10)])
+def test_a_store_out_of_reach_ends_the_worker_and_never_becomes_the_runs_end(group, tmp_path, packed):
+    stopped, good = run_on(packed, seed=3), run_on(packed, seed=10)
+    link = DirectLink([stopped, good])
     worker = LaneWorker(str(tmp_path), TrainPlacement(), trainer, link, "cpu")
     for _ in range(2):
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="does not answer"):
             worker.work()
         assert link.records == []
     worker.work()
-    failed, complete = link.records
-    assert "no space left on device" in failed.reason
-    assert (failed.status, complete.status) == ("failed", "complete")
+    assert [record.run_id for record in link.records] == [good.run_id]
+    assert (
+        "(OSError: the store does not answer): mend that and run the job again"
+        in link.refused[stopped.run_id]
+    )
+    assert read_record(str(tmp_path), stopped.run_id) is None
+
+
+def test_a_full_disk_is_told_at_once_with_the_room_it_takes_and_leaves_no_record(group, tmp_path, packed):
+    stopped, good = run_on(packed, seed=5), run_on(packed, seed=10)
+    link = work(tmp_path, [stopped, good])
+    assert [record.run_id for record in link.records] == [good.run_id]
+    assert re.fullmatch(
+        rf"run {stopped.run_id}: the disk is full at {tmp_path}, with [\d,]+ MiB left: free 1 MiB or more and run the job again; "
+        r"the run goes on from its last checkpoint\.",
+        link.refused[stopped.run_id],
+    )
+    assert read_record(str(tmp_path), stopped.run_id) is None
+
+
+def test_a_failed_run_costs_what_all_its_attempts_took_and_leaves_nothing_but_its_record(
+    group, tmp_path, packed
+):
+    run = run_on(packed, seed=6)
+    directory = run_directory(str(tmp_path), run.run_id)
+    killed = begin_attempt(run, directory, devices=2.0)
+    killed.add(5.0)
+    write_bytes_atomic(directory / "checkpoints" / "step-00000001-x" / "state" / "weights.pt", b"1")
+    (record,) = work(tmp_path, [run]).records
+    assert record.attempts == 2
+    assert record.wall_seconds == 13.0
+    assert record.device_seconds == 5.0 * 2 + 8.0 * 0.5
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "record.json"]
 
 
 def test_workers_that_were_all_short_of_memory_try_again_at_once(group, tmp_path, packed):
