@@ -11,7 +11,6 @@ import math
 import re
 import shutil
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from synth.errors import UserError
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_json_atomic
+from tests.assets.report_page import Page
 from tests.assets.simulated_study import DOMAINS, ENDINGS, NASTY, SMALL, simulate_study
 from train.flops import train_flops
 from train.rates import BestRate, RateTrial, SweptRates
@@ -52,47 +52,6 @@ def report(config: ReportConfig) -> Path:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
-
-
-class Page(HTMLParser):
-    """What the tests ask of a page: its identifiers, attributes, anchors, numbers and text by section."""
-
-    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.identifiers: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.numbers: dict[str, list[float]] = {}
-        self.text: dict[str, str] = {}
-        self._open: list[str] = []
-        self._section = "top"
-        self.feed(text)
-        self.close()
-        assert self._open == [], f"elements never closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.attributes += [(tag, name, value) for name, value in given.items()]
-        if "id" in given:
-            self.identifiers.append(given["id"])
-        if tag == "section":
-            self._section = given["id"]
-        if tag == "data":
-            self.numbers.setdefault(self._section, []).append(float(given["value"]))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data: str) -> None:
-        self.text[self._section] = self.text.get(self._section, "") + data
 
 
 @pytest.fixture(scope="module")
