@@ -226,6 +226,7 @@ class VllmEngine:
             "Engine core initialization failed",
             "WorkerProc initialization failed",
             "Engine core proc",
+            "EngineCore encountered an issue",
         )
         causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
         return (causes or [_reason_of(error)])[-1].rstrip(".")

@@ -11,7 +11,6 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from synth.errors import UserError
@@ -123,7 +122,7 @@ class LaneWorker:
         if not self._leads:
             return
         if isinstance(outcome, Failed):
-            outcome = self._record_failure(assignment, outcome.reason, beats)
+            outcome = self._recorded(assignment, outcome.reason, beats)
         if isinstance(outcome, Refused):
             self._link.refuse(run.run_id, outcome.why)
         else:
@@ -136,16 +135,10 @@ class LaneWorker:
             return self._trainer(run, packed, self._placement, directory, device=self._device, report=beats)
         except UserError as error:
             return Refused(str(error))
-        except (
-            Exception
-        ) as error:  # whatever a run raises of itself is recorded as its end, and the lane goes on
-            if full := full_disk(error, directory):
-                said = self._no_room(run, full)
-                self._link.complain(run.run_id, said, True)
-                # Trying again would find no more room.
-                return Refused(
-                    f"run {run.run_id}: {said} and run the job again; the run goes on from its last checkpoint."
-                )
+        # Whatever a run raises of itself is recorded as its end, and the lane goes on.
+        except Exception as error:
+            if stopped := self._stopped_by_a_full_disk(run, error):
+                return stopped  # trying again would find no more room
             outside = isinstance(error, OSError)
             self._link.complain(run.run_id, _named(error), outside)
             if outside:  # a store out of reach, most likely: another attempt may find it back
@@ -153,10 +146,18 @@ class LaneWorker:
             self._check_device()
             return TooLarge() if isinstance(error, MicrobatchTooLarge) else Failed(_named(error))
 
-    def _no_room(self, run: RunConfig, full: Path) -> str:
+    def _stopped_by_a_full_disk(self, run: RunConfig, error: Exception) -> Refused | None:
+        """Return what to tell whoever asked for the run when a full disk is behind an error of it, else None."""
+        full = full_disk(error, run_directory(self._root, run.run_id))
+        if full is None:
+            return None
         num_params = count_parameters(run.model, PackedInfo.read(self._root, run.packed).vocab_size).total
         left, wanted = _mib(free_bytes(full)), _mib(room_wanted(num_params))
-        return f"the disk is full at {full}, with {left} left: free {wanted} or more"
+        said = f"the disk is full at {full}, with {left} left: free {wanted} or more"
+        self._link.complain(run.run_id, said, True)
+        return Refused(
+            f"run {run.run_id}: {said} and run the job again; the run goes on from its last checkpoint."
+        )
 
     def _check_device(self) -> None:
         """Raise if the run has broken the device's context, which only a new process can mend."""
@@ -177,8 +178,20 @@ class LaneWorker:
         outcomes: list[Any] = [None] * dist.get_world_size()
         dist.monitored_barrier(self._control, timeout=patience)
         dist.all_gather_object(outcomes, outcome, group=self._control)
-        settled: Outcome = next((each for each in outcomes if not isinstance(each, RunRecord)), outcomes[0])
+        # What one rank knows of a disk or of its memory, the others know as a broken connection.
+        kinds = (Refused, TooLarge, Failed)
+        settled: Outcome = next(
+            (each for kind in kinds for each in outcomes if isinstance(each, kind)), outcomes[0]
+        )
         return settled
+
+    def _recorded(self, assignment: Assignment, reason: str, beats: Beats) -> RunRecord | Refused:
+        try:
+            return self._record_failure(assignment, reason, beats)
+        except OSError as error:
+            if stopped := self._stopped_by_a_full_disk(assignment.run, error):
+                return stopped
+            raise
 
     def _record_failure(self, assignment: Assignment, reason: str, beats: Beats) -> RunRecord:
         run = assignment.run
