@@ -91,7 +91,7 @@ def remove_half_checkpoints(directory: UPath) -> None:
         return
     whole = {name for name, _ in _whole(home)}
     for name in [child.name for child in home.iterdir()]:
-        if name not in whole:
+        if name and name not in whole:  # a store may list the directory itself, without a name
             remove_checkpoint(home / name)
 
 
