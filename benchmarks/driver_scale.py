@@ -111,7 +111,7 @@ def made_of_nothing(root: str, num_parts: int, engines: int) -> RephraseWork:
     })  # fmt: skip
     sources = tuple(f"{root}/corpora/natural/train/part-{part:05d}.parquet" for part in range(num_parts))
     model = find_model(root, config.engine)
-    return RephraseWork(config, load_recipes(config.recipes, {}), model, "0" * 16, sources, None)
+    return RephraseWork(config, load_recipes(config.recipes, {}), model, "0" * 16, sources, None, 256)
 
 
 def through_ray(work: RephraseWork, num_parts: int) -> dict[str, Any]:

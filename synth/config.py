@@ -207,8 +207,9 @@ class RephrasePlacement(Config):
     """GPUs of a replica each layer is spread over."""
     pipeline_parallel: int = Field(default=1, ge=1)
     """GPUs, or groups of tensor_parallel GPUs, of a replica the layers are dealt out to."""
-    parts_in_flight: int = Field(default=3, ge=1)
-    """Input parts one replica works on at once, so that the engine never waits at a part's end."""
+    parts_in_flight: int | None = Field(default=None, ge=1)
+    """Input parts one replica works on at once; null is as many as keep the engine full while the longest answer of each
+    part is waited for, 3 at least."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """Sequences the engine decodes together; null is what tune_engine found, else 256."""
     max_num_batched_tokens: int | None = Field(default=None, ge=1)

@@ -37,7 +37,7 @@ from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
 from synth.rephrase import RephraseWork, finish_work, open_work
 from synth.telemetry import Metric, Sample, of_engine, of_part
-from synth.worker import RephraseWorker
+from synth.worker import RephraseWorker, parts_at_a_time
 
 
 def publish(samples: Iterable[Sample]) -> None:
@@ -174,6 +174,7 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     """
     placement = work.config.placement
     most = min(placement.engines, len(parts))
+    at_once = parts_at_a_time(work, placement)
     attempts = ray.remote(**beside_the_driver())(PartAttempts).remote()
     with _quiet_ray_data():
         dataset = ray.data.from_items(
@@ -185,8 +186,8 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(placement.min_engines or most, most),
                 max_size=most,
-                max_tasks_in_flight_per_actor=placement.parts_in_flight,
-                max_concurrent_calls_per_actor=placement.parts_in_flight,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
             ),
             num_cpus=placement.cpus_per_engine,
             num_gpus=placement.gpus_per_engine or None,

@@ -6,6 +6,7 @@ workers of `synth.worker` or by Ray Data LLM (`synth.ray_data_llm`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ class RephraseWork:
     """Input parts, in order: paths or URLs."""
     last_part_documents: int | None
     """Documents taken of the last part, where max_documents ends within it; None takes all."""
+    documents_per_part: int
+    """Documents of an input part, on average."""
     held_out: tuple[str, ...] = ()
     """Held-out parts that answers are compared with."""
     other_parents: tuple[tuple[str, str], ...] = ()
@@ -55,6 +58,13 @@ class RephraseWork:
     def num_parts(self) -> int:
         """Parts of the output, and of the input it is made from."""
         return len(self.sources)
+
+    @property
+    def rows_per_part(self) -> int:
+        """Rows of a part on average, at least: of one chunk a document."""
+        config = self.config
+        recipes = config.recipes_per_document if config.recipe_weights else len(self.recipes)
+        return self.documents_per_part * recipes * config.samples_per_chunk
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the rows: the configuration with the recipes' contents in place of their names."""
@@ -122,9 +132,11 @@ def open_work(config: RephraseConfig) -> RephraseWork:
             f"corpus {config.corpus!r} has no document to rephrase: lower its held_out_fraction or add sources."
         )
     sources, rest = _take(parts, config.max_documents)
+    split = manifest["splits"]["train"]
     model = _find_model(config)
     return RephraseWork(
         config, recipes, model, manifest["hash"], tuple(map(str, sources)), rest,
+        documents_per_part=math.ceil(split["documents"] / split["parts"]),
         held_out=tuple(str(part) for parts, _ in held_out.values() for part in parts), other_parents=tuple(others.items()),
     )  # fmt: skip
 

@@ -24,6 +24,18 @@ IN_FLIGHT_PER_SEQUENCE = 2.0
 """Requests handed to the engine per sequence it decodes, so that one is waiting whenever one ends, also when all of them
 end at once because all run into the cap."""
 
+LEAST_PARTS, LONGEST_OVER_MEAN = 3, 8
+"""Parts in flight at least, and how much longer than the mean answer the longest one of a part is taken to be. A part
+takes as long as its longest answer; on average only rows / LONGEST_OVER_MEAN of its rows are in the engine all that time."""
+
+
+def parts_at_a_time(work: RephraseWork, placement: RephrasePlacement) -> int:
+    """Return how many parts an engine works on at once: so many that their unfinished rows fill it at any moment."""
+    if placement.parts_in_flight is not None:
+        return placement.parts_in_flight
+    full = placement.num_seqs * LONGEST_OVER_MEAN / work.rows_per_part
+    return max(LEAST_PARTS, 1 + math.ceil(full))
+
 
 def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
     """Return the placement with what tune_engine found for this machine in its open settings, and the tuning's name.
@@ -88,11 +100,11 @@ class RephraseWorker:
         return await loop.run_in_executor(self._thread, self._commit, drafted, finished, began)
 
     async def make_parts(self, parts: Iterable[int]) -> list[LedgerEntry]:
-        """Make parts, as many at a time as `placement.parts_in_flight` allows; return their entries in the same order.
+        """Make parts, as many at a time as `parts_at_a_time` says; return their entries in the same order.
 
         Raises UserError as `make_part` does.
         """
-        gate = asyncio.Semaphore(self.placement.parts_in_flight)
+        gate = asyncio.Semaphore(parts_at_a_time(self.work, self.placement))
 
         async def make(part: int) -> LedgerEntry:
             async with gate:

@@ -276,9 +276,7 @@ class Supervisor:
             for suspect in await self._unanswered(group):
                 if not suspect.answer.done():
                     suspect.answer.set_result(
-                        Quarantined(
-                            POISON, f"the engine died with no other request in it: {self.last_words}"
-                        )
+                        Quarantined(POISON, f"the engine died with no other request in it: {self.last_words}")
                     )
             return []
         first, second = group[: len(group) // 2], group[len(group) // 2 :]

@@ -16,7 +16,7 @@ from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json
-from synth.worker import RephraseWorker
+from synth.worker import RephraseWorker, parts_at_a_time
 from tests.synth.conftest import text_of
 
 
@@ -102,6 +102,25 @@ def test_a_part_with_data_but_no_ledger_entry_is_made_again_and_finished_ones_ar
     entries, _ = make_parts(work)
     assert sorted(entry.part for entry in entries) == [1, 3, 4, 5]
     assert {name: (work.directory / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    "placement, parts",
+    [
+        ({"max_num_seqs": 1}, 3),  # never fewer: one is drafted, one answered, one written
+        (
+            {"max_num_seqs": 8},
+            1 + 8,
+        ),  # an eighth of 4 documents x 2 recipes is in the engine until a part's end
+        ({"max_num_seqs": 8, "parts_in_flight": 2}, 2),
+    ],
+)
+def test_small_parts_are_made_many_at_a_time_so_that_their_last_answers_leave_no_engine_idle(
+    fake_config, placement, parts
+):
+    work = open_work(fake_config(placement=placement))
+    assert work.rows_per_part == 8
+    assert parts_at_a_time(work, work.config.placement) == parts
 
 
 def test_a_finished_part_asked_for_again_costs_no_engine(fake_config):
