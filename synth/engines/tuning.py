@@ -57,7 +57,6 @@ class SampleWork(RephraseWork):
     """Some documents of some parts of a work, written to a directory of its own."""
 
     scratch: str = ""
-    documents_per_part: int = 0
 
     @property
     def directory(self) -> UPath:
@@ -74,8 +73,8 @@ def sample_of(work: RephraseWork, num_documents: int) -> SampleWork:
     count = min(SAMPLE_PARTS, work.num_parts, num_documents)
     chosen = tuple(work.sources[number * work.num_parts // count] for number in range(count))
     return SampleWork(
-        work.config, work.recipes, work.model, work.corpus_hash, chosen, None, work.held_out, work.other_parents,
-        documents_per_part=-(-num_documents // count),
+        work.config, work.recipes, work.model, work.corpus_hash, chosen, None, -(-num_documents // count), work.held_out,
+        work.other_parents,
     )  # fmt: skip
 
 
