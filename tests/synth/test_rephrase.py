@@ -105,7 +105,7 @@ def test_a_part_with_data_but_no_ledger_entry_is_made_again_and_finished_ones_ar
 
 
 @pytest.mark.parametrize(
-    "placement, parts",
+    ("placement", "parts"),
     [
         ({"max_num_seqs": 1}, 3),  # never fewer: one is drafted, one answered, one written
         (
