@@ -13,12 +13,22 @@ ORDER = ["synth", "train", "tune", "rayjobs"]
 MODULES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MAY_IMPORT_TORCH_AT_TOP = {
     f"train/{name}.py"
-    for name in ("model", "cross_entropy", "loop", "distributed", "evaluation", "universal", "export")
+    for name in (
+        "model",
+        "cross_entropy",
+        "loop",
+        "training",
+        "distributed",
+        "evaluation",
+        "universal",
+        "export",
+    )
 }
 LIGHT = [
     "rayjobs.cli", "rayjobs.cluster", "rayjobs.study", "rayjobs.run_study", "synth.config", "synth.identity",
     "synth.recipe", "synth.chunking", "synth.quality.verdict", "synth.corpus", "train.config", "train.run",
     "train.placement", "train.record", "train.sizes", "train.flops", "train.schedule", "train.grid", "train.mixture",
+    "train.leftovers",
     "tune.config", "tune.results", "tune.search",
 ]  # fmt: skip
 
