@@ -8,15 +8,14 @@ of attempts goes last of all, so a finished run that still has one was not tidie
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 from upath import UPath
 
-from synth.storage import exists, is_local, read_json, study_path
+from synth.storage import exists, read_json
 from train.attempts import ATTEMPTS_FILE
 from train.checkpoint_files import remove_checkpoints
 from train.memory import FIT_FILE
-from train.record import READERS, RunRecord, TrunkUse, run_directory
+from train.record import RunRecord, TrunkUse, of_each, read_record, run_directory
 from train.run import RunConfig
 
 TRUNKS = "trunks"
@@ -55,5 +54,12 @@ def tidy_up_after(root: str, records: Iterable[RunRecord]) -> None:
         if exists(directory / ATTEMPTS_FILE):
             tidy_up(record.config, directory)
 
-    with ThreadPoolExecutor(1 if is_local(study_path(root)) else READERS) as pool:
-        list(pool.map(look, records))
+    of_each(root, look, records)
+
+
+def find_record(root: str, run_id: str) -> RunRecord | None:
+    """Return the record of a run, tidied up after; None when it has not finished."""
+    record = read_record(root, run_id)
+    if record is not None:
+        tidy_up_after(root, [record])
+    return record

@@ -7,16 +7,20 @@ reason; nothing stands in for a number that was not measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
 from synth.storage import is_local, list_names, read_json, study_path, write_json_atomic
+from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.placement import TrainPlacement
 from train.run import RunConfig
+
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 
 RECORD_FILE = "record.json"
 
@@ -185,6 +189,28 @@ def read_record(root: str, run_id: str) -> RunRecord | None:
         return None
 
 
+def of_each(root: str, look: Callable[[Asked], Found], asked: Iterable[Asked]) -> list[Found]:
+    """Return what `look` finds for each of many runs, in order; of an object store many are asked at once."""
+    if is_local(study_path(root)):
+        return [look(each) for each in asked]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(look, asked))
+
+
+def what_was_trained(run: RunConfig, vocab_size: int, train_tokens: int) -> dict[str, Any]:
+    """Return the fields of a run's record that follow from the run, the vocabulary and the tokens it got to."""
+    num_params = count_parameters(run.model, vocab_size)
+    return {
+        "run_id": run.run_id,
+        "config": run,
+        "num_params_non_embedding": num_params.non_embedding,
+        "num_params_total": num_params.total,
+        "train_tokens": train_tokens,
+        "train_flops_6nd": train_flops_6nd(num_params.non_embedding, train_tokens),
+        "train_flops": train_flops(run.model, vocab_size, run.sequence_length, train_tokens),
+    }
+
+
 def read_records(root: str) -> list[RunRecord]:
     """Return the records of all finished runs under a study root, by run id."""
     return list(records_of(root, list_names(study_path(root, "runs"))).values())
@@ -193,9 +219,5 @@ def read_records(root: str) -> list[RunRecord]:
 def records_of(root: str, run_ids: Iterable[str]) -> dict[str, RunRecord]:
     """Return the records there are of these runs, by run id in the order given; from an object store many at once."""
     run_ids = list(dict.fromkeys(run_ids))
-    if is_local(study_path(root)):
-        found = [read_record(root, run_id) for run_id in run_ids]
-    else:
-        with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(functools.partial(read_record, root), run_ids))
+    found = of_each(root, functools.partial(read_record, root), run_ids)
     return {run_id: record for run_id, record in zip(run_ids, found, strict=True) if record is not None}

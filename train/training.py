@@ -20,11 +20,11 @@ from train.devices import device_name, memory_in_use, peak_flops
 from train.distributed import leads, rank, set_learning_rate, total, world_size
 from train.divergence import LossWatch
 from train.evaluation import evaluate, evaluation_steps
-from train.flops import count_parameters, train_flops, train_flops_6nd
+from train.flops import train_flops
 from train.metrics import MetricsLog, SourceLosses, StepMetrics, finite
 from train.mixture import MixtureSampler
 from train.placement import TrainPlacement
-from train.record import DeviceUse, RunRecord
+from train.record import DeviceUse, RunRecord, what_was_trained
 from train.run import RunConfig
 from train.schedule import learning_rate, trunk_steps
 from train.stopwatch import Stopwatch
@@ -107,21 +107,14 @@ class Training:
 
     def record(self, reason: str | None, attempts: int) -> RunRecord:
         """Return the record of the run as it stands."""
-        run, vocab_size = self.run, self.packed.vocab_size
-        num_params = count_parameters(run.model, vocab_size)
+        run = self.run
         train_tokens = self.step * run.tokens_per_step
         use = self.sampler.use(self.step * run.rows_per_step)
         speed = train_tokens / self.clock.train_seconds
         return RunRecord(
-            run_id=run.run_id,
-            config=run,
+            **what_was_trained(run, self.packed.vocab_size, train_tokens),
             status="diverged" if reason else "complete",
             reason=reason,
-            num_params_non_embedding=num_params.non_embedding,
-            num_params_total=num_params.total,
-            train_tokens=train_tokens,
-            train_flops_6nd=train_flops_6nd(num_params.non_embedding, train_tokens),
-            train_flops=train_flops(run.model, vocab_size, run.sequence_length, train_tokens),
             sources={name: rows.source_use(run.sequence_length) for name, rows in use.items()},
             final=None if reason else self.evaluations[-1],
             evaluations=tuple(self.evaluations),

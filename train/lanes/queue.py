@@ -12,9 +12,8 @@ import heapq
 from dataclasses import dataclass
 
 from synth.identity import provenance
-from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.placement import TrainPlacement
-from train.record import RunRecord, TrunkUse
+from train.record import RunRecord, TrunkUse, what_was_trained
 from train.run import RunConfig
 from train.schedule import peak_learning_rate
 
@@ -195,22 +194,15 @@ def failed_record(  # noqa: PLR0913  # what is known of a run that could not say
     all the time), the last one at `tokens_per_second` (0 when that is not known); what the run drew from each source is left
     out. What it had taken over from its trunk is counted in, as in every record.
     """
-    parameters = count_parameters(run.model, vocab_size)
-    tokens = max(tokens, trunk.train_tokens if trunk else 0)
+    trained = what_was_trained(run, vocab_size, max(tokens, trunk.train_tokens if trunk else 0))
     if device_seconds is None:
         device_seconds = seconds * placement.devices_per_worker
     return RunRecord(
-        run_id=run.run_id,
-        config=run,
+        **trained,
         status="failed",
         reason=reason,
-        num_params_non_embedding=parameters.non_embedding,
-        num_params_total=parameters.total,
-        train_tokens=tokens,
-        train_flops_6nd=train_flops_6nd(parameters.non_embedding, tokens),
-        train_flops=train_flops(run.model, vocab_size, run.sequence_length, tokens),
         sources={},
-        peak_learning_rate=peak_learning_rate(run.optimizer, parameters.non_embedding),
+        peak_learning_rate=peak_learning_rate(run.optimizer, trained["num_params_non_embedding"]),
         wall_seconds=seconds + (trunk.wall_seconds if trunk else 0.0),
         device_seconds=device_seconds + (trunk.device_seconds if trunk else 0.0),
         trunk=trunk,

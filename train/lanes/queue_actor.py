@@ -13,8 +13,8 @@ from typing import Any
 from synth.errors import UserError
 from synth.telemetry import Sample
 from train.lanes.queue import Assignment, LanesLost, Order, RunQueue, Word
-from train.leftovers import tidy_up_after
-from train.record import RunRecord, read_record
+from train.leftovers import find_record
+from train.record import RunRecord
 from train.run import RunConfig
 from train.telemetry import of_beat, of_record
 
@@ -48,9 +48,8 @@ class QueueActor:
         of an asynchronous actor in no order. Without it runs come in the order they arrive.
         """
         order = next(self._orders) if order is None else order
-        record = await asyncio.to_thread(read_record, self._root, run.run_id)
+        record = await asyncio.to_thread(find_record, self._root, run.run_id)
         if record is not None:
-            await asyncio.to_thread(tidy_up_after, self._root, [record])
             return record
         self._refuse_without_lanes()
         future = self._records.setdefault(run.run_id, asyncio.get_running_loop().create_future())
@@ -90,13 +89,10 @@ class QueueActor:
     async def _record_there(self, lane: int, assignment: Assignment) -> RunRecord | None:
         """Return the record a group left that died before it could tell us. Others are heard while a store takes its time."""
         try:
-            record = await asyncio.to_thread(read_record, self._root, assignment.run.run_id)
-            if record is not None:
-                await asyncio.to_thread(tidy_up_after, self._root, [record])
+            return await asyncio.to_thread(find_record, self._root, assignment.run.run_id)
         except OSError:
             self._queue.release(lane, died=False)  # nobody has begun it
             raise
-        return record
 
     async def beat(self, run_id: str, tokens: int) -> None:
         """Hear how far a run is, tokens."""
