@@ -6,6 +6,7 @@ import json
 import pyarrow as pa
 import pytest
 
+from synth import shuffle
 from synth.config import RephraseConfig
 from synth.documents import DOCUMENT_SCHEMA
 from synth.identity import claim_directory, finish
@@ -136,3 +137,11 @@ def tiny_model(tiny_tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**TINY_SHAPE)).to(torch.bfloat16).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """A shuffle of many runs and buckets from a few hundred documents."""
+    monkeypatch.setattr(shuffle, "RUN_BYTES", 60_000)
+    monkeypatch.setattr(shuffle, "ROWS_PER_GROUP", 8)
+    monkeypatch.setattr("synth.corpus.RUN_BYTES", 60_000)

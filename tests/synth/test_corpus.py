@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import json
 import os
-import random
 import re
 
 import numpy as np
@@ -16,77 +15,11 @@ from hypothesis import strategies as st
 
 from synth import shuffle
 from synth.config import CorpusConfig
-from synth.corpus import CorpusBuild, finished_manifest, open_corpus, plan_corpus
+from synth.corpus import finished_manifest, open_corpus, plan_corpus
 from synth.documents import DOCUMENT_SCHEMA, Document, Row, admit, document_id, is_held_out, normalise
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
+from tests.assets.file_corpus import build, bytes_under, documents, file_config, texts, write_jsonl
 from tests.assets.object_store import object_store
-
-WORDS = [
-    "the",
-    "of",
-    "a",
-    "shape",
-    "turns",
-    "slowly",
-    "under",
-    "bright",
-    "water",
-    "while",
-    "every",
-    "reader",
-    "counts",
-]
-
-
-def texts(count: int, seed: int = 0) -> list[str]:
-    rng = random.Random(seed)
-    return [
-        f"{seed}/{number}: " + " ".join(rng.choices(WORDS, k=rng.randint(40, 80))) for number in range(count)
-    ]
-
-
-def write_jsonl(path, rows) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def file_config(root, *paths, **fields) -> CorpusConfig:
-    source = {"kind": "files", "paths": paths} | fields.pop("source", {})
-    return CorpusConfig(root=str(root), sources=(source,), **{"documents_per_part": 16} | fields)
-
-
-def build(config: CorpusConfig) -> dict:
-    """What `synth.job.build_corpus` does, one task after the other."""
-    work = CorpusBuild(config)
-    for stage in work.stages():
-        for task in stage.todo:
-            stage.work(task)
-    return work.finish()
-
-
-def documents(config: CorpusConfig, split: str) -> pa.Table:
-    parts, _ = open_corpus(config.root, config.name, split)
-    return (
-        pa.concat_tables([pq.read_table(part) for part in parts]) if parts else DOCUMENT_SCHEMA.empty_table()
-    )
-
-
-def bytes_under(directory) -> dict[str, bytes]:
-    """Every file of an artefact but its manifest, which carries provenance."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
-
-
-@pytest.fixture
-def small_runs(monkeypatch):
-    """A shuffle of many runs and buckets from a few hundred documents."""
-    monkeypatch.setattr(shuffle, "RUN_BYTES", 60_000)
-    monkeypatch.setattr(shuffle, "ROWS_PER_GROUP", 8)
-    monkeypatch.setattr("synth.corpus.RUN_BYTES", 60_000)
 
 
 def test_parts_hold_every_document_once_in_order_of_id(tmp_path, small_runs):
@@ -224,87 +157,6 @@ def test_parts_do_not_depend_on_how_the_work_was_cut(tmp_path, monkeypatch):
     cut = file_config(tmp_path / "cut", path, documents_per_part=7)
     build(cut)
     assert bytes_under(tmp_path / "whole" / "corpora") == bytes_under(tmp_path / "cut" / "corpora")
-
-
-def test_work_cut_off_anywhere_is_taken_up_again_and_done_once(tmp_path, small_runs, monkeypatch):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(120)])
-    reference = file_config(tmp_path / "reference", path)
-    build(reference)
-    config = file_config(tmp_path / "killed", path)
-    done = set()
-    for _ in range(1000):  # one task per life of the process
-        work = CorpusBuild(config)
-        task = None
-        for stage in work.stages():
-            if stage.todo:
-                task = (stage.name, stage.todo[0].number)
-                stage.work(stage.todo[0])
-                break
-        if task is None:
-            break
-        assert task not in done
-        done.add(task)
-    assert finished_manifest(config) is None
-    work.finish()
-    assert bytes_under(tmp_path / "killed" / "corpora") == bytes_under(tmp_path / "reference" / "corpora")
-
-
-@pytest.mark.parametrize(
-    ("constant", "differs"),
-    [
-        ("synth.corpus.RUN_BYTES", "num_buckets"),
-        ("synth.inputs.UNIT_FILES", "read_tasks"),
-        ("synth.corpus.ROWS_PER_GROUP", "rows_per_group"),
-    ],
-)
-def test_a_build_is_not_finished_by_a_version_that_cuts_it_otherwise(
-    tmp_path, monkeypatch, constant, differs
-):
-    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [{"text": t} for t in texts(40)]) for name in "ab"]
-    config = file_config(tmp_path, *paths)
-    reading = next(CorpusBuild(config).stages())
-    for task in reading.todo[:1]:
-        reading.work(task)
-    assert CorpusBuild(config).read_stage().todo == reading.todo[1:]
-    with monkeypatch.context() as upgraded:
-        upgraded.setattr(constant, 1)
-        for attempt in (build, plan_corpus):
-            with pytest.raises(
-                UserError, match=rf"another version .* \({differs}\): delete .*\.work to begin anew"
-            ):
-                attempt(config)
-    build(config)
-
-
-def test_a_finished_corpus_is_only_read(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
-    config = file_config(tmp_path, path)
-    assert finished_manifest(config) is None
-    manifest = build(config)
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "corpora").rglob("*")}
-    assert finished_manifest(config) == manifest
-    assert plan_corpus(config).finished
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "corpora").rglob("*")} == before
-
-
-def test_a_finished_corpus_outlives_its_inputs_but_not_a_change_of_them(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
-    config = file_config(tmp_path, path)
-    build(config)
-    os.utime(path, (1, 1))
-    with pytest.raises(IdentityMismatch, match=r"parents\.sources\.0"):
-        plan_corpus(config)
-    os.remove(path)
-    assert plan_corpus(config).finished
-    with pytest.raises(IdentityMismatch, match=r"recipe\.min_characters: there 200, asked for 100"):
-        plan_corpus(config.model_copy(update={"min_characters": 100}))
-
-
-def test_an_unfinished_corpus_of_another_recipe_is_not_mixed_into(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts(30)])
-    next(CorpusBuild(file_config(tmp_path, path)).stages())
-    with pytest.raises(IdentityMismatch, match="held_out_fraction"):
-        plan_corpus(file_config(tmp_path, path, held_out_fraction=0.1))
 
 
 def test_the_plan_says_what_there_is_to_do_and_writes_nothing(tmp_path):
