@@ -6,8 +6,11 @@ ones go (`train.checkpoint_files`).
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -26,6 +29,7 @@ from train.checkpoint_files import (
     step_prefix,
 )
 from train.distributed import agreed, leads, rank, wait_for_all, world_size
+from train.full_disk import full_disk
 from train.placement import TrainPlacement
 from train.staging import Staging, local_copy, upload
 from train.universal import load_universal, reading_only_weights, universal_copy
@@ -75,8 +79,10 @@ class CheckpointWriter:
             staging = Staging()
             try:
                 engine.save_checkpoint(str(staging.path), tag=TAG, save_latest=False)
-            except BaseException:
-                staging.close()  # it may be what has filled the disk
+            except Exception as error:
+                full = full_disk(error, home)  # asked before what has filled it goes
+                staging.close()
+                _say_if_full(full, error)
                 raise
             self._upload = threading.Thread(
                 target=self._send, args=(staging, home, complete, rank()), daemon=True
@@ -85,9 +91,11 @@ class CheckpointWriter:
             return
         try:
             engine.save_checkpoint(str(home), tag=TAG, save_latest=False)
-        except BaseException:
+        except Exception as error:
+            full = full_disk(error, home)  # asked before what has filled it goes
             if leads():
-                remove_checkpoint(home)  # it may be what has filled the disk
+                remove_checkpoint(home)
+            _say_if_full(full, error)
             raise
         wait_for_all()
         if leads():
@@ -142,6 +150,12 @@ class CheckpointWriter:
             for name in list_names(self._home):
                 if name < home.name or (name.startswith(same_step) and name != home.name):
                     remove_checkpoint(self._home / name)
+
+
+def _say_if_full(disk: Path | None, error: Exception) -> None:
+    """Raise OSError with the errno of a full disk, which PyTorch does not tell, if there is one behind an error."""
+    if disk is not None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(disk)) from error
 
 
 def load_checkpoint(

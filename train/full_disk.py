@@ -1,7 +1,7 @@
 """Whether an error comes from a full disk, which is no property of the run it stopped. No torch.
 
-Python's own writes say so with an errno. DeepSpeed's and safetensors' do not: PyTorch's file writer raises a plain
-RuntimeError, so its words are known here, and after any other error the disk itself is asked.
+Python's own writes say so with an errno. DeepSpeed's and safetensors' do not: PyTorch's file writer raises a RuntimeError
+about positions, so its words are known here, and after any other error the disk itself is asked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from synth.storage import is_local
 from train.checkpoint_files import BYTES_PER_PARAMETER
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "unexpected pos ",  # of PyTorch's writer: a file that is shorter than what was written to it
+)
 
 PROBE_BYTES = 2**20
 """A disk that does not take a file of this size is full, bytes."""
@@ -46,7 +51,9 @@ def free_bytes(place: Path) -> int:
 
 
 def _says_so(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: set[int] = set()  # causes can go round in a circle
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if getattr(error, "errno", None) in _NO_ROOM or any(word in str(error) for word in _WORDS):
             return True
         error = error.__cause__ or error.__context__

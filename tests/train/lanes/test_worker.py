@@ -35,9 +35,7 @@ def trainer(run, packed, placement, directory, *, device, report):
     if run.seed == 3:
         raise OSError("the store does not answer")
     if run.seed == 5:  # as PyTorch's writer says that a disk is full
-        raise RuntimeError(
-            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/1: file write failed"
-        )
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     if run.seed == 6:
         attempts = begin_attempt(run, directory, devices=0.5)
         attempts.add(8.0)
