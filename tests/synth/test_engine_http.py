@@ -118,7 +118,8 @@ def test_a_server_that_never_tells_its_version_and_then_answers_nonsense_stops_n
             await engine.start()
             try:
                 return engine.version, await asyncio.gather(
-                    engine.generate(request(engine, "a harbour")), return_exceptions=True
+                    engine.generate(GenerationRequest("r", (1, 2, 3), SAMPLING, 24, seed=0)),
+                    return_exceptions=True,
                 )
             finally:
                 over.set()
