@@ -6,11 +6,12 @@ ones go (`train.checkpoint_files`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import uuid
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from upath import UPath
@@ -77,26 +78,15 @@ class CheckpointWriter:
         )
         if not is_local(home):
             staging = Staging()
-            try:
+            with _gone_if_it_fails(home, staging.close):
                 engine.save_checkpoint(str(staging.path), tag=TAG, save_latest=False)
-            except Exception as error:
-                full = full_disk(error, home)  # asked before what has filled it goes
-                staging.close()
-                _say_if_full(full, error)
-                raise
             self._upload = threading.Thread(
                 target=self._send, args=(staging, home, complete, rank()), daemon=True
             )
             self._upload.start()
             return
-        try:
+        with _gone_if_it_fails(home, lambda: remove_checkpoint(home) if leads() else None):
             engine.save_checkpoint(str(home), tag=TAG, save_latest=False)
-        except Exception as error:
-            full = full_disk(error, home)  # asked before what has filled it goes
-            if leads():
-                remove_checkpoint(home)
-            _say_if_full(full, error)
-            raise
         wait_for_all()
         if leads():
             self._finish(home, complete, file_sizes(home))
@@ -152,10 +142,18 @@ class CheckpointWriter:
                     remove_checkpoint(self._home / name)
 
 
-def _say_if_full(disk: Path | None, error: Exception) -> None:
-    """Raise OSError with the errno of a full disk, which PyTorch does not tell, if there is one behind an error."""
-    if disk is not None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(disk)) from error
+@contextlib.contextmanager
+def _gone_if_it_fails(home: UPath, remove: Callable[[], None]) -> Iterator[None]:
+    """Remove what a write that fails has left; raise OSError with the errno of a full disk, which PyTorch does not tell, if
+    there is one behind the error."""
+    try:
+        yield
+    except Exception as error:
+        full = full_disk(error, home)  # asked before what has filled it goes
+        remove()
+        if full is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(full)) from error
+        raise
 
 
 def load_checkpoint(
