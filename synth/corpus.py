@@ -135,8 +135,8 @@ class CorpusBuild:
         other tasks.
         """
         claim_directory(self.directory, KIND, self.config.identity(), self.parents)
-        self.check_layout()
-        write_json_atomic(self._space.scratch / LAYOUT, self._layout())
+        if not self.check_layout():
+            write_json_atomic(self._space.scratch / LAYOUT, self._layout())
         yield self.read_stage()
         fraction = self.config.held_out_fraction
         buckets = range(self._space.num_buckets)
@@ -153,23 +153,22 @@ class CorpusBuild:
             yield self._stage("compare", "buckets", compare_bucket, tasks)
         yield self._stage("write", "buckets", write_parts, self._parts_tasks()[1])
 
-    def check_layout(self) -> None:
-        """Raise UserError when the build was begun by a version that cuts the same inputs into other tasks.
+    def check_layout(self) -> bool:
+        """Return whether it is noted that the work is cut into these tasks. Raises UserError when a version that cuts the
+        same inputs otherwise has done some of it.
 
         Tasks are known by their number alone, so what is done would be mixed with what is not.
         """
         scratch = self._space.scratch
-        if not list_names(scratch / "read", ".json"):
-            return
         begun = read_json(scratch / LAYOUT) if exists(scratch / LAYOUT) else {}
         now = self._layout()
-        if differing := sorted(
-            name for name in begun.keys() | now.keys() if begun.get(name) != now.get(name)
-        ):
+        differing = sorted(name for name in begun.keys() | now.keys() if begun.get(name) != now.get(name))
+        if differing and list_names(scratch / "read", ".json"):
             raise UserError(
                 f"{scratch} was begun by another version of synthscale, which cut the work otherwise ({', '.join(differing)}): "
                 f"delete {scratch} to begin anew, or finish the corpus with the version that began it."
             )
+        return not differing
 
     def _layout(self) -> dict[str, Any]:
         tasks = [[task.where, task.unit.num_pieces] for task in self._read_tasks()]
