@@ -70,7 +70,8 @@ def write_ledger(root: str, num_parts: int) -> None:
     for part in range(num_parts - 1):
         entry = LedgerEntry(
             part=part, documents=256, recipes={"hq": tally, "qa": tally}, sha256="0" * 64, bytes=10**6, prompt_format="chat_template",
-            engine_version="vllm", device_seconds=30.0, engine_start_seconds=0.0, engine_deaths=0, retries=1, wall_seconds=40.0,
+            engine_version="vllm", device_seconds=30.0, engine_start_seconds=0.0, engine_deaths=0, retries=1, lost_attempts=1,
+            lost_device_seconds=0.5, wall_seconds=40.0,
             quarantined=[{"row": "x/0/hq/0", "reason": "killed_engine", "detail": "the engine died with no other request in it"}] * 2,
         )  # fmt: skip
         path = Path(str(entry_path(directory, part, num_parts)))

@@ -7,6 +7,7 @@ The docstring under a field is its help text and states the unit.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -149,6 +150,9 @@ class CorpusConfig(JobConfig):
 
 DEFAULT_NUM_SEQS = 256
 
+LEAST_ENGINE_DEATHS, ROWS_PER_ENGINE_DEATH = 32, 8
+"""What max_engine_deaths_per_part = null stands for."""
+
 
 class EngineConfig(Config):
     """Which model answers, through which engine. What decides the text is identity; where a server is, is not."""
@@ -221,7 +225,14 @@ class RephrasePlacement(Config):
     threads: int = Field(default=0, ge=0)
     """Compute threads of a CPU engine; 0 takes all cores of the node."""
     request_timeout_seconds: float = Field(default=900.0, gt=0)
-    """A request that has no answer after this long is taken back and tried again twice, seconds."""
+    """A request that has no answer after this long while others are answered is taken back and tried again twice; when
+    nobody is answered for this long, the engine hangs and is started again as after a death, seconds."""
+    start_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """An engine that is not up after this long ends the job with the engine's own last lines; the largest models load for
+    many minutes, seconds. Of `http`: how long a server that does not answer is waited for, also when it goes away later."""
+    outage_seconds: float = Field(default=3600.0, ge=0)
+    """Of `http`: how long a server that is there and fails every request (500, 502, 503, 504) is waited for, and asked now
+    and then; no row is blamed meanwhile. After this the job ends and can be started again, seconds."""
     use_tuning: bool = True
     """Take what tune_engine stored for this model, device and recipes, where a field above leaves it open."""
 
@@ -230,10 +241,12 @@ class RephrasePlacement(Config):
         if self.min_engines is not None and self.min_engines > self.engines:
             raise ValueError(f"min_engines = {self.min_engines} is more than engines = {self.engines}")
         devices = self.tensor_parallel * self.pipeline_parallel
-        if devices > 1 and self.gpus_per_engine not in (0, devices):
+        shares_a_gpu = devices == 1 and 0 < self.gpus_per_engine < 1
+        if self.gpus_per_engine not in (0, devices) and not shares_a_gpu:
             raise ValueError(
                 f"tensor_parallel x pipeline_parallel = {devices} needs gpus_per_engine = {devices}, not "
-                f"{self.gpus_per_engine:g}"
+                f"{self.gpus_per_engine:g}: an engine uses so many GPUs, and is paid for what it reserves (more engines of one GPU "
+                "each are `engines`)"
             )
         return self
 
@@ -271,6 +284,7 @@ class RephraseConfig(JobConfig):
     # Bounds decide when to stop, not what a row says; the recipes' contents stand in the identity in place of overrides.
     not_identity = JobConfig.not_identity | {
         "max_engine_deaths_per_part",
+        "retry_quarantined",
         "max_reject_fraction",
         "recipe_overrides",
         "cost",
@@ -304,14 +318,33 @@ class RephraseConfig(JobConfig):
     decontaminate_against: tuple[Name, ...] | None = None
     """Corpora whose held-out split answers are compared with (13-gram overlap, column `held_out_overlap`); null takes the
     corpus that is rephrased, an empty list none."""
-    max_engine_deaths_per_part: int = Field(default=32, ge=0)
-    """Give up on a part after its rows have killed the engine this many times; what it isolated stays recorded.
-    Isolating one row among n in flight takes at most log2(n) + 2 deaths."""
+    max_engine_deaths_per_part: int | None = Field(default=None, ge=0)
+    """Give up on a part after its rows have killed the engine this many times; what it isolated stays recorded. null is one
+    death for every 8 rows of the part, at least 32: isolating one row among n in flight takes up to log2(n) + 2 deaths, 11 of
+    512, so a part of which one row in a hundred kills takes 0.11 deaths a row, however large it is."""
+    retry_quarantined: bool = False
+    """Ask again for the rows that were quarantined because the engine was busy, slow or failing (`engine_busy`, `timed_out`,
+    `request_failed`); all other rows of their parts stay as they are. Also of a finished set, which is then unfinished until
+    these parts are done."""
     max_reject_fraction: Fraction = 1.0
     """Stop with an error if more than this fraction of rows is rejected or quarantined at the end, [0, 1]."""
     cost: RephraseCost = RephraseCost()
     card: CardConfig = CardConfig()
     placement: RephrasePlacement = RephrasePlacement()
+
+    def allowed_engine_deaths(self, rows: int) -> int:
+        """Return how often the rows of a part of so many rows may kill the engine."""
+        if self.max_engine_deaths_per_part is not None:
+            return self.max_engine_deaths_per_part
+        return max(LEAST_ENGINE_DEATHS, math.ceil(rows / ROWS_PER_ENGINE_DEATH))
+
+    @model_validator(mode="after")
+    def _can_retry(self) -> RephraseConfig:
+        if self.retry_quarantined and self.engine.kind == "ray_data_llm":
+            raise ValueError(
+                "retry_quarantined: kind 'ray_data_llm' makes whole parts only; leave it out, and take kind 'vllm' for a new set"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_make_sense(self) -> RephraseConfig:

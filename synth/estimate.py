@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from upath import UPath
 
+from synth.card.survey import spaced
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
 from synth.engines.factory import open_engine
 from synth.engines.tunings import TUNINGS, find_measured_speed
 from synth.identity import RECIPE_FILE, is_finished, read_manifest
-from synth.ledger import MADE_BY, Tally, missing_parts, read_entry, summarise
+from synth.ledger import MADE_BY, Tally, missing_parts, parts_to_retry, read_entry, summarise
 from synth.plan import Plan
 from synth.prompt import plain_concatenation
 from synth.recipe import Recipe
@@ -30,7 +32,9 @@ from synth.storage import MARKER, exists, list_directories, study_path
 BYTES_PER_TOKEN = 4
 """Rule of thumb where the model's tokenizer is not at hand, English text."""
 
-SAMPLED_DOCUMENTS = 64
+SAMPLED_DOCUMENTS, SAMPLED_PARTS = 64, 8
+"""Documents that are counted, and the parts, evenly spaced, they are taken from."""
+
 MOST_ENTRIES = 256
 """Ledger entries of this set that are read for its speed so far."""
 
@@ -69,13 +73,16 @@ def plan_rephrase(config: RephraseConfig) -> Plan:
     if exists(work.directory / RECIPE_FILE):
         work.claim()
     missing = missing_parts(work.directory, work.num_parts)
-    finished = is_finished(work.directory)
+    again = parts_to_retry(work.directory, work.num_parts) if config.retry_quarantined else []
+    finished = is_finished(work.directory) and not again
     facts: dict[str, object] = {
         "parts missing": len(missing),
         "parts total": work.num_parts,
         "recipes": ", ".join(f"{recipe.name} ({recipe.hash})" for recipe in work.recipes),
         "model": f"{config.engine.model} ({work.model.hash})",
     }
+    if config.retry_quarantined:
+        facts["parts with rows to ask for again"] = len(again)
     warnings: tuple[str, ...] = ()
     if not finished and missing:
         found, warnings = _estimate(work, missing)
@@ -84,8 +91,10 @@ def plan_rephrase(config: RephraseConfig) -> Plan:
 
 
 def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, object], tuple[str, ...]]:
-    first = work.read_part(0)
-    sample = first.slice(0, SAMPLED_DOCUMENTS)
+    parts = [missing[at] for at in spaced(len(missing), SAMPLED_PARTS)]
+    sample = pa.concat_tables(
+        [work.read_part(part).slice(0, -(-SAMPLED_DOCUMENTS // len(parts))) for part in parts]
+    )
     tokenizer, counted = _tokenizer(work)
     prepared = [
         prepare_recipe(recipe, tokenizer, work.config.engine.max_model_len) for recipe in work.recipes
@@ -94,15 +103,13 @@ def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, obj
         sample, prepared, tokenizer, seed=work.config.seed, samples_per_chunk=work.config.samples_per_chunk,
         assignment=work.assignment, common_words=common_words_of(work.sources, work.recipes),
     )  # fmt: skip
-    documents, last = len(first) * len(missing), work.num_parts - 1
-    if last in missing:  # all parts but the last one are of one size
-        documents += (work.last_part_documents or count_documents(UPath(work.sources[last]))) - len(first)
+    documents = _documents(work, missing)
     scale = documents / max(1, len(sample))
     facts: dict[str, object] = {
         "documents to rephrase": documents,
         "rows, estimated": round(len(drafts) * scale),
         "prompt tokens, estimated": round(sum(len(draft.prompt_token_ids) for draft in drafts) * scale),
-        "prompt tokens rest on": f"{len(sample)} documents of the first part, {counted}",
+        "prompt tokens rest on": f"{len(sample)} documents of {len(parts)} of these parts, {counted}",
     }
     facts |= _output_facts(work, drafts, scale)
     warnings = [
@@ -113,6 +120,15 @@ def _estimate(work: RephraseWork, missing: Sequence[int]) -> tuple[dict[str, obj
         if fitted.max_output_tokens < fitted.recipe.sampling.max_output_tokens
     ]
     return facts, tuple(warnings)
+
+
+def _documents(work: RephraseWork, parts: Sequence[int]) -> int:
+    """Return the documents of some parts: all but the last one are of one size."""
+    last, of_each = work.num_parts - 1, count_documents(UPath(work.sources[0]))
+    if last not in parts:
+        return of_each * len(parts)
+    in_last = work.last_part_documents or count_documents(UPath(work.sources[last]))
+    return of_each * (len(parts) - 1) + in_last
 
 
 def _output_facts(work: RephraseWork, drafts: Sequence[Draft], scale: float) -> dict[str, object]:
@@ -144,10 +160,10 @@ def _output_facts(work: RephraseWork, drafts: Sequence[Draft], scale: float) -> 
 def _cost_facts(
     work: RephraseWork, output_tokens: float, measured: Measured | None, *, at_most: bool
 ) -> dict[str, object]:
-    cost, root = work.config.cost, work.config.root
+    cost = work.config.cost
     rate, basis = (measured.tokens_per_device_second, measured.where) if measured else (None, "")
-    if rate is None and (tuned := find_measured_speed(root, work.config.engine, work.model.hash)):
-        rate, basis = tuned.tokens_per_device_second, f"{TUNINGS}/{tuned.name} on {tuned.device}"
+    if rate is None and (tuned := _tuned(work)):
+        rate, basis = tuned.tokens_per_device_second, tuned.where
     if rate is None and cost.tokens_per_device_second:
         rate, basis = cost.tokens_per_device_second, "cost.tokens_per_device_second, which is assumed"
     bound = " at most" if at_most else ""
@@ -171,7 +187,8 @@ def _cost_facts(
 
 
 def _find_measured(work: RephraseWork) -> Measured | None:
-    """Return what this set's finished parts say, else the earlier set of this model that saw most of the recipes."""
+    """Return what this set's finished parts say, else the earlier set of this model, or its tuning, that saw most of the
+    recipes: of both the set, which saw more of the corpus."""
     done = sorted(set(range(work.num_parts)) - set(missing_parts(work.directory, work.num_parts)))
     entries = [read_entry(work.directory, part, work.num_parts) for part in done[:MOST_ENTRIES]]
     if known := [entry for entry in entries if entry is not None]:
@@ -182,9 +199,20 @@ def _find_measured(work: RephraseWork) -> Measured | None:
         _measured(f"synthetic/{name} ({manifest['parts']} parts)", manifest, hashes)
         for name, manifest, hashes in _earlier_sets(work)
     ]
+    if tuned := _tuned(work):
+        found.insert(0, tuned)
     if not found:
         return None
-    return max(found, key=lambda measured: (len(wanted & set(measured.recipes)), measured.where))
+    return max(enumerate(found), key=lambda each: (len(wanted & set(each[1].recipes)), each[0]))[1]
+
+
+def _tuned(work: RephraseWork) -> Measured | None:
+    """Return what the fastest tuning of this model saw."""
+    tuned = find_measured_speed(work.config.root, work.config.engine, work.model.hash)
+    if tuned is None:
+        return None
+    where = f"{TUNINGS}/{tuned.name} on {tuned.device}"
+    return Measured(where, tuned.recipes, tuned.tokens_per_device_second)
 
 
 def _earlier_sets(work: RephraseWork) -> list[tuple[str, dict[str, Any], dict[str, str]]]:

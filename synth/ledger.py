@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
+from synth.engines.protocol import PASSING_REASONS
 from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.shuffle import part_name
-from synth.storage import list_names, read_json, study_path, write_json_atomic
+from synth.storage import list_names, patiently, read_json, study_path, write_json_atomic
 
 MADE_BY = "rephrase_corpus"
 LEDGER = "ledger"
@@ -31,6 +32,8 @@ _TOTALS = (
     "retries",
     "device_seconds",
     "engine_start_seconds",
+    "lost_attempts",
+    "lost_device_seconds",
 )
 
 _READERS = 16
@@ -68,7 +71,7 @@ class Tally(BaseModel):
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
             values[name] = (
-                dict(Counter(mine) + Counter(theirs)) if isinstance(mine, dict) else _sum((mine, theirs))
+                dict(Counter(mine) + Counter(theirs)) if isinstance(mine, dict) else known_sum((mine, theirs))
             )
         return Tally.model_construct(**values)
 
@@ -94,11 +97,16 @@ class LedgerEntry(BaseModel):
     """File under `tunings/` whose engine settings were taken."""
     device_seconds: float | None
     """Time at work x devices of the engine (a CPU engine counts as one), this part's share where several were in flight.
-    As the four below null of an engine that does not tell."""
+    As the six below null of an engine that does not tell."""
     engine_start_seconds: float | None
     """Engine starts on this part's account x devices of the engine."""
     engine_deaths: int | None
     retries: int | None
+    lost_attempts: int | None
+    """Attempts that ended without an answer: engine deaths and hangs, timeouts, failures. What a killed process had at work
+    is in no entry."""
+    lost_device_seconds: float | None
+    """What of device_seconds these took."""
     wall_seconds: float | None
     quarantined: list[dict[str, Any]]
     """Each quarantined row by its key, with reason and the engine's own words."""
@@ -108,8 +116,13 @@ class LedgerEntry(BaseModel):
         """All recipes together."""
         return sum(self.recipes.values(), Tally())
 
+    @property
+    def can_be_retried(self) -> bool:
+        """Whether a row was quarantined for a reason that may have passed."""
+        return any(row["reason"] in PASSING_REASONS for row in self.quarantined)
 
-def _sum(values: Sequence[float | None]) -> Any:
+
+def known_sum(values: Sequence[float | None]) -> Any:
     """Return the sum, None as soon as one of the values is not known."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
@@ -152,6 +165,12 @@ def read_entry(directory: UPath, part: int, num_parts: int) -> LedgerEntry | Non
         ) from None
 
 
+def remove_entry(directory: UPath, part: int, num_parts: int) -> None:
+    """Take an entry away, so that its part is no longer done."""
+    path = entry_path(directory, part, num_parts)
+    patiently(path, lambda: path.unlink(missing_ok=True))
+
+
 def missing_parts(directory: UPath, num_parts: int) -> list[int]:
     """Return the parts that are not done: one listing, whatever their number."""
     done = set(list_names(directory / LEDGER, ".json"))
@@ -167,6 +186,14 @@ def read_entries(directory: UPath, num_parts: int) -> Iterator[LedgerEntry]:
             if entry is None:
                 raise UserError(f"{entry_path(directory, part, num_parts)} is missing: run {MADE_BY} again.")
             yield entry
+
+
+def parts_to_retry(directory: UPath, num_parts: int) -> list[int]:
+    """Return the parts that are done and have rows that may be answered another time; reads every entry."""
+    done = sorted(set(range(num_parts)) - set(missing_parts(directory, num_parts)))
+    with ThreadPoolExecutor(_READERS) as pool:
+        entries = pool.map(lambda part: read_entry(directory, part, num_parts), done)
+        return [entry.part for entry in entries if entry is not None and entry.can_be_retried]
 
 
 def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
@@ -187,7 +214,7 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
         for name, tally in entry.recipes.items():
             recipes[name] = recipes.get(name, Tally()) + tally
         for name in _TOTALS:
-            totals[name] = _sum((totals[name], getattr(entry, name)))
+            totals[name] = known_sum((totals[name], getattr(entry, name)))
         versions.add(entry.engine_version)
         formats.add(entry.prompt_format)
         if entry.tuning:
@@ -203,6 +230,8 @@ def summarise(entries: Iterable[LedgerEntry]) -> dict[str, Any]:
         "recipes": {name: tally.model_dump() for name, tally in recipes.items()},
         "engine_deaths": totals["engine_deaths"],
         "retries": totals["retries"],
+        "lost_attempts": totals["lost_attempts"],
+        "lost_device_seconds": _rounded(totals["lost_device_seconds"]),
         "device_seconds": _rounded(device_seconds),
         "engine_start_seconds": _rounded(totals["engine_start_seconds"]),
         "accepted_tokens_per_device_second": accepted / device_seconds if accepted and device_seconds else None,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import re
 import shutil
-import tempfile
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +16,26 @@ from upath import UPath
 
 from synth.config import EngineConfig
 from synth.errors import IncompleteArtefact, UserError, first_line
-from synth.identity import RECIPE_FILE, content_hash, file_digest
-from synth.storage import MARKER, is_local, study_path
+from synth.identity import RECIPE_FILE, content_hash
+from synth.storage import (
+    MARKER,
+    exists,
+    is_local,
+    node_cache,
+    patiently,
+    read_json,
+    study_path,
+    write_json_atomic,
+)
 
 STUDY_PREFIX = "root:"
 """`root:generators/tiny` is a directory under the study root."""
+
+DIGESTS_FILE = ".synthscale-sha256.json"
+KEPT_BYTES = 64 * 2**20
+"""Digests of files from this size on are kept in DIGESTS_FILE: reading them again takes seconds to minutes."""
+
+BLOCK_BYTES = 4 * 2**20
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -31,35 +49,57 @@ class ModelSource:
     location: str
     """Directory or URL, or repository id on the hub."""
     revision: str | None
-    """Commit of a hub model."""
+    """Commit of a hub model, found by name where the configuration gives none."""
     hash: str
     """Identity of the weights, tokenizer and configuration."""
 
     def local_directory(self) -> Path:
         """Return a directory on this machine that holds the model, after copying or downloading it if need be.
 
-        A copy is named by the model's hash and appears whole or not at all.
+        A copy is named by the model's hash, holds what the hash says and appears whole or not at all. Raises UserError when
+        the hub does not give it or the directory has changed, OSError when the store does not answer.
         """
         if self.revision is not None:
-            from huggingface_hub import snapshot_download
-
-            wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-            return Path(snapshot_download(self.location, revision=self.revision, allow_patterns=wanted))
-        directory = UPath(self.location)
+            return self._download()
+        directory = study_path(self.location)
         if is_local(directory):
             return Path(str(directory))
-        copy = Path(tempfile.gettempdir()) / "synthscale-models" / self.hash
+        copy = node_cache("models", self.hash)
         if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
             unfinished = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
-            unfinished.mkdir(parents=True)
-            for name in _model_files(directory):
-                with (directory / name).open("rb") as source, (unfinished / name).open("wb") as target:
-                    shutil.copyfileobj(source, target, 2**20)
+            unfinished.mkdir()
             try:
+                self._copy_to(unfinished)
                 unfinished.rename(copy)
-            except OSError:  # another engine of this machine was faster
-                shutil.rmtree(unfinished)
+            except OSError:
+                if not copy.exists():  # else another engine of this machine was faster
+                    raise
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
         return copy
+
+    def _download(self) -> Path:
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+        try:
+            return Path(snapshot_download(self.location, revision=self.revision, allow_patterns=wanted))
+        # The hub's own errors, and those of its HTTP client, which are no OSErrors.
+        except Exception as error:
+            raise UserError(
+                f"engine.model = {self.reference!r} does not come from the hub ({first_line(error)}): check the network of the nodes "
+                "that run engines, or give a directory."
+            ) from None
+
+    def _copy_to(self, target: Path) -> None:
+        directory, digests = study_path(self.location), {}
+        for name in _model_files(directory):
+            digests[name] = patiently(directory, functools.partial(_copy, directory / name, target / name))
+        if content_hash(digests) != self.hash:
+            raise UserError(
+                f"engine.model: {directory} has changed since the job began: give a changed model a directory of its own."
+            )
 
 
 def find_model(root: str, config: EngineConfig) -> ModelSource:
@@ -73,11 +113,11 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
         return ModelSource(reference, reference, None, content_hash(["fake", reference]))
     if reference.startswith(STUDY_PREFIX):
         directory = study_path(root, reference.removeprefix(STUDY_PREFIX))
-        if not (directory / MARKER).exists() and directory.parent.name == "generators":
+        if not exists(directory / MARKER) and directory.parent.name == "generators":
             raise IncompleteArtefact(str(directory), "train_generator")
     else:
         directory = study_path(reference)
-    if directory.is_dir():
+    if patiently(directory, directory.is_dir):
         return ModelSource(reference, str(directory), None, _directory_hash(directory))
     looks_local = reference.startswith((STUDY_PREFIX, "/", ".", "~")) or "://" in reference
     if looks_local or not _HUB_ID.fullmatch(reference):
@@ -90,24 +130,64 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
 
 
 def _directory_hash(directory: UPath) -> str:
-    """Return the hash of the model's files by name, size and content."""
+    """Return the hash of the model's files by name and content, every byte of it: fine-tunes differ anywhere."""
     names = _model_files(directory)
     if "config.json" not in names:
         raise UserError(
             f"engine.model: {directory} holds no config.json: give the directory of a Hugging Face checkpoint "
             "(config.json, *.safetensors, tokenizer.json)."
         )
-    return content_hash({name: file_digest(directory / name) for name in names})
+    return content_hash(_digests(directory, names))
 
 
 def _model_files(directory: UPath) -> list[str]:
     """Return the files that make the model; how and when it was made is left out."""
     ours = {MARKER, RECIPE_FILE}
     return sorted(
-        p.name
-        for p in directory.iterdir()
-        if p.is_file() and not p.name.startswith(".") and p.name not in ours
+        patiently(
+            directory,
+            lambda: [
+                p.name
+                for p in directory.iterdir()
+                if not p.name.startswith(".") and p.name not in ours and p.is_file()
+            ],
+        )
     )
+
+
+def _digests(directory: UPath, names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of each file. Those of large files are kept beside them where that is allowed, by size and time."""
+    kept = directory / DIGESTS_FILE
+    try:
+        known = read_json(kept)
+    except (OSError, ValueError):
+        known = {}
+    found, new = {}, {}
+    for name in names:
+        path = directory / name
+        status = patiently(path, path.stat)
+        version = [status.st_size, getattr(status, "st_mtime_ns", None) or status.st_mtime]
+        entry = known.get(name)
+        if not (isinstance(entry, dict) and entry.get("version") == version and version[1]):
+            entry = {"version": version, "sha256": patiently(path, functools.partial(_copy, path, None))}
+            if status.st_size >= KEPT_BYTES:
+                new[name] = entry
+        found[name] = str(entry["sha256"])
+    if new:
+        with contextlib.suppress(OSError):  # a directory that is read-only is read again the next time
+            write_json_atomic(kept, {name: each for name, each in {**known, **new}.items() if name in names})
+    return found
+
+
+def _copy(source: UPath, target: Path | None) -> str:
+    """Read a file, into another one if there is one; return its SHA-256."""
+    digest = hashlib.sha256()
+    with source.open("rb") as reader, target.open("wb") if target else contextlib.nullcontext() as writer:
+        while block := reader.read(BLOCK_BYTES):
+            digest.update(block)
+            if writer:
+                writer.write(block)
+    return digest.hexdigest()
 
 
 def _hub_commit(repository: str, revision: str | None) -> str:

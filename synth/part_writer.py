@@ -6,14 +6,18 @@ A part's Parquet file appears whole, its ledger entry after it: then the part is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from synth.companions import common_words_of, index_held_out
+from synth.engines.protocol import PASSING_REASONS, GenerationResult
 from synth.engines.supervisor import Outcome, Quarantined
 from synth.errors import UserError, first_line
-from synth.ledger import LedgerEntry, quarantine_path, write_entry
+from synth.ledger import LedgerEntry, Tally, known_sum, quarantine_path, remove_entry, write_entry
 from synth.prompt import Tokenizer
 from synth.quality.decontamination import NgramIndex
 from synth.quality.near_duplicates import write_fingerprints
@@ -33,6 +37,14 @@ from synth.storage import read_bytes, read_json, write_json_atomic, write_parque
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A row after generation: what the engine said, and what goes into the part."""
+
+    outcome: Outcome | None
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class DraftedPart:
     """A part before generation."""
 
@@ -42,6 +54,10 @@ class DraftedPart:
     """Every row it will have, in order."""
     killers: dict[str, Quarantined]
     """Rows known to kill an engine, by key; those found meanwhile are added."""
+    stays: dict[int, Finished] = field(default_factory=dict)
+    """Of a part that is made again: rows that are taken over, by number."""
+    earlier: LedgerEntry | None = None
+    """Of a part that is made again: its entry until now."""
 
     def to_ask(self) -> list[int]:
         """Return the numbers of the rows that an engine has to answer."""
@@ -53,14 +69,6 @@ class DraftedPart:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A row after generation: what the engine said, and what goes into the part."""
-
-    outcome: Outcome | None
-    row: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class PartCost:
     """What generating a part took; None where the engine does not tell."""
 
@@ -68,7 +76,15 @@ class PartCost:
     engine_start_seconds: float | None = None
     engine_deaths: int | None = None
     retries: int | None = None
+    lost_attempts: int | None = None
+    lost_device_seconds: float | None = None
     wall_seconds: float | None = None
+
+    def with_that_of(self, earlier: LedgerEntry) -> PartCost:
+        """Return what a part that was made again took together."""
+        return PartCost(
+            **{name: known_sum((value, getattr(earlier, name))) for name, value in vars(self).items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,28 @@ class PartWriter:
         killers = {key: Quarantined(**value) for key, value in known.items()}
         return DraftedPart(part, len(documents), drafts, killers)
 
+    def redraft(self, entry: LedgerEntry, tokenizer: Tokenizer) -> DraftedPart:
+        """Return a part that is done, with all rows taken over but those that may be answered another time.
+
+        Raises UserError when the part is not what its entry says.
+        """
+        work = self.work
+        drafted = self.draft(entry.part, tokenizer)
+        path = work.directory / part_name(entry.part, work.num_parts)
+        data = read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise UserError(
+                f"{path} is not what its ledger entry says: delete both and run rephrase_corpus again."
+            )
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        quarantined = {each["row"]: Quarantined(each["reason"], each["detail"]) for each in entry.quarantined}
+        finished = [
+            Finished(quarantined.get(draft.key) or _answer_of(row), row)
+            for draft, row in zip(drafted.drafts, rows, strict=True)
+        ]
+        stays = {at: each for at, each in enumerate(finished) if not _may_pass(each.outcome)}
+        return replace(drafted, stays=stays, earlier=entry)
+
     def note_killers(self, drafted: DraftedPart) -> None:
         """Remember what kills the engine before the part is done, so that the next attempt does not try again."""
         values = {key: {"reason": row.reason, "detail": row.detail} for key, row in drafted.killers.items()}
@@ -119,7 +157,8 @@ class PartWriter:
         """Return the row a draft has become. `outcome` is None where nothing was asked."""
         if not self._has_index:
             self._held_out, self._has_index = index_held_out(self.work.held_out), True
-        provenance = Provenance(self.work.model.reference, self.work.model.hash, engine_version)
+        model = self.work.model
+        provenance = Provenance(model.reference, model.revision, model.hash, engine_version)
         return Finished(outcome, finished_row(draft, outcome, provenance, self._held_out))
 
     def commit(
@@ -130,16 +169,25 @@ class PartWriter:
         Raises UserError when it cannot be written, RuntimeError when a row is unaccounted for.
         """
         work, drafts = self.work, drafted.drafts
-        outcomes = [each.outcome for each in finished]
+        outcomes, earlier = [each.outcome for each in finished], drafted.earlier
         table = finished_table([each.row for each in finished])
         path = work.directory / part_name(drafted.part, work.num_parts)
+        tallies = tally_rows(table, drafts, outcomes)
+        if earlier is not None:
+            cost = cost.with_that_of(earlier)
+            # Rows that stay were counted as if nothing had been cached.
+            for name, tally in earlier.recipes.items():
+                tallies[name] += Tally(cached_prompt_tokens=tally.cached_prompt_tokens)
         try:
+            # A kill between here and the end leaves a part that is missing, never one that is wrong.
+            if earlier is not None:
+                remove_entry(work.directory, drafted.part, work.num_parts)
             num_bytes = write_parquet_atomic(path, table)
             write_fingerprints(work.directory, drafted.part, work.num_parts, table)
             entry = LedgerEntry(
                 part=drafted.part, documents=drafted.documents,
                 documents_not_routed=drafted.documents - len({draft.doc_id for draft in drafts}),
-                recipes=tally_rows(table, drafts, outcomes),
+                recipes=tallies,
                 sha256=hashlib.sha256(read_bytes(path)).hexdigest(), bytes=num_bytes, **vars(generated), **vars(cost),
                 quarantined=[
                     {"row": draft.key, "reason": outcome.reason, "detail": outcome.detail}
@@ -152,3 +200,17 @@ class PartWriter:
                 f"{path} cannot be written ({first_line(error)}): make room or mend the store, then run the job again."
             ) from None
         return entry
+
+
+def _may_pass(outcome: Outcome | None) -> bool:
+    return isinstance(outcome, Quarantined) and outcome.reason in PASSING_REASONS
+
+
+def _answer_of(row: Mapping[str, Any]) -> Outcome | None:
+    """Return the answer a row was made of, as far as its counts go; None where nothing was asked."""
+    if row["words"] is None:
+        return None
+    return GenerationResult(
+        text=row["raw_text"] or row["text"], finish_reason=row["finish_reason"], stop_reason=row["stop_reason"],
+        prompt_tokens=row["prompt_tokens"], cached_prompt_tokens=0, completion_tokens=row["completion_tokens"], seconds=0.0,
+    )  # fmt: skip

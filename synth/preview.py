@@ -12,7 +12,7 @@ import pyarrow as pa
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
 from synth.engines.factory import open_engine
-from synth.prompt import Tokenizer
+from synth.prompt import ReadableTokenizer, Tokenizer
 from synth.recipe import Recipe, load_recipe, shipped_recipes
 from synth.rephrase import RephraseWork, open_work
 from synth.rows import Draft, draft_rows, prepare_recipe
@@ -21,6 +21,8 @@ COUNTED_DOCUMENTS = 64
 """Documents whose tokens are counted, besides those that are shown."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+SHOWN_CHUNKS = 3
+"""Of a longer document the first chunks are shown."""
 SHOWN_CHARACTERS = 6000
 """A longer prompt is shown without its middle."""
 
@@ -96,7 +98,10 @@ def preview_prompts(config: RephraseConfig, num_documents: int) -> Iterator[str]
         key=lambda draft: (draft.doc_id, draft.prepared.recipe.name),
     ):
         chunks = list(group)
-        yield from _shown(doc_id, recipe, chunks)
+        for draft in chunks[:SHOWN_CHUNKS]:
+            yield from _shown(doc_id, recipe, draft, len(chunks), tokenizer)
+        if (more := len(chunks) - SHOWN_CHUNKS) > 0:
+            yield f"[... {more:,} more chunks of this document not shown ...]"
     if routed_away := shown - {draft.doc_id for draft in drafts}:
         yield f"\n{len(routed_away)} of these documents go through no recipe: none takes their quality score"
     yield f"\n== counts over {len(sample)} documents =="
@@ -138,20 +143,21 @@ def _by_recipe(drafts: Sequence[Draft]) -> list[Draft]:
     return sorted(drafts, key=lambda draft: (order[draft.doc_id], draft.prepared.recipe.name, draft.chunk))
 
 
-def _shown(doc_id: str, recipe: str, chunks: Sequence[Draft]) -> Iterator[str]:
-    first = chunks[0]
-    score = "" if first.quality is None else f", quality {first.quality:.2f}"
-    yield f"\n== document {doc_id} ({_visible(first.domain)}{score}), recipe {recipe}, chunk 1 of {len(chunks)} =="
-    if first.skipped:
-        yield f"not sent: {first.skipped}"
+def _shown(
+    doc_id: str, recipe: str, draft: Draft, num_chunks: int, tokenizer: ReadableTokenizer
+) -> Iterator[str]:
+    score = "" if draft.quality is None else f", quality {draft.quality:.2f}"
+    yield f"\n== document {doc_id} ({_visible(draft.domain)}{score}), recipe {recipe}, chunk {draft.chunk + 1} of {num_chunks} =="
+    if draft.skipped:
+        yield f"not sent: {draft.skipped}"
         return
     lost = (
-        f"; {first.input_truncated_tokens:,} tokens of the chunk cut off"
-        if first.input_truncated_tokens
+        f"; {draft.input_truncated_tokens:,} tokens of the chunk cut off at its end"
+        if draft.input_truncated_tokens
         else ""
     )
-    yield f"-- {len(first.prompt_token_ids):,} prompt tokens, answer up to {first.prepared.max_output_tokens:,}{lost} --"
-    text = _visible(first.prompt_text)
+    yield f"-- {len(draft.prompt_token_ids):,} prompt tokens, answer up to {draft.prepared.max_output_tokens:,}{lost} --"
+    text = _visible(tokenizer.decode(draft.prompt_token_ids))
     if len(text) > SHOWN_CHARACTERS:
         half = SHOWN_CHARACTERS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters not shown ...]\n{text[-half:]}"

@@ -38,6 +38,13 @@ class Tokenizer(Protocol):
         """Tokenise texts in which nothing is special."""
 
 
+class ReadableTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also leads back from ids to text, as a model's own does and one that only counts does not."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens as they are written."""
+
+
 def plain_concatenation(messages: Sequence[Mapping[str, str]]) -> str:
     """Return the messages joined by blank lines, for a model that knows no roles."""
     return "\n\n".join(message["content"].strip("\n") for message in messages)
@@ -53,8 +60,6 @@ class PromptTemplate:
     """Placeholder names, in order."""
     words: str
     """The prompt's own text, without the model's marks and without data."""
-    rendered: tuple[str, ...]
-    """Text around the slots as the model's template renders it, marks included; as many as `pieces`."""
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer: Tokenizer) -> PromptTemplate:
@@ -71,7 +76,6 @@ class PromptTemplate:
             pieces=tuple(tuple(tokenizer.encode_markup(text)) if text else () for text in rendered[::2]),
             slots=tuple(names[mark] for mark in rendered[1::2]),
             words="\n".join(words),
-            rendered=tuple(rendered[::2]),
         )
 
     @property

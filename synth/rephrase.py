@@ -207,4 +207,5 @@ def finish_work(work: RephraseWork) -> dict[str, Any]:
         parts=[directory / part_name(part, work.num_parts) for part in range(work.num_parts)],
         sources=[UPath(source) for source in work.sources], held_out=[UPath(part) for part in work.held_out],
     )  # fmt: skip
-    return finish(directory, work.claim(), parts=work.num_parts, **summary, **found)
+    model = {"reference": work.model.reference, "revision": work.model.revision, "hash": work.model.hash}
+    return finish(directory, work.claim(), parts=work.num_parts, model=model, **summary, **found)

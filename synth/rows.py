@@ -74,8 +74,10 @@ REPHRASED_SCHEMA = pa.schema(
         pa.field("quality", pa.float32()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("recipe_hash", pa.string(), nullable=False),
+        pa.field("prompt_hash", pa.string(), nullable=False),
         pa.field("sampling_hash", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
+        pa.field("model_revision", pa.string()),
         pa.field("model_hash", pa.string(), nullable=False),
         pa.field("engine_version", pa.string(), nullable=False),
     ]
@@ -94,6 +96,9 @@ EMPTY_INPUT = "empty_input"
 CHUNK_TOO_SHORT = "chunk_too_short"
 """Reason of a row whose chunk is shorter than the recipe sends."""
 
+NO_KEYWORDS = "no_keywords"
+"""Reason of a row whose recipe asks for keywords of a chunk that has none."""
+
 MIN_ROOM_TOKENS = 16
 """Below this much room for a chunk, or for its answer, a recipe is refused for a model."""
 
@@ -103,6 +108,8 @@ class Provenance:
     """What all rows of a set have in common."""
 
     model: str
+    model_revision: str | None
+    """Commit of a model of the hub; null for a directory, which its hash tells."""
     model_hash: str
     engine_version: str
 
@@ -142,21 +149,11 @@ class Draft:
     """() where there is nothing to ask: `skipped` says why."""
     input_truncated_tokens: int
     skipped: str | None = None
-    """EMPTY_INPUT, CHUNK_TOO_SHORT, or None for a row to be generated."""
+    """EMPTY_INPUT, CHUNK_TOO_SHORT, NO_KEYWORDS, or None for a row to be generated."""
     quality: float | None = None
     """Score of the document in [0, 1], where a recipe routes by it."""
     keywords: tuple[str, ...] = ()
     """Words drawn for `{keywords}`."""
-
-    @property
-    def prompt_text(self) -> str:
-        """The prompt as text, the whole chunk in it; for people to look at, the engine gets token ids."""
-        data = {"document": self.chunk_text, "keywords": ", ".join(self.keywords), "domain": self.domain}
-        template = self.prepared.template
-        slots = (data[name] for name in template.slots)
-        return template.rendered[0] + "".join(
-            datum + piece for datum, piece in zip(slots, template.rendered[1:], strict=True)
-        )
 
     @property
     def key(self) -> str:
@@ -287,8 +284,9 @@ class _DocumentDrafts:
         for sample in range(samples):
             seed = row_seed(run_seed, document["doc_id"], chunk, recipe.name, sample)
             words: tuple[str, ...] = ()
-            if "keywords" in recipe.placeholders:
+            if "keywords" in recipe.placeholders and not skipped:
                 words = tuple(draw_keywords(text, recipe.num_keywords, seed, self.common_words))
+                skipped = None if words else NO_KEYWORDS
             prompt, truncated = ((), 0) if skipped else self._prompt(prepared, ids, words)
             drafts.append(
                 Draft(
@@ -331,6 +329,7 @@ def finished_row(
         "doc_id": draft.doc_id, "domain": draft.domain, "source": draft.source,
         "chunk": draft.chunk, "chunk_start": draft.span.start, "chunk_end": draft.span.end,
         "recipe": recipe.name, "recipe_hash": recipe.hash, "sampling_hash": recipe.sampling_hash,
+        "prompt_hash": recipe.prompt_hash,
         "sample": draft.sample, "seed": draft.seed, "text": "", "keep": False, "reject_reasons": [],
         "prompt_tokens": len(draft.prompt_token_ids), "completion_tokens": 0, "quality": draft.quality,
         "input_truncated_tokens": draft.input_truncated_tokens, **vars(provenance),

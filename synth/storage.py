@@ -11,6 +11,8 @@ import errno
 import io
 import json
 import os
+import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +22,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
+
+from synth.errors import UserError
 
 MARKER = "manifest.json"
 """The file written last into every artefact directory: with it the artefact is finished, without it resumable."""
@@ -54,6 +58,23 @@ def study_path(root: str, *parts: str) -> UPath:
         # fsspec keeps listings by default, and would not see what another process wrote after the first one.
         path = UPath(root, use_listings_cache=False)
     return path.joinpath(*parts) if parts else path
+
+
+def node_cache(*parts: str) -> Path:
+    """Return a path for copies of remote files in this node's temporary directory, below a directory that is this user's alone.
+
+    Whoever can write there decides what a job reads. Raises UserError when somebody else has taken its name.
+    """
+    base = Path(tempfile.gettempdir()) / f"synthscale-{os.getuid()}"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = base.lstat()  # a link of somebody else's would lead anywhere
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise UserError(
+            f"{base} belongs to another user: remove it, or set TMPDIR to a directory of your own."
+        )
+    if status.st_mode & 0o077:
+        base.chmod(0o700)
+    return base.joinpath(*parts)
 
 
 def is_local(path: UPath) -> bool:

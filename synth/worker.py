@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from synth.config import RephrasePlacement
 from synth.engines.factory import device_name, open_engine
-from synth.engines.protocol import Engine
-from synth.engines.supervisor import POISON, Outcome, Quarantined, Supervisor, TooManyDeaths
+from synth.engines.protocol import FATAL_REASONS, Engine
+from synth.engines.supervisor import Outcome, Quarantined, Supervisor, TooManyDeaths
 from synth.engines.tunings import TUNINGS, find_tuning, tuned_placement
 from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
@@ -54,6 +54,23 @@ def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
     return tuned_placement(placement, tuning.settings), tuning.name
 
 
+def longest_first(drafts: Sequence[Draft]) -> list[int]:
+    """Return the numbers of a part's rows in the order they are sent: what takes longest must not be what is left at the end.
+
+    Nobody knows how long an answer will be; one as long as its chunk, up to the recipe's cap, is what most recipes ask for.
+    Rows of equal length stay together, samples of one prompt among them, which share its prefix in the cache.
+    """
+
+    def expected_tokens(at: int) -> int:
+        draft = drafts[at]
+        prompt, longest = len(draft.prompt_token_ids), draft.prepared.max_output_tokens
+        if "document" not in draft.prepared.template.slots:
+            return prompt + longest
+        return prompt + min(longest, prompt - draft.prepared.template.num_tokens)
+
+    return sorted(range(len(drafts)), key=expected_tokens, reverse=True)
+
+
 class RephraseWorker:
     """Makes parts of one synthetic set on one engine, several at a time on one event loop."""
 
@@ -64,38 +81,41 @@ class RephraseWorker:
         self._supervisor = Supervisor(
             self._engine,
             math.ceil(placement.num_seqs * IN_FLIGHT_PER_SEQUENCE),
-            config.max_engine_deaths_per_part,
+            config.allowed_engine_deaths(0),
             placement.request_timeout_seconds,
+            placement.start_timeout_seconds,
+            placement.outage_seconds,
         )
         self._writer = PartWriter(work)
         # One thread: tokenizers are not made for several, and the event loop must never wait for their work.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rephrase")
 
     async def make_part(self, part: int) -> LedgerEntry:
-        """Make one part unless it is done; return its ledger entry.
+        """Make one part unless it is done and nothing of it is to be tried again; return its ledger entry.
 
-        Raises UserError: the engine does not start, the input is damaged, the output cannot be written, or the
-        part's rows kill the engine more often than `max_engine_deaths_per_part`.
+        Raises UserError: the engine does not start or answers nobody any more, the input is damaged, the output cannot be
+        written, or the part's rows kill the engine more often than `max_engine_deaths_per_part`.
         """
         work, began = self.work, time.monotonic()
         loop = asyncio.get_running_loop()
-        if entry := await loop.run_in_executor(
-            self._thread, read_entry, work.directory, part, work.num_parts
-        ):
+        entry = await loop.run_in_executor(self._thread, read_entry, work.directory, part, work.num_parts)
+        if entry and not (work.config.retry_quarantined and entry.can_be_retried):
             return entry
         await self._supervisor.ready(part)
-        drafted = await loop.run_in_executor(self._thread, self._draft, part)
-        answers = [asyncio.create_task(self._finish(drafted, draft)) for draft in drafted.drafts]
+        drafted = await loop.run_in_executor(self._thread, self._draft, part, entry)
+        allowed = work.config.allowed_engine_deaths(len(drafted.drafts))
+        self._supervisor.allow(part, allowed)
+        answers = {at: asyncio.create_task(self._finish(drafted, at)) for at in longest_first(drafted.drafts)}
         try:
-            finished = await asyncio.gather(*answers)
+            finished = await asyncio.gather(*(answers[at] for at in range(len(drafted.drafts))))
         except TooManyDeaths as error:
             raise UserError(
                 f"part {part}: its rows have killed the engine {error.deaths} times ({error.last_words}), more than "
-                f"max_engine_deaths_per_part = {work.config.max_engine_deaths_per_part}; the rows found guilty are noted and "
-                "will be left out: run the job again, with a higher bound if the engine itself is sound."
+                f"max_engine_deaths_per_part = {allowed}; the rows found guilty are noted and will be left out: run the job again, "
+                "with a higher bound if the engine itself is sound."
             ) from None
         finally:
-            for answer in answers:
+            for answer in answers.values():
                 answer.cancel()
         return await loop.run_in_executor(self._thread, self._commit, drafted, finished, began)
 
@@ -127,15 +147,18 @@ class RephraseWorker:
         await self._supervisor.close()
         self._thread.shutdown()
 
-    def _draft(self, part: int) -> DraftedPart:
-        return self._writer.draft(part, self._engine.tokenizer)
+    def _draft(self, part: int, earlier: LedgerEntry | None) -> DraftedPart:
+        tokenizer = self._engine.tokenizer
+        return self._writer.redraft(earlier, tokenizer) if earlier else self._writer.draft(part, tokenizer)
 
-    async def _finish(self, drafted: DraftedPart, draft: Draft) -> Finished:
+    async def _finish(self, drafted: DraftedPart, at: int) -> Finished:
         """Have a row answered, and judge it at once: when the part's last answer comes, little is left to do."""
-        outcome = await self._answer(drafted, draft)
+        if at in drafted.stays:
+            return drafted.stays[at]
+        outcome = await self._answer(drafted, drafted.drafts[at])
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._thread, self._writer.finish, draft, outcome, self._engine.version
+            self._thread, self._writer.finish, drafted.drafts[at], outcome, self._engine.version
         )
 
     async def _answer(self, drafted: DraftedPart, draft: Draft) -> Outcome | None:
@@ -144,7 +167,7 @@ class RephraseWorker:
         if draft.key in drafted.killers:
             return drafted.killers[draft.key]
         outcome = await self._supervisor.generate(drafted.part, draft.request(f"{drafted.part}-{draft.key}"))
-        if isinstance(outcome, Quarantined) and outcome.reason == POISON:
+        if isinstance(outcome, Quarantined) and outcome.reason in FATAL_REASONS:
             drafted.killers[draft.key] = outcome
             self._writer.note_killers(drafted)
         return outcome
@@ -157,6 +180,7 @@ class RephraseWorker:
         cost = PartCost(
             device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
             engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
+            lost_attempts=usage.lost_attempts, lost_device_seconds=usage.lost_device_seconds * devices,
         )  # fmt: skip
         generated = GeneratedBy(self._engine.version, self._engine.tokenizer.prompt_format, self.tuning)
         entry = self._writer.commit(drafted, finished, generated, cost)

@@ -19,10 +19,8 @@ import fcntl
 import functools
 import hashlib
 import itertools
-import os
 import posixpath
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +35,7 @@ from upath import UPath
 
 from synth.errors import UserError
 from synth.identity import read_manifest
-from synth.storage import is_local, list_names, read_parquet, study_path
+from synth.storage import is_local, list_names, node_cache, read_parquet, study_path
 from train.record import Record
 
 PACKED = "packed"
@@ -359,15 +357,8 @@ class _LocalStore:
         return local
 
     def _cache(self) -> Path:
-        base = self._cache_directory
-        if base is None:
-            # Private: tokens read from a directory that others can write to are not the tokens of the set.
-            base = Path(tempfile.gettempdir()) / f"synthscale-{os.getuid()}"
-            base.mkdir(mode=0o700, exist_ok=True)
-            if base.stat().st_uid != os.getuid():
-                raise UserError(
-                    f"{base} belongs to another user: remove it or give PackedSet.open a cache_directory."
-                )
+        # Private: tokens read from a directory that others can write to are not the tokens of the set.
+        base = self._cache_directory or node_cache()
         return base / PACKED / self._hash
 
 

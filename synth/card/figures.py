@@ -46,6 +46,28 @@ def draw_histogram(title: str, counts: Counts, edges: Sequence[float]) -> Markup
     )
 
 
+BAR_CHARACTERS = 30
+
+
+def text_histogram(counts: Counts, edges: Sequence[float]) -> list[tuple[str, int, int, str]]:
+    """Return the bins that are not empty, from the first to the last: (bin, kept rows, others, bar); [2, bins].
+
+    A bar is BAR_CHARACTERS long for the tallest bin: `█` for what was kept, `░` for what was not.
+    """
+    totals = counts.sum(axis=0)
+    filled = [at for at in range(counts.shape[1]) if totals[at]]
+    if not filled:
+        return []
+    scale = BAR_CHARACTERS / int(totals.max())
+    rows = []
+    for at in range(filled[0], filled[-1] + 1):
+        kept, other = int(counts[0, at]), int(counts[1, at])
+        length = round((kept + other) * scale)
+        full = min(length, round(kept * scale))
+        rows.append((span(edges, at), kept, other, "█" * full + "░" * (length - full)))
+    return rows
+
+
 def span(edges: Sequence[float], at: int) -> str:
     """Return a bin in words: `16 to 32`, `4096 and more`."""
     low, high = edges[at], edges[at + 1]

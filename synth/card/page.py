@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from synth.card.examples import Example
-from synth.card.figures import draw_bar, draw_histogram
+from synth.card.figures import draw_bar, draw_histogram, text_histogram
 from synth.card.survey import EDGES, Survey
 from synth.config import RephraseCost
 from synth.recipe import Recipe
@@ -81,7 +81,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
     environment.filters |= {
         "number": number, "hours": hours, "percent": percent, "quoted": quoted, "visible": visible, "cell": cell,
     }  # fmt: skip
-    environment.globals |= {"histogram": draw_histogram, "bar": draw_bar}
+    environment.globals |= {"histogram": draw_histogram, "text_histogram": text_histogram, "bar": draw_bar}
     return environment
 
 

@@ -24,6 +24,7 @@ from synth.engines.protocol import (
     GenerationResult,
     RequestFailed,
     RequestTooLong,
+    ServerFailed,
 )
 from synth.errors import UserError
 from synth.prompt import plain_concatenation
@@ -52,6 +53,16 @@ class FakeBehaviour(Config):
     """The engine dies at every so-manieth answer after a start, whatever it was."""
     last_words: str = "the fake engine died"
     """What the engine says when it dies."""
+    silent_after: int | None = Field(default=None, ge=0)
+    """After so many answers since its start the engine answers nobody any more, and is not dead."""
+    silencing: str | None = None
+    """A prompt that holds this text makes the engine answer nobody any more, itself included."""
+    outage_after: int | None = Field(default=None, ge=0)
+    """After so many answers in all the engine fails every request for `outage_seconds`, as a server does behind a proxy."""
+    outage_seconds: float = Field(default=0.0, ge=0.0)
+    """How long that lasts, from the first request that fails on, seconds."""
+    unbearable: str | None = None
+    """A prompt that holds this text is always failed at, as by a server's fault."""
     start_failure: str | None = None
     """The engine does not start and says this."""
     start_seconds: float = Field(default=0.0, ge=0.0)
@@ -75,6 +86,10 @@ class CharacterTokenizer:
         """Return the code points of each text."""
         return [[ord(character) for character in text] for text in texts]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the characters."""
+        return "".join(map(chr, ids))
+
 
 class FakeEngine:
     """The engine of `kind = "fake"`."""
@@ -85,6 +100,7 @@ class FakeEngine:
         self.behaviour, self._max_model_len = behaviour, max_model_len
         self.tokenizer = CharacterTokenizer()
         self.starts = 0
+        self._answered_in_all, self._back_at = 0, float("-inf")
         self._death: asyncio.Event | None = None
         self._answered = 0
         self._failed_once: set[tuple[str, int]] = set()
@@ -108,7 +124,12 @@ class FakeEngine:
         if self.behaviour.start_failure:
             raise EngineStartFailed(f"the fake engine did not start: {self.behaviour.start_failure}")
         self.starts += 1
-        self._death, self._answered = asyncio.Event(), 0
+        self._death, self._answered, self._is_silent = asyncio.Event(), 0, False
+
+    @property
+    def last_lines(self) -> str:
+        """What it was told to say."""
+        return self.behaviour.last_words
 
     async def stop(self) -> None:
         """Go down; what is in flight fails."""
@@ -125,12 +146,15 @@ class FakeEngine:
             raise RequestTooLong(
                 f"{len(request.prompt_token_ids)} + {request.max_output_tokens} tokens do not fit {self._max_model_len}"
             )
-        prompt = "".join(map(chr, request.prompt_token_ids))
+        prompt = self.tokenizer.decode(request.prompt_token_ids)
         fate = random.Random(
             f"fate {request.seed} {hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()}"
         )
         await self._wait(death)
+        await self._stay_silent(prompt, death)
+        self._fail_as_a_server(prompt)
         self._answered += 1
+        self._answered_in_all += 1
         if (
             self.behaviour.poison and self.behaviour.poison in prompt
         ) or self._answered == self.behaviour.dies_every:
@@ -150,6 +174,23 @@ class FakeEngine:
             await asyncio.wait_for(death.wait(), self.behaviour.latency_seconds)
         except TimeoutError:
             return
+
+    async def _stay_silent(self, prompt: str, death: asyncio.Event) -> None:
+        behaviour = self.behaviour
+        self._is_silent |= self._answered == behaviour.silent_after
+        self._is_silent |= behaviour.silencing is not None and behaviour.silencing in prompt
+        if self._is_silent:
+            await death.wait()
+
+    def _fail_as_a_server(self, prompt: str) -> None:
+        behaviour, now = self.behaviour, time.monotonic()
+        if behaviour.unbearable and behaviour.unbearable in prompt:
+            raise ServerFailed("HTTP 500: the fake engine cannot bear this one")
+        if self._answered_in_all == behaviour.outage_after:
+            self._back_at = now + behaviour.outage_seconds
+            self._answered_in_all += 1
+        if now < self._back_at:
+            raise ServerFailed("HTTP 502: the fake engine is away")
 
     async def _maybe_fail(self, seed: int, fate: random.Random, death: asyncio.Event) -> None:
         behaviour = self.behaviour

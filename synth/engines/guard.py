@@ -51,6 +51,13 @@ class Guard:
             watcher.join()
             self._tell()
 
+    def kill(self) -> None:
+        """Kill them now."""
+        self._tell()
+        if self._shell.stdin:
+            self._shell.stdin.close()  # as it would be if this process were gone
+        self._shell.wait()
+
     def release(self) -> None:
         """Let the processes be; they have ended, or may live on."""
         self._shell.kill()
@@ -61,6 +68,6 @@ class Guard:
     def _tell(self) -> None:
         new = {child.pid for child in psutil.Process().children(recursive=True)} - self._known
         self._known |= new
-        if new and self._shell.stdin:
+        if new and self._shell.stdin and not self._shell.stdin.closed:
             self._shell.stdin.write("".join(f"{pid}\n" for pid in sorted(new)).encode())
             self._shell.stdin.flush()

@@ -28,13 +28,11 @@ from synth.engines.protocol import (
     RequestRefused,
     RequestTimedOut,
     RequestTooLong,
+    ServerFailed,
 )
 from synth.engines.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from synth.errors import first_line
 from synth.model_source import ModelSource
-
-START_SECONDS = 300.0
-"""Time a server has to answer for the first time, or to come back after it went away: a large model loads for minutes."""
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 30.0
@@ -56,6 +54,8 @@ class HttpEngine:
         self._tokenizer: HuggingFaceTokenizer | None = None
         self._session: aiohttp.ClientSession | None = None
         self._served = ""
+        self.last_lines = ""
+        """Why the server could not be asked, while `start` waits for it."""
         self.version = "openai completions"
 
     @property
@@ -66,7 +66,10 @@ class HttpEngine:
         return self._tokenizer
 
     async def start(self) -> None:
-        """Wait for the server and see that it serves the model. Raises EngineStartFailed."""
+        """Wait for the server, as long as its owner needs to bring it up, and see that it serves the model.
+
+        Raises EngineStartFailed when it is the wrong one.
+        """
         await self.stop()
         self._session = aiohttp.ClientSession(
             headers=self._headers(),
@@ -125,7 +128,6 @@ class HttpEngine:
 
     async def _models(self) -> list[dict[str, Any]]:
         """Return what the server serves, as soon as it answers."""
-        give_up, last = time.monotonic() + START_SECONDS, "nothing"
         while True:
             try:
                 answer = await self._get("/models")
@@ -133,19 +135,14 @@ class HttpEngine:
             except EngineStartFailed:  # a ValueError like those below
                 raise
             except EngineError as error:
-                last = str(error)
+                self.last_lines = str(error)
             except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-                last = f"{type(error).__name__}: {first_line(error)}"
+                self.last_lines = f"{type(error).__name__}: {first_line(error)}"
             except (KeyError, TypeError, ValueError) as error:
                 raise EngineStartFailed(
                     f"engine.endpoint = {self._config.endpoint!r} has no /models as OpenAI's API has it "
                     f"({type(error).__name__}): give the address that ends in /v1."
                 ) from None
-            if time.monotonic() > give_up:
-                raise EngineStartFailed(
-                    f"engine.endpoint = {self._config.endpoint!r} did not answer within {START_SECONDS:.0f} s "
-                    f"({last}): start the server, or mend the address."
-                )
             await asyncio.sleep(POLL_SECONDS)
 
     async def _get(self, path: str) -> Any:
@@ -215,7 +212,7 @@ class HttpEngine:
             return RequestTimedOut(said)
         if 400 <= status < 500:
             return RequestTooLong(said) if _TOO_LONG.search(text) else RequestRefused(said)
-        return RequestFailed(said)
+        return ServerFailed(said)
 
     async def _broken_off(self, error: Exception) -> EngineError:
         """Return what a connection that broke off in the middle means: a look at the server tells."""
@@ -230,7 +227,7 @@ class HttpEngine:
             raise
         except (EngineError, ValueError):
             pass  # it answers, if only that it is busy
-        return RequestFailed(said)
+        return ServerFailed(said)
 
 
 def _result(answer: Any, seconds: float) -> GenerationResult:

@@ -1,4 +1,4 @@
-"""The seam between rephrasing and the thing that generates: one request in, one result out, six ways to fail.
+"""The seam between rephrasing and the thing that generates: one request in, one result out, and the ways to fail.
 
 `synth.engines.vllm` runs vLLM in the process, `synth.engines.http` asks a server, `synth.engines.fake` is a deterministic
 stand-in that can be told to misbehave; `synth.engines.factory` picks one. Everything above this line sees only what is
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synth.errors import UserError
-from synth.prompt import Tokenizer
+from synth.prompt import ReadableTokenizer
 from synth.recipe import Sampling
 
 
@@ -61,6 +61,12 @@ class EngineDead(EngineError):
     reason = "killed_engine"
 
 
+class EngineHung(EngineDead):
+    """The engine is there and has answered nobody for as long as a request may take: as good as dead."""
+
+    reason = "hung_engine"
+
+
 class RequestTooLong(EngineError):
     """The prompt does not fit the engine's window. Trying again is pointless."""
 
@@ -83,6 +89,10 @@ class RequestFailed(EngineError):
     """This request failed and the engine lives. Trying again may help."""
 
 
+class ServerFailed(RequestFailed):
+    """A server failed at this request by a fault of its own or of the request's: what others get meanwhile tells."""
+
+
 class EngineBusy(EngineError):
     """The engine has no room at the moment. Trying again will help, after `retry_after_seconds` at the earliest."""
 
@@ -97,19 +107,34 @@ class EngineStartFailed(UserError):
     """The engine did not come up; says why in the engine's own last lines."""
 
 
+class EngineAway(UserError):
+    """The engine is there and has answered nobody for too long, or dies as often as it is started."""
+
+
+PASSING_REASONS = frozenset({RequestFailed.reason, RequestTimedOut.reason, EngineBusy.reason})
+"""Reasons of rows that may well be answered another time: `retry_quarantined` asks for them again."""
+
+FATAL_REASONS = frozenset({EngineDead.reason, EngineHung.reason})
+"""Reasons of rows that take the engine with them: noted at once, so that no later attempt sends them again."""
+
+
 class Engine(Protocol):
     """A text generator. `start` before `generate`; after EngineDead call `stop`, then `start` again."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> ReadableTokenizer:
         """The model's tokenizer; usable before `start`."""
 
     @property
     def version(self) -> str:
         """Name and version of the engine, such as `vllm 0.29.0`."""
 
+    @property
+    def last_lines(self) -> str:
+        """What the engine has said last, in one line; "" if it has said nothing."""
+
     async def start(self) -> None:
-        """Bring the engine up. Raises EngineStartFailed."""
+        """Bring the engine up, however long it takes; cancelled, give up and leave nothing behind. Raises EngineStartFailed."""
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Draw one answer. Raises one of EngineError's kinds; a cancelled call takes the request back."""

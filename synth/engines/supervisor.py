@@ -3,7 +3,11 @@
 When the engine dies, every request in flight is a suspect. They are tried again in halves, with nothing else
 running, until the ones that kill an engine alone are known; those are quarantined, everybody else gets an answer.
 Isolating one row among n takes at most log2(n) + 2 deaths. The halves follow the parts, so a death soon has rows of
-one part alone in it; those are counted for the part and bounded, and an innocent part is never charged.
+one part alone in it; those are counted for the part and bounded, and an innocent part is never charged. An engine that
+answers nobody any more (`synth.engines.pulse`) counts as dead.
+
+A row is found guilty only once the engine has answered another one since: an engine that dies whatever it is sent ends
+the job instead.
 """
 
 from __future__ import annotations
@@ -13,23 +17,31 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from synth.engines.accounts import Accounts, PartUsage
+from synth.engines.outage import UNWELL, Outage
 from synth.engines.protocol import (
     Engine,
+    EngineAway,
     EngineBusy,
     EngineDead,
     EngineError,
+    EngineStartFailed,
     GenerationRequest,
     GenerationResult,
     RequestFailed,
     RequestTimedOut,
+    ServerFailed,
 )
-
-POISON = EngineDead.reason
+from synth.engines.pulse import Pulse
+from synth.errors import UserError
 
 RETRY_SECONDS = (0.1, 1.0, 5.0)
 """Pauses before the attempts after the first of a request that failed by itself."""
+
+SERVER_RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0, 60.0)
+"""Pauses before the attempts after one at which a server failed while it answered others."""
 
 TIMED_OUT_RETRY_SECONDS = (0.0, 5.0)
 """Pauses before the attempts after one that timed out."""
@@ -37,6 +49,16 @@ TIMED_OUT_RETRY_SECONDS = (0.0, 5.0)
 BUSY_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, *[30.0] * 20)
 """Pauses before the attempts after one the engine had no room for: about ten minutes together. Each is drawn from
 half to one and a half of this, so that requests turned away together do not come back together."""
+
+FRUITLESS_DEATHS = 8
+"""After so many deaths without an answer in between an engine is asked for a token of next to nothing."""
+
+PROBE_TOKENS = 16
+"""Prompt tokens of that: the beginning of some recipe's prompt."""
+
+START_SECONDS = 1800.0
+OUTAGE_SECONDS = 3600.0
+"""Bounds of a supervisor that is told none; a job's are in its placement."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +83,11 @@ class TooManyDeaths(Exception):
 
 
 @dataclass
-class PartUsage:
-    """What a part has taken of the engine."""
-
-    device_seconds: float = 0.0
-    """Its share of the time the engine was at work: at each moment, its requests in flight over all of them."""
-    start_seconds: float = 0.0
-    """Starts of the engine that happened on its account."""
-    deaths: int = 0
-    """Engine deaths with rows of this part alone in flight: its own doing, or chance."""
-    shared_deaths: int = 0
-    """Engine deaths with rows of several parts in flight, each counted for one of them."""
-    retries: int = 0
-    """Attempts after the first of requests that failed by themselves."""
-
-
-@dataclass
 class _Suspect:
     part: int
     request: GenerationRequest
+    error: EngineDead
+    """How the engine went down under it last."""
     answer: asyncio.Future[Outcome] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -94,6 +102,8 @@ def _pause(error: EngineError, failures: int) -> float | None:
     pauses: tuple[float, ...] = ()
     if isinstance(error, RequestTimedOut):
         pauses = TIMED_OUT_RETRY_SECONDS
+    elif isinstance(error, ServerFailed):
+        pauses = SERVER_RETRY_SECONDS
     elif isinstance(error, RequestFailed):
         pauses = RETRY_SECONDS
     return pauses[failures] if failures < len(pauses) else None
@@ -108,10 +118,17 @@ class Supervisor:
         max_in_flight: int,
         max_deaths_per_part: int,
         request_timeout_seconds: float | None = None,
+        start_timeout_seconds: float = START_SECONDS,
+        outage_seconds: float = OUTAGE_SECONDS,
     ) -> None:
         self.engine = engine
-        self._timeout_seconds = request_timeout_seconds
-        self._max_deaths = max_deaths_per_part
+        self._start_seconds = start_timeout_seconds
+        self._pulse = Pulse(request_timeout_seconds)
+        self._outage = Outage(self._in_time, outage_seconds)
+        self._max_deaths, self._allowed = max_deaths_per_part, dict[int, int]()
+        self._fruitless = 0
+        self._end: UserError | None = None
+        self._accused: list[_Suspect] = []
         self._slots = asyncio.Semaphore(max_in_flight)
         self._calm = asyncio.Event()
         self._calm.set()
@@ -119,27 +136,29 @@ class Supervisor:
         self.last_words = ""
         """What the engine said when it died last; "" while it has not."""
         self._changing = asyncio.Lock()
-        self._in_flight: Counter[int] = Counter()
         self._asked = 0
-        self._since = time.monotonic()
-        self._usage: dict[int, PartUsage] = {}
+        self._accounts = Accounts()
         self._suspects: list[_Suspect] = []
         self._isolation: asyncio.Task[None] | None = None
 
     @property
     def load(self) -> tuple[int, int]:
         """Requests in the engine, and requests that wait for a place in it or for it to be up."""
-        running = sum(self._in_flight.values())
+        running = self._accounts.running
         return running, self._asked - running
 
     def usage(self, part: int) -> PartUsage:
         """Return what a part has taken of the engine up to now."""
-        self._settle()
-        return self._usage.setdefault(part, PartUsage())
+        return self._accounts.settled(part)
+
+    def allow(self, part: int, deaths: int) -> None:
+        """Let the rows of a part kill the engine so many times."""
+        self._allowed[part] = deaths
 
     def forget(self, part: int) -> None:
         """Drop the account of a part that is done."""
-        self._usage.pop(part, None)
+        self._accounts.close(part)
+        self._allowed.pop(part, None)
 
     async def ready(self, part: int) -> None:
         """Have the engine up, on account of this part if it is not yet. Raises EngineStartFailed, TooManyDeaths."""
@@ -148,13 +167,15 @@ class Supervisor:
     async def generate(self, part: int, request: GenerationRequest) -> Outcome:
         """Answer a request of a part, or quarantine it.
 
-        Raises EngineStartFailed when the engine does not come up, TooManyDeaths when the part exceeds its bound.
+        Raises EngineStartFailed when the engine does not come up, EngineAway when it is no use any more, TooManyDeaths when
+        the part exceeds its bound.
         """
         self._asked += 1
         try:
             return await self._answer(part, request)
         finally:
             self._asked -= 1
+            self._convict_the_last()
 
     async def _answer(self, part: int, request: GenerationRequest) -> Outcome:
         async with self._slots:
@@ -162,7 +183,7 @@ class Supervisor:
                 return await self._attempt(part, request, self._normal_service)
             except EngineDead as error:
                 self._hear(error)
-                suspect = _Suspect(part, request)
+                suspect = _Suspect(part, request, error)
                 self._suspects.append(suspect)
                 if self._isolation is None:
                     self._calm.clear()
@@ -173,6 +194,7 @@ class Supervisor:
         """Take the engine down."""
         if self._isolation:
             self._isolation.cancel()
+        self._outage.close()
         await self._engine_down()
 
     # --- one request ---------------------------------------------------------------------------------------------
@@ -184,25 +206,39 @@ class Supervisor:
         failures: Counter[str] = Counter()
         while True:
             await ready(part)
+            began = asyncio.get_running_loop().time()
             try:
-                with self._accounting(part):
-                    return await self._in_time(request)
+                with self._accounts.flight(part):
+                    result = await self._in_time(request)
             except EngineDead:
                 raise
             except EngineError as error:
-                pause = _pause(error, failures[error.reason])
+                failed = error
+            else:
+                self._outage.note_answered(request)
+                self._engine_is_sound()
+                return result
+            if not (self._is_silent(failed, began) and await self._waited_out(request, failed)):
+                pause = _pause(failed, failures[failed.reason])
                 if pause is None:
-                    return Quarantined(error.reason, str(error))
-                failures[error.reason] += 1
-                self._usage.setdefault(part, PartUsage()).retries += 1
-            await asyncio.sleep(pause)
+                    return Quarantined(failed.reason, str(failed))
+                failures[failed.reason] += 1
+                await asyncio.sleep(pause)
+            self._accounts.of(part).retries += 1
+
+    def _is_silent(self, error: EngineError, began: float) -> bool:
+        return isinstance(error, UNWELL) and self._pulse.is_silent_since(began)
+
+    async def _waited_out(self, request: GenerationRequest, error: EngineError) -> bool:
+        """Wait until the engine answers; return whether it was away and this was no fault of the request. Raises EngineAway."""
+        try:
+            return await self._outage.wait(request, error)
+        except EngineAway as end:
+            self._end = end
+            raise
 
     async def _in_time(self, request: GenerationRequest) -> GenerationResult:
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self.engine.generate(request)
-        except TimeoutError:
-            raise RequestTimedOut(f"no answer within {self._timeout_seconds:g} s") from None
+        return await self._pulse.within_limit(self.engine.generate(request))
 
     async def _normal_service(self, part: int) -> None:
         """Wait until the engine is up and no search for a killer is on: strangers would spoil its result.
@@ -214,20 +250,34 @@ class Supervisor:
             await self._engine_up(part)
             if self._calm.is_set():
                 break
-        if (deaths := self._deaths(part)) > self._max_deaths:
-            raise TooManyDeaths(part, deaths, self.last_words)
+        if self._kills_too_often(part):
+            raise TooManyDeaths(part, self._accounts.of(part).deaths, self.last_words)
 
-    def _deaths(self, part: int) -> int:
-        return self._usage[part].deaths if part in self._usage else 0
+    def _kills_too_often(self, part: int) -> bool:
+        return self._accounts.of(part).deaths > self._allowed.get(part, self._max_deaths)
 
     async def _engine_up(self, part: int) -> None:
-        """Start the engine unless it is up, on account of this part."""
+        """Start the engine unless it is up, on account of this part. Raises what made it useless once and for all."""
         async with self._changing:
-            if not self._is_up:
-                began = time.monotonic()
-                await self.engine.start()
-                self._is_up, self._has_spoken = True, False
-                self._usage.setdefault(part, PartUsage()).start_seconds += time.monotonic() - began
+            if self._end is not None:
+                raise self._end
+            if self._is_up:
+                return
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self._start_seconds):
+                    await self.engine.start()
+            except EngineStartFailed as error:
+                self._end = error
+                raise
+            except TimeoutError:
+                self._end = EngineStartFailed(
+                    f"the engine did not start within placement.start_timeout_seconds = {self._start_seconds:g} s (it said last: "
+                    f"{self.engine.last_lines or 'nothing'}): mend what keeps it, or give it more time."
+                )
+                raise self._end from None
+            self._is_up, self._has_spoken = True, False
+            self._accounts.of(part).start_seconds += time.monotonic() - began
 
     async def _engine_down(self) -> None:
         async with self._changing:
@@ -240,13 +290,14 @@ class Supervisor:
         """Find the requests that kill the engine among those in flight at its death; answer all the others."""
         try:
             while self._suspects:
-                while sum(self._in_flight.values()):  # the rest of them has yet to notice
+                while self._accounts.running:  # the rest of them has yet to notice
                     await asyncio.sleep(0.005)
                 suspects, self._suspects = self._suspects, []
                 await self._search(suspects)
         finally:
             self._isolation = None
             self._calm.set()
+            self._convict_the_last()
 
     async def _search(self, suspects: list[_Suspect]) -> None:
         try:
@@ -257,8 +308,9 @@ class Supervisor:
         # Whatever ends the search early (the engine does not start again, a bug here) must reach every request that
         # waits for it; with them it reaches their parts and the job.
         except BaseException as error:
-            waiting = [suspect.answer for suspect in suspects if not suspect.answer.done()]
-            for answer in waiting:
+            waiting = [each.answer for each in [*suspects, *self._accused] if not each.answer.done()]
+            self._accused.clear()
+            for answer in dict.fromkeys(waiting):
                 if isinstance(error, Exception):
                     answer.set_exception(error)
                 else:
@@ -268,16 +320,16 @@ class Supervisor:
 
     async def _narrow(self, group: list[_Suspect]) -> list[list[_Suspect]]:
         """Try a group that holds a killer, if it was not chance; return the smaller groups that still may hold one."""
+        if any(self._kills_too_often(suspect.part) for suspect in group):
+            self._convict()
         for suspect in group:
-            if not suspect.answer.done() and (deaths := self._deaths(suspect.part)) > self._max_deaths:
+            if not suspect.answer.done() and self._kills_too_often(suspect.part):
+                deaths = self._accounts.of(suspect.part).deaths
                 suspect.answer.set_exception(TooManyDeaths(suspect.part, deaths, self.last_words))
         group = [suspect for suspect in group if not suspect.answer.done()]
         if len(group) <= 1:
-            for suspect in await self._unanswered(group):
-                if not suspect.answer.done():
-                    suspect.answer.set_result(
-                        Quarantined(POISON, f"the engine died with no other request in it: {self.last_words}")
-                    )
+            guilty = await self._unanswered(group)
+            self._accused.extend(guilty)
             return []
         first, second = group[: len(group) // 2], group[len(group) // 2 :]
         if left := await self._unanswered(first):
@@ -298,6 +350,7 @@ class Supervisor:
             outcome = await self._attempt(suspect.part, suspect.request, self._engine_up)
         except EngineDead as error:
             self._hear(error)
+            suspect.error = error
             return False
         if not suspect.answer.done():  # its part may have been given up meanwhile
             suspect.answer.set_result(outcome)
@@ -308,44 +361,56 @@ class Supervisor:
         if not self._has_spoken:
             self.last_words, self._has_spoken = str(error), True
 
+    def _engine_is_sound(self) -> None:
+        """Take note of an answer: who was found alone with a dead engine has killed it."""
+        self._fruitless = 0
+        self._convict()
+
+    def _convict_the_last(self) -> None:
+        """Blame those found alone with a dead engine also when nobody is left whose answer could show that it is sound."""
+        self._accused[:] = [suspect for suspect in self._accused if not suspect.answer.done()]
+        if self._isolation is None and self._asked == len(self._accused):
+            self._convict()
+
+    def _convict(self) -> None:
+        for suspect in self._accused:
+            if not suspect.answer.done():
+                said = f"the engine died with no other request in it: {suspect.error}"
+                suspect.answer.set_result(Quarantined(suspect.error.reason, said))
+        self._accused.clear()
+
     async def _bury(self, suspects: list[_Suspect]) -> None:
-        """Take down what is left of the engine, and charge a part whose rows alone were in it."""
+        """Take down what is left of the engine, and charge a part whose rows alone were in it. Raises EngineAway."""
         await self._engine_down()
+        self._fruitless += 1
         parts = {suspect.part for suspect in suspects}
-        usage = self._usage.setdefault(min(parts), PartUsage())
+        usage = self._accounts.of(min(parts))
         if len(parts) > 1:
             usage.shared_deaths += 1
-            return
-        usage.deaths += 1
+        else:
+            usage.deaths += 1
+        if self._fruitless >= FRUITLESS_DEATHS:
+            await self._prove_sound(suspects[0])
 
-    # --- accounting ----------------------------------------------------------------------------------------------
-
-    def _accounting(self, part: int) -> _Flight:
-        return _Flight(self, part)
-
-    def _settle(self, part: int | None = None, change: int = 0) -> None:
-        """Share the time since the last change among the requests in flight, then count the change."""
-        now = time.monotonic()
-        if total := sum(self._in_flight.values()):
-            for each, count in self._in_flight.items():
-                self._usage.setdefault(each, PartUsage()).device_seconds += (
-                    (now - self._since) * count / total
-                )
-        self._since = now
-        if part is not None:
-            self._in_flight[part] += change
-            self._in_flight += Counter()  # drops the zeros
-
-
-@dataclass
-class _Flight:
-    """Counts one request as in flight."""
-
-    supervisor: Supervisor
-    part: int
-
-    def __enter__(self) -> None:
-        self.supervisor._settle(self.part, +1)
-
-    def __exit__(self, *_: object) -> None:
-        self.supervisor._settle(self.part, -1)
+    async def _prove_sound(self, suspect: _Suspect) -> None:
+        """Have an engine that only dies answer something harmless. Raises EngineAway when it dies at that, too."""
+        request = suspect.request
+        harmless = replace(
+            request,
+            request_id=f"harmless-{request.request_id}",
+            prompt_token_ids=request.prompt_token_ids[:PROBE_TOKENS],
+            max_output_tokens=1,
+        )
+        await self._engine_up(suspect.part)
+        try:
+            await self._in_time(harmless)
+        except EngineDead as error:
+            await self._engine_down()
+            self._end = EngineAway(
+                f"the engine has died {self._fruitless} times, answered nobody in between and dies at a harmless prompt, too "
+                f"({error}): this is not its rows' doing, and none was blamed; mend it, then run the job again."
+            )
+            raise self._end from None
+        except EngineError:
+            pass  # it is up and says no
+        self._engine_is_sound()

@@ -1,4 +1,4 @@
-"""A model's own tokenizer, with its chat template: `synth.prompt.Tokenizer` by transformers."""
+"""A model's own tokenizer, with its chat template: `synth.prompt.ReadableTokenizer` by transformers."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ class HuggingFaceTokenizer:
             list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
         )
         return [list(ids) for ids in encoded.input_ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens as they are written."""
+        return str(
+            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
 
     def _apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
         goes_on = messages[-1]["role"] == "assistant"

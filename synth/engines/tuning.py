@@ -33,7 +33,7 @@ from synth.engines.tunings import (
 )
 from synth.errors import UserError, first_line
 from synth.identity import content_hash, provenance
-from synth.ledger import LedgerEntry, summarise
+from synth.ledger import LedgerEntry, Tally, summarise
 from synth.plan import Plan
 from synth.rephrase import RephraseWork, open_work
 from synth.storage import list_names, study_path
@@ -111,7 +111,7 @@ def run_trial(work: SampleWork, settings: EngineSettings, timeout_seconds: float
         return failed_trial(settings, first_line(error))
     if last_words:  # it was started again and went on, and a job must not count on that
         return failed_trial(settings, f"the engine died at work: {last_words}")
-    return _measured(settings, config.placement, entries, seconds)
+    return _measured(work, settings, config.placement, entries, seconds)
 
 
 def failed_trial(settings: EngineSettings, why: str) -> Trial:
@@ -133,16 +133,22 @@ async def _make_sample(work: SampleWork, timeout_seconds: float) -> tuple[list[L
 
 
 def _measured(
-    settings: EngineSettings, placement: RephrasePlacement, entries: Sequence[LedgerEntry], seconds: float
+    work: SampleWork,
+    settings: EngineSettings,
+    placement: RephrasePlacement,
+    entries: Sequence[LedgerEntry],
+    seconds: float,
 ) -> Trial:
     devices = placement.gpus_per_engine or 1.0
     summary = summarise(entries)
     started = summary["engine_start_seconds"] / devices
     at_work = seconds - started
+    hashes = {recipe.name: recipe.hash for recipe in work.recipes}
     return Trial(
         settings=settings, status="measured", engine_start_seconds=round(started, 3), seconds=round(at_work, 3),
         accepted_tokens_per_device_second=summary["accepted_tokens"] / at_work / devices,
         output_tokens_per_device_second=summary["completion_tokens"] / at_work / devices,
+        recipes={hashes[name]: Tally.model_validate(tally) for name, tally in summary["recipes"].items()},
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from upath import UPath
 from synth.config import EngineConfig, RephrasePlacement
 from synth.errors import UserError
 from synth.identity import content_hash
+from synth.ledger import Tally
 from synth.recipe import Recipe
 from synth.storage import list_names, read_json, read_parquet, study_path, write_json_atomic
 
@@ -69,6 +70,8 @@ class Trial(BaseModel):
     engine_start_seconds: float | None = None
     seconds: float | None = None
     """Wall-clock time of the work, engine start left out."""
+    recipes: dict[str, Tally] = {}
+    """Counts of the sample, by recipe hash: how long answers are, and how many are accepted."""
 
 
 class Tuning(BaseModel):
@@ -172,6 +175,8 @@ class MeasuredSpeed:
     device: str
     tokens_per_device_second: float
     """Output tokens under the chosen settings."""
+    recipes: Mapping[str, Tally]
+    """Counts of the sample under these settings, by recipe hash."""
 
 
 def find_measured_speed(root: str, engine: EngineConfig, model_hash: str) -> MeasuredSpeed | None:
@@ -186,7 +191,7 @@ def find_measured_speed(root: str, engine: EngineConfig, model_hash: str) -> Mea
         if (tuning.model_hash, tuning.engine) != (model_hash, engine_identity(engine)):
             continue
         found += [
-            MeasuredSpeed(name, tuning.device, trial.output_tokens_per_device_second)
+            MeasuredSpeed(name, tuning.device, trial.output_tokens_per_device_second, trial.recipes)
             for trial in tuning.trials
             if trial.settings == tuning.settings and trial.output_tokens_per_device_second
         ]

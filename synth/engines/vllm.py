@@ -7,6 +7,7 @@ lines explain a start that failed.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import importlib.metadata
 import logging
 import os
@@ -14,11 +15,12 @@ import platform
 import re
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pydantic
@@ -36,6 +38,9 @@ from synth.engines.protocol import (
 from synth.engines.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from synth.errors import first_line
 from synth.model_source import ModelSource
+
+LAST_LINES, LAST_CAUSES = 5, 3
+"""Lines of an engine's log in a sentence: the last of all, the last that name an error."""
 
 STOP_SECONDS = 5.0
 """Time a stopping engine has before its processes are killed."""
@@ -78,25 +83,42 @@ class VllmEngine:
         """`vllm` and its version."""
         return vllm_version()
 
-    async def start(self) -> None:
-        """Start the engine; blocks the event loop while it does. Raises EngineStartFailed."""
-        self._set_environment()
-        _ = self.tokenizer  # part of starting: what cannot be tokenised for need not be loaded
-        logging.getLogger("vllm").setLevel(logging.NOTSET)
-        self._guard = Guard()
-        self._log_begins = self._log.stat().st_size if self._log.exists() else 0
-        with _output_to(self._log), self._guard.watching():
-            try:
-                from vllm.engine.arg_utils import AsyncEngineArgs
-                from vllm.v1.engine.async_llm import AsyncLLM
+    @property
+    def last_lines(self) -> str:
+        """The last lines of the log since the last start."""
+        return " | ".join(_without_repeats(self._log_lines())[-LAST_LINES:])
 
-                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+    async def start(self) -> None:
+        """Start the engine, in a thread: the event loop goes on. Raises EngineStartFailed.
+
+        Cancelled, it kills what was started; a thread that does not end by itself is left behind, with nothing to do.
+        """
+        self._set_environment()
+        logging.getLogger("vllm").setLevel(logging.NOTSET)
+        self._guard = guard = Guard()
+        self._log_begins = self._log.stat().st_size if self._log.exists() else 0
+        with _output_to(self._log), guard.watching():
+            try:
+                self._llm = await _in_a_thread(self._load)
+            except EngineStartFailed:
+                raise
             # vLLM's start fails with anything from TypeError (an argument it does not know) to RuntimeError (the
             # engine process died); all of them are told in its own words.
             except Exception as error:
                 raise EngineStartFailed(
                     f"engine.model = {self._config.model!r}: vLLM did not start: {self._last_words(error)} (whole log: {self._log})."
                 ) from error
+            except asyncio.CancelledError:
+                guard.kill()
+                raise
+
+    def _load(self) -> Any:
+        """Return a running AsyncLLM; blocks for minutes."""
+        _ = self.tokenizer  # part of starting: what cannot be tokenised for need not be loaded
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Draw one answer. Raises EngineDead, RequestTooLong, RequestFailed."""
@@ -141,7 +163,11 @@ class VllmEngine:
         if llm is not None:
             # Its frontend takes the end of the engine process, which is wanted here, for an error and says so.
             logging.getLogger("vllm").setLevel(logging.CRITICAL)
-            await asyncio.to_thread(llm.shutdown, STOP_SECONDS)
+            try:
+                await asyncio.wait_for(_in_a_thread(lambda: llm.shutdown(STOP_SECONDS)), 4 * STOP_SECONDS)
+            except TimeoutError:  # it hangs in its own way of stopping
+                if self._guard is not None:
+                    self._guard.kill()
         if self._guard is not None:
             self._guard.release()
             self._guard = None
@@ -216,12 +242,8 @@ class VllmEngine:
             os.environ.setdefault(name, value)
 
     def _last_words(self, error: Exception) -> str:
-        """Return the line of the log, since the last start, that says why, or the error itself where the log has none."""
-        try:
-            lines = self._log.read_bytes()[self._log_begins :].decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            lines = []
-        said = [_LOG_PREFIX.sub("", line).strip() for line in lines if _ERROR_LINE.search(line)]
+        """Return the lines of the log, since the last start, that say why, or the error itself where the log has none."""
+        said = [line for line in self._log_lines() if _ERROR_LINE.search(line)]
         wrappers = (
             "Engine core initialization failed",
             "WorkerProc initialization failed",
@@ -229,7 +251,38 @@ class VllmEngine:
             "EngineCore encountered an issue",
         )
         causes = [line for line in said if not any(wrapper in line for wrapper in wrappers)]
-        return (causes or [_reason_of(error)])[-1].rstrip(".")
+        return " | ".join(_without_repeats(causes)[-LAST_CAUSES:] or [_reason_of(error)]).rstrip(".")
+
+    def _log_lines(self) -> list[str]:
+        """Return the lines of the log since the last start that say anything, without vLLM's prefixes."""
+        try:
+            lines = self._log.read_bytes()[self._log_begins :].decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        return [words for line in lines if (words := _LOG_PREFIX.sub("", line).strip())]
+
+
+def _without_repeats(lines: Sequence[str]) -> list[str]:
+    """Return each line once, where it comes last: every process of an engine reports the same."""
+    return list(dict.fromkeys(reversed(lines)))[::-1]
+
+
+_T = TypeVar("_T")
+
+
+async def _in_a_thread(work: Callable[[], _T]) -> _T:
+    """Return what a function returns that may block for ever: its thread, unlike an executor's, holds up no exit."""
+    loop, answer = asyncio.get_running_loop(), concurrent.futures.Future[_T]()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            if not answer.cancelled():
+                answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="vllm").start()
+    return await asyncio.wrap_future(answer, loop=loop)
 
 
 def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:

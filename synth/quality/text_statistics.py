@@ -22,6 +22,9 @@ OPENING_TEXTS = 1000
 """Openings are compared among so many answers, as in the Synthetic Data Playbook (arXiv 2604.13977): repetition grows
 with the number looked at."""
 
+MOST_OPENINGS = 10
+"""Openings that are listed with their counts."""
+
 
 @dataclass(frozen=True)
 class Closeness:
@@ -59,6 +62,8 @@ class Openings:
     commonest_fraction: float
     distinct_fraction: float
     """Different openings / texts."""
+    most: tuple[tuple[str, int], ...]
+    """The MOST_OPENINGS commonest that open more than one text, and how many."""
 
 
 def closeness(
@@ -118,9 +123,11 @@ def openings(texts: Iterable[Sequence[str]]) -> Openings:
         if words and found.total() < OPENING_TEXTS:
             found[" ".join(words[:OPENING_WORDS])] += 1
     if not found:
-        return Openings(0, "", 0.0, 0.0)
-    commonest = min(found, key=lambda opening: (-found[opening], opening))
-    return Openings(found.total(), commonest, found[commonest] / found.total(), len(found) / found.total())
+        return Openings(0, "", 0.0, 0.0, ())
+    ranked = sorted(found, key=lambda opening: (-found[opening], opening))[:MOST_OPENINGS]
+    most = tuple((opening, found[opening]) for opening in ranked if found[opening] > 1)
+    total, commonest = found.total(), ranked[0]
+    return Openings(total, commonest, found[commonest] / total, len(found) / total, most)
 
 
 def take_words(texts: Iterable[Sequence[str]], num_words: int) -> list[list[str]]:

@@ -205,7 +205,7 @@ def write_synthetic(root: str, texts: list[str]) -> None:
             "recipe": recipe, "sample": 0, "text": f"{recipe}: {text}" if i % 3 else "", "keep": bool(i % 3),
             "verdict": "kept" if i % 3 else "rejected", "reject_reasons": [] if i % 3 else ["too_short"],
             "finish_reason": "stop", "prompt_tokens": 50, "completion_tokens": 30, "input_truncated_tokens": 0,
-            "seed": (i * 7919 + len(recipe)) % 1000, "recipe_hash": "r", "sampling_hash": "s", "model": "root:generators/tiny",
+            "seed": (i * 7919 + len(recipe)) % 1000, "recipe_hash": "r", "prompt_hash": "p", "sampling_hash": "s", "model": "root:generators/tiny",
             "model_hash": "m", "engine_version": "vllm 0.29.0",
         }
         for recipe in ("hq", "qa")

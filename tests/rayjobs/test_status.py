@@ -46,7 +46,11 @@ def test_the_time_left_is_that_of_all_devices_a_placement_asks_for():
     )
     study = changed("assumptions.corpora.natural", {"documents": 1000, "tokens_per_document": 500.0}, study)
     study = changed("pretrain.grid.placement", {"lanes": 3, "workers_per_lane": [1, 2]}, study)
-    study = changed("rephrase.made.placement", {"engines": 4, "min_engines": 1, "gpus_per_engine": 2}, study)
+    study = changed(
+        "rephrase.made.placement",
+        {"engines": 4, "min_engines": 1, "gpus_per_engine": 2, "tensor_parallel": 2},
+        study,
+    )
     study = changed("rephrase.made.cost", {"tokens_per_device_second": 100.0}, study)
     rows = {row.step: row for row in status_of(StudyConfig.model_validate(study))}
     for step, devices in {"pretrain.grid": 6, "rephrase.made": 8}.items():

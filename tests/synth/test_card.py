@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from synth.card.figures import draw_histogram
+from synth.card.figures import draw_histogram, text_histogram
 from synth.card.page import cell, percent, quoted, visible
 from synth.card.survey import EDGES, check_accounts, spaced
 from synth.engines.factory import open_engine
@@ -18,6 +18,7 @@ from synth.ledger import read_entries
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json, read_parquet, study_path, write_parquet_atomic
 from synth.worker import RephraseWorker
+from tests.synth.conftest import text_of
 
 NASTY = "</pre><script>alert(1)</script> {{ 7 * 7 }} <img src=http://example.org/x> |pipe| `tick` \u202eevil\x1b[31m ~~~~"
 
@@ -102,6 +103,49 @@ def test_the_histograms_hold_every_answered_row(finished):
         for low, high, kept, other in bins:
             inside = [row["keep"] for row in mine if int(low) <= row["completion_tokens"] < int(high)]
             assert (sum(inside), len(inside) - sum(inside)) == (int(kept), int(other))
+
+
+def test_the_markdown_card_has_the_histograms_as_text(finished):
+    work, _ = finished
+    card = (work.directory / "card.md").read_text()
+    for recipe in ("hq", "qa"):
+        table = card.split(f"| {recipe}: Answer, tokens | kept | not kept | |\n")[1].split("\n\n")[0]
+        bins = re.findall(r"^\| (\d+) to (\d+) \| (\d+) \| (\d+) \| ([█░]*) \|$", table, re.MULTILINE)
+        assert sum(int(kept) + int(other) for *_, kept, other, _ in bins) == 72
+        assert max(len(bar) for *_, bar in bins) == 30
+    counts = np.array([[1, 0, 6, 0], [1, 0, 0, 0]])
+    assert text_histogram(counts, (0, 1, 2, 3, float("inf"))) == [
+        ("0 to 1", 1, 1, "█" * 5 + "░" * 5), ("1 to 2", 0, 0, ""), ("2 to 3", 6, 0, "█" * 30),
+    ]  # fmt: skip
+
+
+def test_texts_that_open_alike_are_listed_with_their_counts(fake_config, make_corpus, tmp_path):
+    root = str(tmp_path / "alike")
+    texts = [
+        f"{'In this text we see' if at % 3 else f'Number {at} has come to'} {text_of(at)}" for at in range(9)
+    ]
+    make_corpus(root, texts)
+    work = made(fake_config(root=root, recipes=("hq",)))
+    finish_work(work)
+    found = read_json(work.directory / "statistics.json")["sources"]["(natural)"]["openings"]
+    assert found["most"] == [["in this text we see", 6]]
+    card = (work.directory / "card.md").read_text()
+    assert "- \\(natural\\): in this text we see: 6 of 9\n" in card
+    assert (
+        '<td class="left">in this text we see</td><td>6</td><td>9</td>'
+        in (work.directory / "card.html").read_text()
+    )
+
+
+def test_what_was_lost_on_the_way_is_said(fake_config):
+    work = made(fake_config({"dies_every": 20, "latency_seconds": 0.01}, placement={"max_num_seqs": 4}))
+    manifest = finish_work(work)
+    assert manifest["lost_attempts"] > 2
+    assert 0 < manifest["lost_device_seconds"] < manifest["device_seconds"]
+    for name in ("card.md", "card.html"):
+        text = (work.directory / name).read_text()
+        assert f"{manifest['lost_attempts']:,} attempts without an answer" in text
+        assert "killed is in no account" in text
 
 
 def test_the_page_is_whole_asks_for_nothing_and_fits_a_phone(finished):

@@ -16,6 +16,7 @@ import pytest
 
 from synth.config import EngineConfig, RephraseConfig, RephrasePlacement
 from synth.engines.protocol import EngineStartFailed
+from synth.engines.supervisor import Supervisor
 from synth.engines.vllm import VllmEngine
 from synth.ledger import open_synthetic
 from synth.model_source import find_model
@@ -70,11 +71,80 @@ def test_a_gpu_engine_is_spread_and_speculates_as_configured(tiny_tokenizer):
     [
         ({"min_engines": 3, "engines": 2}, "min_engines = 3 is more than engines = 2"),
         ({"tensor_parallel": 4, "gpus_per_engine": 1}, "needs gpus_per_engine = 4, not 1"),
+        (
+            {"gpus_per_engine": 4},
+            "= 1 needs gpus_per_engine = 1, not 4: an engine uses so many GPUs, and is paid for",
+        ),
+        ({"tensor_parallel": 2, "gpus_per_engine": 0.5}, "needs gpus_per_engine = 2, not 0.5"),
     ],
 )
 def test_a_placement_that_does_not_fit_together_is_refused(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         RephrasePlacement(**fields)
+
+
+def test_what_fits_together_is_taken():
+    for gpus, spread in [(0, 4), (0.5, 1), (1, 1), (4, 4)]:
+        assert RephrasePlacement(gpus_per_engine=gpus, tensor_parallel=spread).gpus_per_engine == gpus
+
+
+def test_the_last_words_are_several_lines_each_once_without_prefixes_and_since_the_last_start(tiny_tokenizer):
+    engine = engine_for(tiny_tokenizer)
+    assert engine.last_lines == ""
+    log = "RuntimeError: of an earlier start\n"
+    engine._log_begins = len(log)
+    log += "".join(
+        f"(Worker pid={pid}) ERROR 01-02 03:04:05 [core.py:1] loading shard {pid}\n\n" for pid in range(7)
+    )
+    log += "(EngineCore pid=1) ERROR 01-02 03:04:05 [core.py:2] ValueError: shard 6 is short\n" * 3
+    log += "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    engine._log.write_text(log)
+    try:
+        assert engine.last_lines == (
+            "loading shard 4 | loading shard 5 | loading shard 6 | ValueError: shard 6 is short | "
+            "RuntimeError: Engine core initialization failed. See root cause above."
+        )
+        assert engine._last_words(RuntimeError("x")) == "ValueError: shard 6 is short"
+    finally:
+        engine._log.unlink()
+
+
+def test_a_start_that_hangs_leaves_the_event_loop_free_and_what_it_started_is_killed(
+    tiny_tokenizer, monkeypatch
+):
+    """Without vLLM: what blocks is any function in the thread of the start, with a process of its own."""
+    started = []
+
+    def hang():
+        started.append(subprocess.Popen(["sleep", "600"]))
+        os.write(1, b"loading shard 1 of 5\n")
+        started[0].wait()
+        raise RuntimeError("the engine process is gone")
+
+    engine = engine_for(tiny_tokenizer)
+    monkeypatch.setattr(engine, "_load", hang)
+    supervisor = Supervisor(engine, 4, 4, start_timeout_seconds=0.5)
+
+    async def everything():
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        with pytest.raises(
+            EngineStartFailed, match=r"start_timeout_seconds = 0.5 s \(it said last: loading shard 1 of 5\)"
+        ):
+            await supervisor.ready(0)
+        ticking.cancel()
+        await supervisor.close()
+        return ticks
+
+    assert asyncio.run(everything()) >= 5
+    assert started[0].wait(10) == -9
 
 
 @pytest.mark.slow
@@ -103,6 +173,27 @@ def test_a_start_that_fails_says_why_in_the_engines_words(tiny_model, tmp_path, 
         asyncio.run(engine.start())
     assert "\n" not in str(caught.value)
     asyncio.run(engine.stop())
+
+
+@pytest.mark.slow
+def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(tiny_model):
+    supervisor = Supervisor(
+        engine_for(tiny_model), 4, 4, start_timeout_seconds=4
+    )  # no start of vLLM is that short
+    before = set(psutil.Process().children(recursive=True))
+
+    async def everything():
+        try:
+            await supervisor.ready(0)
+        finally:
+            await supervisor.close()
+
+    with pytest.raises(
+        EngineStartFailed, match=r"did not start within placement.start_timeout_seconds = 4 s"
+    ):
+        asyncio.run(everything())
+    _, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=30)
+    assert not [process for process in left if "EngineCore" in process.name()]
 
 
 PARENT = """

@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 
+from synth.config import TuneEngineConfig
 from synth.engines.factory import open_engine
+from synth.engines.tuning import make_tunings, run_trial, sample_of
+from synth.engines.tunings import EngineSettings, write_tuning
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts
 from synth.rephrase import finish_work, open_work
@@ -88,6 +91,42 @@ def test_a_last_part_that_is_not_full_is_counted_as_it_is(fake_config, natural, 
     assert (facts["parts missing"], facts["documents to rephrase"], facts["rows, estimated"]) == (3, 10, 20)
     make(fake_config(corpus="odd"), parts=[2])
     assert plan_rephrase(fake_config(corpus="odd")).facts["documents to rephrase"] == 8
+
+
+def test_prompts_are_counted_in_parts_from_all_of_the_corpus(fake_config, natural, make_corpus):
+    sizes = [number + 1 for number in range(40)]
+    make_corpus(
+        natural, [text_of(at, size) for at, size in enumerate(sizes)], documents_per_part=4, name="grows"
+    )
+    whole = {
+        "chunking": {"unit": "document", "max_length": None},
+        "max_input_tokens": 4000,
+        "sampling": {"max_output_tokens": 50},
+    }
+    facts = plan_rephrase(fake_config(corpus="grows", recipes=("hq",), recipe_overrides=whole)).facts
+    assert facts["prompt tokens rest on"] == "32 documents of 8 of these parts, 4 bytes guessed a token"
+    first = plan_rephrase(
+        fake_config(corpus="grows", recipes=("hq",), recipe_overrides=whole, max_documents=4)
+    ).facts
+    ratio = facts["prompt tokens, estimated"] / first["prompt tokens, estimated"]
+    assert ratio > 20, "ten parts, the later documents of which are longer than those of the first"
+
+
+def test_what_a_tuning_saw_is_measured_ground_too(fake_config):
+    config = TuneEngineConfig.model_validate(fake_config({"refusal_fraction": 0.3}).model_dump())
+    work = open_work(config)
+    settings = EngineSettings(
+        max_num_seqs=8, max_num_batched_tokens=4096, gpu_memory_utilization=None, tensor_parallel=1, speculative=None
+    )  # fmt: skip
+    trial = run_trial(sample_of(work, 24), settings, 60)
+    (tuning,) = make_tunings(work, "fake", [trial], 0.02)
+    write_tuning(config.root, tuning)
+    facts = plan_rephrase(fake_config({"refusal_fraction": 0.3})).facts
+    manifest = finish_work(make(fake_config({"refusal_fraction": 0.3})))
+    assert facts["output tokens, estimated"] == pytest.approx(manifest["completion_tokens"], rel=0.01)
+    assert facts["accepted tokens, estimated"] == pytest.approx(manifest["accepted_tokens"], rel=0.01)
+    assert facts["output tokens rest on"] == f"the mean answers of tunings/{tuning.name} on fake"
+    assert f"tunings/{tuning.name} on fake" in facts["device-hours rest on"]
 
 
 @pytest.mark.slow

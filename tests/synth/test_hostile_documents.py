@@ -58,16 +58,15 @@ def test_any_document_and_any_answer_become_accounted_rows(document, answer, fin
             and not draft.skipped
             and not draft.input_truncated_tokens
         ):
-            assert draft.chunk_text in "".join(map(chr, draft.prompt_token_ids))
-            assert draft.chunk_text in draft.prompt_text
+            assert draft.chunk_text in TOKENIZER.decode(draft.prompt_token_ids)
     outcomes = [
         None if d.skipped else GenerationResult(answer, finish, None, 1, 0, len(answer), 0.0) for d in drafts
     ]
-    rows = table_of(drafts, outcomes, Provenance("m", "h", "v"))
+    rows = table_of(drafts, outcomes, Provenance("m", None, "h", "v"))
     assert rows.schema.equals(REPHRASED_SCHEMA)
     tallies = tally_rows(rows, drafts, outcomes)
     assert sum(tally.kept + tally.rejected for tally in tallies.values()) == len(rows) == len(drafts)
-    again = table_of(drafts, outcomes, Provenance("m", "h", "v"))
+    again = table_of(drafts, outcomes, Provenance("m", None, "h", "v"))
     assert again.equals(rows)
 
 

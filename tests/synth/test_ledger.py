@@ -36,7 +36,7 @@ def entry(part, **fields):
     values = {
         "part": part, "documents": 5, "recipes": {"hq": tally(), "qa": tally(reasons={"refusal": 4})}, "sha256": "0" * 64, "bytes": 100,
         "prompt_format": "plain", "engine_version": "fake 1", "device_seconds": 30.0, "engine_start_seconds": 0.5,
-        "engine_deaths": 1, "retries": 2, "wall_seconds": 31.0, "quarantined": [],
+        "engine_deaths": 1, "retries": 2, "lost_attempts": 3, "lost_device_seconds": 4.0, "wall_seconds": 31.0, "quarantined": [],
     }  # fmt: skip
     return LedgerEntry(**values | fields)
 

@@ -36,11 +36,25 @@ def test_a_preview_says_what_is_cut_off_and_what_is_not_sent(fake_config, make_c
     over = {"chunking": {"unit": "document", "max_length": None, "min_length": 10}, "max_input_tokens": 100}
     config = fake_config(root=root, recipes=("hq",), recipe_overrides=over)
     text = "\n".join(preview_prompts(config, 3))
-    assert "620 tokens of the chunk cut off" in text
+    assert "620 tokens of the chunk cut off at its end" in text
+    prompt = text.split(" --\n", 1)[1].split("\n== ")[0]
+    assert prompt.count("The lamp was lit.") == 5, "as it is sent: what is cut off is not shown"
     assert "not sent: empty_input" in text
     assert "not sent: chunk_too_short" in text
     assert "hq: 3 documents -> 3 rows (2 not sent)" in text
     assert "1 chunks cut (620 tokens lost)" in text
+
+
+def test_a_preview_shows_more_than_the_first_chunk_and_says_how_many_it_does_not(
+    fake_config, make_corpus, tmp_path
+):
+    root = str(tmp_path / "long")
+    make_corpus(root, ["One lamp was lit. Two lamps were lit. Three were lit. Four were lit. Five were lit."])
+    over = {"chunking": {"unit": "words", "max_length": 4}}
+    text = "\n".join(preview_prompts(fake_config(root=root, recipes=("hq",), recipe_overrides=over), 1))
+    assert [f"chunk {at} of 5" in text for at in range(1, 6)] == [True, True, True, False, False]
+    assert "Three were lit." in text
+    assert "[... 2 more chunks of this document not shown ...]" in text
 
 
 def test_a_document_cannot_command_the_terminal(fake_config, make_corpus, tmp_path):

@@ -11,6 +11,7 @@ from synth.config import RephraseConfig
 from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.rephrase import open_work
 from tests.assets.rephrase_job import RephraseJob
+from tests.synth.conftest import text_of
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -39,23 +40,33 @@ def parts_of(config):
     return {part.name: part.read_bytes() for part in parts}
 
 
+LONGEST_SECONDS, PARTS_A_KILL = 0.8, 4
+"""A part of four documents takes 0.6 s of SLOW_FAKE (8 answers of 0.3 s, four at a time): within the longest wait after the
+first new one come two more at most."""
+
 SLOW_FAKE = {"latency_seconds": 0.3, "refusal_fraction": 0.1, "failure_fraction": 0.05}
 
 
 @pytest.mark.drill
-def test_a_driver_killed_at_random_moments_leaves_the_same_bytes_in_the_end(start, fake_config):
-    undisturbed = fake_config(SLOW_FAKE, name="undisturbed")
+def test_a_driver_killed_at_random_moments_leaves_the_same_bytes_in_the_end(
+    start, fake_config, make_corpus, tmp_path
+):
+    """A kill costs two parts at most, and so it is KILLS kills whatever KILLS is."""
+    root = str(tmp_path / "long")
+    make_corpus(root, [text_of(number) for number in range(4 * (2 + PARTS_A_KILL * KILLS))])
+    undisturbed = fake_config(SLOW_FAKE, root=root, name="undisturbed")
     finished(start(undisturbed))
-    config = fake_config(SLOW_FAKE, name="killed", placement={"max_num_seqs": 2, "parts_in_flight": 2})
+    config = fake_config(
+        SLOW_FAKE, root=root, name="killed", placement={"max_num_seqs": 2, "parts_in_flight": 2}
+    )
     work, moments, done_before = open_work(config), random.Random(0), {}
     for _ in range(KILLS):
         job = start(config)
         left = len(missing_parts(work.directory, work.num_parts))
         while job.process.poll() is None and len(missing_parts(work.directory, work.num_parts)) == left:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.8))
-        if job.process.poll() is not None:
-            break
+        time.sleep(moments.uniform(0, LONGEST_SECONDS))
+        assert job.process.poll() is None, "it finished before it could be killed: give it more to do"
         job.kill()
         for path in work.directory.glob("ledger/*.json"):
             done_before.setdefault(path, path.stat().st_mtime_ns)
@@ -124,6 +135,12 @@ def test_several_engines_side_by_side_make_the_same_bytes(start, fake_config):
     [
         ({"engine": {"kind": "fake", "model": "fake", "engine_arguments": {"start_failure": "no weights"}}},
          "rephrase_corpus: the fake engine did not start: no weights"),
+        ({"engine": {"kind": "fake", "model": "fake", "engine_arguments": {"start_seconds": 600, "last_words": "loading"}},
+          "placement": {"start_timeout_seconds": 1}},
+         "rephrase_corpus: the engine did not start within placement.start_timeout_seconds = 1 s (it said last: loading)"),
+        ({"engine": {"kind": "fake", "model": "fake", "engine_arguments": {"outage_after": 10, "outage_seconds": 600}},
+          "placement": {"outage_seconds": 1, "max_num_seqs": 2}},
+         "rephrase_corpus: the engine has answered nobody for placement.outage_seconds = 1 s (HTTP 502"),
         ({"engine": {"kind": "fake", "model": "fake", "engine_arguments": {"latency": 1}}},
          "rephrase_corpus: engine.engine_arguments.latency does not suit the fake engine"),
         ({"engine": {"kind": "fake", "model": "fake", "max_model_len": 256}},

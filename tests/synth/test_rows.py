@@ -23,7 +23,7 @@ from synth.rows import (
 from tests.synth.conftest import table_of
 
 TOKENIZER = CharacterTokenizer()
-PROVENANCE = Provenance("m", "h", "fake 1")
+PROVENANCE = Provenance("m", "c0ffee", "h", "fake 1")
 TEXT = "The reef lies north of the cape. Ships keep away from it. The lamp is lit every evening."
 
 
@@ -181,7 +181,8 @@ def test_outcomes_become_rows_with_verdict_and_measures():
     )
     assert poison["finish_reason"] is None
     assert poison["length_ratio"] is None
-    assert (kept["model"], kept["model_hash"], kept["engine_version"]) == ("m", "h", "fake 1")
+    assert (kept["model"], kept["model_revision"], kept["model_hash"]) == ("m", "c0ffee", "h")
+    assert (kept["engine_version"], kept["prompt_hash"]) == ("fake 1", drafts[0].prepared.recipe.prompt_hash)
 
 
 def test_a_tally_accounts_for_every_row_and_token():

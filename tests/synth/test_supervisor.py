@@ -2,14 +2,16 @@
 
 import asyncio
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synth.engines import outage
 from synth.engines import supervisor as supervisor_module
 from synth.engines.fake import FakeBehaviour, FakeEngine
-from synth.engines.protocol import EngineStartFailed, GenerationRequest, GenerationResult
+from synth.engines.protocol import EngineAway, EngineStartFailed, GenerationRequest, GenerationResult
 from synth.engines.supervisor import Quarantined, Supervisor, TooManyDeaths
 from synth.recipe import Sampling
 
@@ -27,10 +29,10 @@ def request(number, text=None):
     return GenerationRequest(f"r{number}", tuple(map(ord, prompt)), SAMPLING, 400, seed=number)
 
 
-def run(requests, behaviour, *, parts=1, max_in_flight=64, max_deaths=100, timeout_seconds=None):
+def run(requests, behaviour, *, parts=1, max_in_flight=64, max_deaths=100, timeout_seconds=None, **limits):
     """Send requests all at once, the n-th on behalf of part n % parts; return (outcomes, supervisor)."""
     engine = FakeEngine(FakeBehaviour(**behaviour), max_model_len=2000)
-    supervisor = Supervisor(engine, max_in_flight, max_deaths, timeout_seconds)
+    supervisor = Supervisor(engine, max_in_flight, max_deaths, timeout_seconds, **limits)
 
     async def everything():
         tasks = [supervisor.generate(at % parts, each) for at, each in enumerate(requests)]
@@ -161,11 +163,142 @@ def test_a_request_that_never_comes_back_is_taken_back_and_tried_again(monkeypat
     assert supervisor.usage(0).deaths == 0
 
 
-def test_a_request_that_is_always_too_slow_is_quarantined_after_three_attempts(monkeypatch):
+def test_a_row_that_is_slow_while_others_are_answered_has_timed_out_and_the_engine_goes_on(monkeypatch):
     monkeypatch.setattr(supervisor_module, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
-    outcomes, supervisor = run([request(0)], {"latency_seconds": 5.0}, timeout_seconds=0.02)
-    assert outcomes == [Quarantined("timed_out", "no answer within 0.02 s")]
-    assert supervisor.usage(0).retries == 2
+
+    class SlowAtOne(FakeEngine):
+        async def generate(self, asked):
+            await asyncio.sleep(30 if asked.seed == 3 else 0.01)
+            return await super().generate(asked)
+
+    supervisor = Supervisor(SlowAtOne(FakeBehaviour(), 2000), 2, 100, 0.1)
+
+    async def everything():
+        outcomes = await asyncio.gather(*(supervisor.generate(0, request(n)) for n in range(64)))
+        await supervisor.close()
+        return outcomes
+
+    outcomes = asyncio.run(everything())
+    assert outcomes[3] == Quarantined("timed_out", "no answer within 0.1 s")
+    assert answers_of(outcomes) == [*UNDISTURBED[:3], None, *UNDISTURBED[4:]]
+    usage = supervisor.usage(0)
+    assert (usage.retries, usage.deaths, usage.lost_attempts, supervisor.engine.starts) == (2, 0, 3, 1)
+    assert 0.1 <= usage.lost_device_seconds < usage.device_seconds
+
+
+# --- engines that are up and do nothing ---------------------------------------------------------------------------
+
+
+def test_an_engine_that_stops_answering_is_started_again_and_no_row_is_blamed():
+    behaviour = {"silent_after": 40, "latency_seconds": 0.002}
+    outcomes, supervisor = run(
+        [request(n) for n in range(64)], behaviour, max_in_flight=8, timeout_seconds=0.2
+    )
+    assert answers_of(outcomes) == UNDISTURBED
+    usage = supervisor.usage(0)
+    assert (usage.deaths, usage.retries, supervisor.engine.starts) == (1, 0, 2)
+    assert usage.lost_attempts == 8, "all that were in flight"
+    assert supervisor.last_words == "no answer within 0.2 s, to any request"
+
+
+def test_a_row_that_silences_the_engine_is_found_and_all_others_are_answered():
+    requests = [request(n, f"hush {POISON}") if n == 11 else request(n) for n in range(64)]
+    behaviour = {"silencing": POISON, "latency_seconds": 0.002}
+    outcomes, supervisor = run(requests, behaviour, max_in_flight=16, timeout_seconds=0.15)
+    assert (outcomes[11].reason, answers_of(outcomes)) == (
+        "hung_engine",
+        [*UNDISTURBED[:11], None, *UNDISTURBED[12:]],
+    )
+    assert 2 <= supervisor.usage(0).deaths <= math.log2(16) + 2
+
+
+def test_an_engine_with_nothing_to_do_is_not_taken_for_one_that_hangs():
+    supervisor = Supervisor(FakeEngine(FakeBehaviour(latency_seconds=0.05), 2000), 4, 10, 0.1)
+
+    async def everything():
+        first = await supervisor.generate(0, request(0))
+        await asyncio.sleep(0.2)
+        second = await supervisor.generate(0, request(1))
+        await supervisor.close()
+        return [first, second]
+
+    assert answers_of(asyncio.run(everything())) == UNDISTURBED[:2]
+    assert supervisor.engine.starts == 1
+
+
+@pytest.mark.parametrize("behaviour", [{"dies_every": 1}, {"silent_after": 0}])
+def test_an_engine_that_is_dead_whatever_it_is_sent_ends_the_job_and_blames_no_row(behaviour):
+    outcomes, supervisor = run(
+        [request(n) for n in range(64)], behaviour, max_in_flight=16, timeout_seconds=0.02
+    )
+    assert {type(outcome) for outcome in outcomes} == {EngineAway}
+    assert "answered nobody in between and dies at a harmless prompt, too" in str(outcomes[0])
+    assert supervisor.engine.starts < 12
+
+
+def test_killers_that_come_one_after_the_other_are_found_and_not_taken_for_a_dead_engine():
+    """As the longest rows of a part do, which go first, where what kills is their length."""
+    requests = [request(n, f"Say something of {n} {POISON}") if n < 24 else request(n) for n in range(64)]
+    outcomes, _ = run(requests, {"poison": POISON}, max_in_flight=8, max_deaths=1000)
+    assert {outcome.reason for outcome in outcomes[:24]} == {"killed_engine"}
+    assert answers_of(outcomes[24:]) == UNDISTURBED[24:]
+
+
+# --- servers that fail --------------------------------------------------------------------------------------------
+
+
+def test_an_outage_is_waited_out_and_no_row_is_blamed(monkeypatch):
+    monkeypatch.setattr(outage, "PROBE_SECONDS", (0.02,))
+    behaviour = {"outage_after": 20, "outage_seconds": 0.3, "latency_seconds": 0.002}
+    outcomes, supervisor = run([request(n) for n in range(64)], behaviour, max_in_flight=8)
+    assert answers_of(outcomes) == UNDISTURBED
+    usage = supervisor.usage(0)
+    assert usage.lost_attempts <= 16, "one asked for all of them"
+    assert usage.deaths == 0
+
+
+def test_an_outage_before_the_first_answer_is_one_too(monkeypatch):
+    monkeypatch.setattr(outage, "PROBE_SECONDS", (0.02,))
+    behaviour = {"outage_after": 0, "outage_seconds": 0.2, "unbearable": POISON}
+    requests = [request(0, f"bad {POISON}"), *map(request, range(1, 8))]
+    monkeypatch.setattr(supervisor_module, "SERVER_RETRY_SECONDS", (0.0,))
+    outcomes, _ = run(requests, behaviour)
+    assert answers_of(outcomes) == [None, *UNDISTURBED[1:8]]
+    assert outcomes[0] == Quarantined("request_failed", "HTTP 500: the fake engine cannot bear this one")
+
+
+def test_an_outage_that_does_not_end_is_one_sentence_and_no_row_is_quarantined(monkeypatch):
+    monkeypatch.setattr(outage, "PROBE_SECONDS", (0.02,))
+    behaviour = {"outage_after": 20, "outage_seconds": 60.0, "latency_seconds": 0.002}
+    outcomes, _ = run([request(n) for n in range(64)], behaviour, max_in_flight=8, outage_seconds=0.15)
+    assert answers_of(outcomes)[:8] == UNDISTURBED[:8]
+    away = [outcome for outcome in outcomes if isinstance(outcome, EngineAway)]
+    assert len(away) == sum(not isinstance(outcome, GenerationResult) for outcome in outcomes) > 30
+    assert re.match(
+        r"the engine has answered nobody for placement.outage_seconds = 0.15 s \(HTTP 502: the fake engine is away\): bring",
+        str(away[0]),
+    )
+
+
+def test_a_row_that_a_server_cannot_bear_is_quarantined_also_when_it_is_the_last_one_left(monkeypatch):
+    monkeypatch.setattr(outage, "PROBE_SECONDS", (0.01,))
+    monkeypatch.setattr(supervisor_module, "SERVER_RETRY_SECONDS", (0.01, 0.01))
+    requests = [request(n, f"bad {POISON}") if n in (5, 63) else request(n) for n in range(64)]
+    outcomes, supervisor = run(requests, {"unbearable": POISON, "latency_seconds": 0.002}, max_in_flight=4)
+    assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Quarantined)] == [5, 63]
+    assert supervisor.usage(0).retries == 4
+
+
+# --- engines that do not start ------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_never_comes_up_is_given_up_in_its_own_words():
+    behaviour = {"start_seconds": 30.0, "last_words": "loading shard 3 of 5"}
+    outcomes, _ = run([request(n) for n in range(5)], behaviour, start_timeout_seconds=0.1)
+    assert {type(outcome) for outcome in outcomes} == {EngineStartFailed}
+    assert "within placement.start_timeout_seconds = 0.1 s (it said last: loading shard 3 of 5)" in str(
+        outcomes[0]
+    )
 
 
 def test_an_engine_without_room_is_asked_again_and_loses_nobody(monkeypatch):

@@ -56,6 +56,7 @@ def test_openings_are_counted_by_their_first_five_words():
     assert (found.texts, found.commonest) == (3, "the text is about a")
     assert found.commonest_fraction == pytest.approx(2 / 3)
     assert found.distinct_fraction == pytest.approx(2 / 3)
+    assert found.most == (("the text is about a", 2),), "what opens one text is no repetition"
     assert openings([["x"]] * 2000).texts == 1000
     assert openings([]).texts == 0
 
