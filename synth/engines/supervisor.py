@@ -53,8 +53,8 @@ half to one and a half of this, so that requests turned away together do not com
 FRUITLESS_DEATHS = 8
 """After so many deaths without an answer in between an engine is asked for a token of next to nothing."""
 
-PROBE_TOKENS = 16
-"""Prompt tokens of that: the beginning of some recipe's prompt."""
+PROBE_TOKENS = 1
+"""Prompt tokens of that: the first of some row's prompt. More could hold the very text that kills."""
 
 START_SECONDS = 1800.0
 OUTAGE_SECONDS = 3600.0

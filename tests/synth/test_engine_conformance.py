@@ -80,7 +80,7 @@ class FakeBench(Bench):
         )
 
     def kill(self):
-        self.engine._death.set()
+        self.runner.get_loop().call_soon_threadsafe(self.engine._death.set)
 
 
 class VllmBench(Bench):

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synth.engines import outage
@@ -64,6 +64,9 @@ def test_the_one_row_that_kills_the_engine_is_found_and_all_others_are_answered(
 
 @settings(max_examples=25, deadline=None)
 @given(poisoned=st.sets(st.integers(0, 63), max_size=6), max_in_flight=st.sampled_from([1, 3, 16, 64]))
+@example(
+    poisoned={0, 1, 2, 3}, max_in_flight=1
+)  # so many deaths in a row that a harmless prompt is asked for
 def test_any_set_of_killers_is_found_exactly(poisoned, max_in_flight):
     requests = [request(n, f"poison {POISON} {n}") if n in poisoned else request(n) for n in range(64)]
     outcomes, supervisor = run(requests, {"poison": POISON}, max_in_flight=max_in_flight, max_deaths=1000)
