@@ -37,7 +37,10 @@ STORE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _STORE_CLIENTS = frozenset(
     {"botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "google", "azure"}
 )
-"""Packages whose exceptions mean that a store does not answer; they are no OSErrors."""
+"""Packages whose exceptions mean that a store does not answer, whether or not they are OSErrors."""
+
+_STORE_TROUBLE = frozenset({errno.EIO, errno.EREMOTEIO, errno.EBUSY})
+"""What fsspec makes of a store's own "internal error", "slow down" and "service unavailable"."""
 
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
 """Names of their errors that no waiting mends."""
@@ -109,9 +112,11 @@ def patiently(path: UPath, action: Callable[[], _T]) -> _T:
 
 def _may_pass(error: Exception) -> bool:
     """Return whether an error says that a store is not there at the moment, not that a file is missing or damaged."""
-    if isinstance(error, OSError):
-        return isinstance(error, (ConnectionError, TimeoutError)) or error.errno == errno.EIO
-    return type(error).__module__.split(".")[0] in _STORE_CLIENTS
+    if type(error).__module__.split(".")[0] in _STORE_CLIENTS:
+        return True
+    return isinstance(error, (ConnectionError, TimeoutError)) or (
+        isinstance(error, OSError) and error.errno in _STORE_TROUBLE
+    )
 
 
 def exists(path: UPath) -> bool:
@@ -186,6 +191,11 @@ def read_parquet(path: UPath, columns: list[str] | None = None) -> pa.Table:
             return pq.read_table(handle, columns=columns, page_checksum_verification=True)
 
     return patiently(path, read)
+
+
+def remove_file(path: UPath) -> None:
+    """Remove a file if it is there."""
+    patiently(path, lambda: path.unlink(missing_ok=True))
 
 
 def list_names(directory: UPath, suffix: str = "") -> list[str]:

@@ -70,7 +70,6 @@ def begin_attempt(run: RunConfig, directory: UPath, devices: float) -> Attempts:
 
     Raises UserError when the directory is another run's.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     config = run.model_dump(mode="json")
     try:
         found = read_json(directory / CONFIG_FILE)

@@ -7,15 +7,14 @@ and the size of every file.
 from __future__ import annotations
 
 import logging
-import posixpath
 from collections.abc import Iterator
 
 from upath import UPath
 
-from synth.storage import exists, is_local, list_names, read_json
+from synth.storage import exists, is_local, list_names, patiently, read_json, remove_file
 from train.divergence import WatchState
 from train.record import Evaluation, Record
-from train.staging import remove_tree
+from train.staging import remove_tree, sizes_below
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def remove_half_checkpoints(directory: UPath) -> None:
     if not exists(home):
         return
     whole = {name for name, _ in _whole(home)}
-    for name in [child.name for child in home.iterdir()]:
+    for name in patiently(home, lambda: [child.name for child in home.iterdir()]):
         if name and name not in whole:  # a store may list the directory itself, without a name
             remove_checkpoint(home / name)
 
@@ -141,11 +140,10 @@ def file_sizes(checkpoint: UPath) -> dict[str, int]:
     directory = checkpoint / TAG
     if is_local(directory):
         return {child.name: child.stat().st_size for child in directory.iterdir()}
-    found = directory.fs.find(directory.path, detail=True)  # one listing, not one question a file
-    return {posixpath.basename(path): int(info["size"]) for path, info in found.items()}
+    return sizes_below(directory)
 
 
 def remove_checkpoint(directory: UPath) -> None:
     """Drop a checkpoint, or what there is of it."""
-    (directory / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that half a removal never looks complete
+    remove_file(directory / COMPLETE_FILE)  # first, so that half a removal never looks complete
     remove_tree(directory)

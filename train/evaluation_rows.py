@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synth.errors import UserError
-from synth.storage import write_json_atomic, write_parquet_atomic
+from synth.storage import exists, write_json_atomic, write_parquet_atomic
 from train.config import PackConfig
 from train.packing import EVALUATED_FILE, packed_directory, write_tokens
 from train.sources import held_out_parts
@@ -40,7 +40,7 @@ def build_evaluation(config: PackConfig) -> None:
     """
     directory = packed_directory(config) / "evaluation"
     ledger = directory / "ledger.json"
-    if ledger.exists():
+    if exists(ledger):
         return
     encoder = Encoder.read(packed_directory(config) / "tokenizer")
     length = config.sequence_length

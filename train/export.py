@@ -11,6 +11,9 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 from upath import UPath
 
+from synth.storage import is_local
+from train.staging import upload_tree
+
 
 def export_checkpoint(
     llama: LlamaForCausalLM,
@@ -34,10 +37,10 @@ def export_checkpoint(
     with tempfile.TemporaryDirectory(prefix="synthscale-export-") as staging:
         _served_twin(llama, max_position, tokenizer.eos_token_id).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        out.mkdir(parents=True, exist_ok=True)
-        for file in sorted(Path(staging).iterdir()):
-            with file.open("rb") as source, (out / file.name).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
+        if is_local(out):
+            shutil.copytree(staging, str(out), dirs_exist_ok=True)
+        else:
+            upload_tree(Path(staging), out)
 
 
 def _served_twin(llama: LlamaForCausalLM, max_position: int, end_of_text: int) -> LlamaForCausalLM:

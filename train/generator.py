@@ -29,7 +29,16 @@ from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.ledger import open_synthetic
 from synth.plan import Plan
 from synth.shuffle import part_name
-from synth.storage import MARKER, list_names, read_bytes, read_parquet, study_path, write_parquet_atomic
+from synth.storage import (
+    MARKER,
+    exists,
+    list_names,
+    read_bytes,
+    read_parquet,
+    remove_file,
+    study_path,
+    write_parquet_atomic,
+)
 from train.config import GeneratorConfig, PackConfig, PackSource, TokenizerConfig
 from train.flops import count_parameters, train_flops
 from train.grid import mix, run_of
@@ -78,7 +87,7 @@ def plan_generator(config: GeneratorConfig) -> Plan:
     """
     directory = generator_directory(config)
     recipe, parents = _identity(config)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, recipe, parents)
     model = model_of(config.model)
     num_params = count_parameters(model, config.vocab_size).non_embedding
@@ -196,7 +205,7 @@ def _write_parts(
     counts = {"parts": len(parts), "documents": 0, "bytes": 0}
     for part, read in enumerate(parts):
         target = directory / part_name(part, len(parts))
-        if not target.exists():
+        if not exists(target):
             write_parquet_atomic(target, _exchanges_table(read(), sequence_length))
         texts = read_parquet(target, ["text"])["text"].to_pylist()
         counts["documents"] += len(texts)
@@ -283,8 +292,8 @@ def exported_record(config: GeneratorConfig, run: RunConfig) -> RunRecord | None
     record = read_record(config.root, run.run_id)
     if record is None or record.status != "complete":
         return record
-    if not (generator_directory(config) / WEIGHTS_FILE).exists():
-        (run_directory(config.root, run.run_id) / RECORD_FILE).unlink()
+    if not exists(generator_directory(config) / WEIGHTS_FILE):
+        remove_file(run_directory(config.root, run.run_id) / RECORD_FILE)
         return None
     return record
 

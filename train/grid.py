@@ -19,7 +19,7 @@ from upath import UPath
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
-from synth.storage import study_path, write_json_atomic
+from synth.storage import exists, study_path, write_json_atomic
 from train.branching import tokens_to_train
 from train.config import PretrainConfig
 from train.deepspeed_config import deepspeed_config
@@ -146,7 +146,7 @@ def plan_pretrain(config: PretrainConfig) -> Plan:
     check_trackers(config.root, config.placement)
     use = check_budgets(planned, packed)
     directory = plan_directory(config.root, config.name)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, config.identity(), _parents(config, packed))
     records = read_plan_records(config.root, planned)
     missing = [each for each in planned if each.run.run_id not in records]

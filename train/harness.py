@@ -18,7 +18,7 @@ from upath import UPath
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
 from synth.plan import Plan
-from synth.storage import read_json, study_path, write_json_atomic
+from synth.storage import exists, read_json, study_path, write_json_atomic
 from train.config import EvaluateConfig
 from train.grid import MADE_BY as PLANNER
 from train.grid import plan_directory
@@ -81,7 +81,7 @@ def plan_evaluation(config: EvaluateConfig) -> Plan:
                 f"run {run_id} of plans/{config.plan} has no model: delete its record.json and run pretrain_models with "
                 "placement.keep_models = true; it trains the same model again."
             )
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, config.identity(), _parents(config))
     missing = missing_scores(config)
     facts: dict[str, object] = {
@@ -105,7 +105,7 @@ def complete_runs(config: EvaluateConfig) -> list[str]:
 
 def missing_scores(config: EvaluateConfig) -> list[str]:
     """Return the ids of the runs without scores."""
-    return [run_id for run_id in complete_runs(config) if not _scores_file(config, run_id).exists()]
+    return [run_id for run_id in complete_runs(config) if not exists(_scores_file(config, run_id))]
 
 
 def score_model(config: EvaluateConfig, run_id: str) -> None:

@@ -23,6 +23,7 @@ from synth.identity import RECIPE_FILE, artefact_hash, claim_directory, finish, 
 from synth.plan import Plan
 from synth.storage import (
     MARKER,
+    exists,
     list_names,
     read_json,
     read_parquet,
@@ -89,7 +90,7 @@ def plan_pack(config: PackConfig) -> Plan:
     directory = packed_directory(config)
     sources = open_sources(config)
     recipe, parents = _identity(config, sources)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, recipe, parents)  # there is one already: this only compares
     if is_finished(directory):
         info = PackedInfo.read(config.root, config.name)

@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished
 from synth.plan import Plan
-from synth.storage import write_json_atomic
+from synth.storage import exists, write_json_atomic
 from train.config import RateSweepConfig
 from train.flops import count_parameters, train_flops
 from train.grid import PlannedRun, check_budgets, check_placement, count_statuses, device_hours, run_of
@@ -48,7 +48,7 @@ def plan_sweep(config: RateSweepConfig) -> Plan:
     check_trackers(config.root, config.placement)
     check_budgets(first, packed)
     directory = rates_directory(config.root, config.name)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, config.identity(), {"packed": packed.hash})
     records = read_sweep_records(config, packed)
     missing = missing_runs(config, packed, records)

@@ -6,6 +6,7 @@ process, and whoever stages next drops what nobody holds any more.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import posixpath
 import shutil
@@ -17,7 +18,7 @@ from typing import TextIO
 
 from upath import UPath
 
-from synth.storage import is_local
+from synth.storage import exists, is_local, patiently
 
 PREFIX = "synthscale-staging-"
 LOCK_FILE = "lock"
@@ -44,24 +45,36 @@ class Staging:
 
 def upload(source: Path, target: UPath) -> None:
     """Copy a file to the object store. It is there whole or not at all."""
-    target.fs.put_file(str(source), target.path)
+    patiently(target, lambda: target.fs.put_file(str(source), target.path))
+
+
+def download(source: UPath, target: Path) -> None:
+    """Copy a file of the object store to a local one. Raises FileNotFoundError when it is not there."""
+    patiently(source, lambda: source.fs.get_file(source.path, str(target)))
 
 
 def upload_tree(source: Path, target: UPath) -> None:
     """Copy all files below a local directory to the object store, several at once."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
-    target.fs.put(
-        [str(path) for path in files], [(target / path.relative_to(source).as_posix()).path for path in files]
-    )
+    copies = [(target / path.relative_to(source).as_posix()).path for path in files]
+    patiently(target, lambda: target.fs.put([str(path) for path in files], copies))
 
 
 def download_tree(source: UPath, target: Path) -> None:
     """Copy all files below a directory of the object store to a local one, several at once."""
-    found = source.fs.find(source.path)
-    copies = [target / posixpath.relpath(path, source.path) for path in found]
+    found = sizes_below(source)
+    copies = [target / name for name in found]
     for directory in {copy.parent for copy in copies}:
         directory.mkdir(parents=True, exist_ok=True)
-    source.fs.get(found, [str(copy) for copy in copies])
+    originals = [(source / name).path for name in found]
+    patiently(source, lambda: source.fs.get(originals, [str(copy) for copy in copies]))
+
+
+def sizes_below(directory: UPath) -> dict[str, int]:
+    """Return the size in bytes of every file below a directory of the object store, by its path from there; in one question,
+    not one a file."""
+    found = patiently(directory, lambda: directory.fs.find(directory.path, detail=True))
+    return {posixpath.relpath(path, directory.path): int(info["size"]) for path, info in found.items()}
 
 
 @contextmanager
@@ -80,8 +93,9 @@ def remove_tree(directory: UPath) -> None:
     """Remove a directory and all below it, wherever it lies, if it is there."""
     if is_local(directory):
         shutil.rmtree(str(directory), ignore_errors=True)
-    elif directory.exists():
-        directory.fs.rm(directory.path, recursive=True)
+    elif exists(directory):
+        with contextlib.suppress(FileNotFoundError):  # gone at an attempt whose answer did not arrive
+            patiently(directory, lambda: directory.fs.rm(directory.path, recursive=True))
 
 
 def _locked_directory() -> tuple[Path, TextIO]:

@@ -19,8 +19,6 @@ import fcntl
 import functools
 import hashlib
 import itertools
-import posixpath
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from synth.errors import UserError
 from synth.identity import read_manifest
 from synth.storage import is_local, list_names, node_cache, read_parquet, study_path
 from train.record import Record
+from train.staging import download, sizes_below
 
 PACKED = "packed"
 EVALUATION_FILE = "held_out.tokens"
@@ -339,8 +338,8 @@ class _LocalStore:
         """Return a local directory with all files below a directory of the set."""
         if is_local(path):
             return Path(str(path))
-        for found in path.fs.find(path.path):
-            self._fetched(path / posixpath.relpath(found, path.path))
+        for name in sizes_below(path):
+            self._fetched(path / name)
         return self._local_copy(path)
 
     def _local_copy(self, path: UPath) -> Path:
@@ -373,8 +372,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _copy(remote: UPath, local: Path, sha256: str | None) -> None:
     temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with remote.open("rb") as source, temporary.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 22)
+        download(remote, temporary)
         if sha256 is not None:
             with temporary.open("rb") as handle:
                 found = hashlib.file_digest(handle, "sha256").hexdigest()

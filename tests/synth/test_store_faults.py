@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import threading
 import time
 
+import aiohttp
 import pytest
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from synth import storage
 from synth.config import CorpusConfig
@@ -128,6 +130,28 @@ def test_a_store_without_credentials_is_not_waited_for(monkeypatch):
 
     with pytest.raises(StoreAway, match="asks for credentials and there are none here: NoCredentialsError"):
         storage.patiently(study_path("memory://store"), read)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EBUSY, "Please reduce your request rate."),
+        OSError(errno.EREMOTEIO, "We encountered an internal error."),
+        aiohttp.ClientOSError(errno.ECONNREFUSED, "Cannot connect to host"),
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+    ],
+)
+def test_a_store_that_is_busy_broken_or_not_there_is_asked_again(monkeypatch, error):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.0,))
+    answers = iter([error, "the file"])
+
+    def read():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert storage.patiently(study_path("memory://store"), read) == "the file"
 
 
 def test_only_what_may_pass_is_tried_again(store, monkeypatch):

@@ -14,8 +14,9 @@ import torch
 from fsspec.asyn import sync_wrapper
 from upath import UPath
 
+from synth import storage
 from synth.storage import study_path
-from tests.assets.object_store import object_store
+from tests.assets.object_store import failing_store, object_store
 from tests.assets.packed_set import TINY, run_on, write_packed_set
 from train.checkpoint import CheckpointWriter, load_checkpoint
 from train.checkpoint_files import RunState, newest_step, remove_checkpoints
@@ -166,6 +167,28 @@ def test_an_upload_that_breaks_off_anywhere_leaves_the_checkpoint_before(bucket,
             writer.wait()
     monkeypatch.undo()
     assert newest_step(bucket) == (2 if whole else 1)
+
+
+def test_a_store_that_is_away_while_checkpoints_are_made_costs_time_and_nothing_else(run, monkeypatch):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.1,) * 100)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own attempts would only take time here
+    with failing_store() as store, engine_of(run, TrainPlacement()) as engine:
+        directory = study_path("s3://bucket/run")
+        writer = CheckpointWriter(directory, TrainPlacement())
+        for number in (1, 2):
+            store.down()
+            writer.save(engine, RunState(step=number))
+            threading.Timer(0.3, store.up).start()
+            writer.wait()
+            assert newest_step(directory) == number
+        assert len(storage.list_names(directory / "checkpoints")) == 1
+        store.down()
+        threading.Timer(0.3, store.up).start()
+        assert load_checkpoint(engine, directory, TrainPlacement()).step == 2
+        store.down()
+        threading.Timer(0.3, store.up).start()
+        remove_checkpoints(directory)
+        assert newest_step(directory) == 0
 
 
 def test_training_goes_on_while_a_checkpoint_is_uploaded(bucket, run, monkeypatch):

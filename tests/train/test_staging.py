@@ -5,12 +5,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
-from train.staging import Staging, download_tree, local_copy, remove_tree, upload, upload_tree
+from synth import storage
+from synth.storage import study_path
+from tests.assets.object_store import failing_store
+from train.staging import Staging, download_tree, local_copy, remove_tree, sizes_below, upload, upload_tree
 
 LEAVES_ONE = "from train.staging import Staging; import os; print(Staging().path, flush=True); os._exit(9)"
 
@@ -65,3 +69,31 @@ def test_trees_come_back_from_an_object_store_as_they_were(tmp_path):
         assert itself == source
     remove_tree(store)
     assert not store.exists()
+
+
+def test_a_store_that_goes_away_at_every_step_costs_time_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "STORE_RETRY_SECONDS", (0.05,) * 100)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own attempts would only take time here
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.mkdir()
+    (source / "a").write_bytes(b"1")
+    (source / "b").write_bytes(b"22")
+    with failing_store() as store:
+        tree = study_path("s3://bucket/tree")
+
+        def meanwhile(action, *arguments):
+            store.down()
+            returns = threading.Timer(0.15, store.up)
+            returns.start()
+            try:
+                return action(*arguments)
+            finally:
+                returns.join()
+
+        meanwhile(upload_tree, source, tree)
+        meanwhile(upload, source / "a", tree / "c")
+        assert meanwhile(sizes_below, tree) == {"a": 1, "b": 2, "c": 1}
+        meanwhile(download_tree, tree, back)
+        assert {path.name: path.read_bytes() for path in back.iterdir()} == {"a": b"1", "b": b"22", "c": b"1"}
+        meanwhile(remove_tree, tree)
+        assert not tree.exists()
