@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from upath import UPath
 
+from synth.errors import first_line
 from synth.storage import exists, is_local, list_names, patiently, read_json, remove_file
 from train.divergence import WatchState
 from train.record import Evaluation, Record
@@ -130,6 +131,11 @@ def _whole(home: UPath, up_to_step: int | None = None) -> Iterator[tuple[str, Co
             complete = CompleteCheckpoint.model_validate(read_json(home / name / COMPLETE_FILE))
             sizes = file_sizes(home / name)
         except FileNotFoundError:
+            continue
+        except ValueError as error:
+            _LOG.warning(
+                "%s cannot be read and does not count: %s", home / name / COMPLETE_FILE, first_line(error)
+            )
             continue
         if sizes == complete.files:
             yield name, complete

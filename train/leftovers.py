@@ -7,16 +7,20 @@ of attempts goes last of all, so a finished run that still has one was not tidie
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from upath import UPath
 
-from synth.storage import exists, read_json
+from synth.errors import first_line
+from synth.storage import exists, read_json, remove_file
 from train.attempts import ATTEMPTS_FILE
 from train.checkpoint_files import remove_checkpoints
 from train.memory import FIT_FILE
 from train.record import RunRecord, TrunkUse, of_each, read_record, run_directory
 from train.run import RunConfig
+
+_LOG = logging.getLogger(__name__)
 
 TRUNKS = "trunks"
 
@@ -38,12 +42,21 @@ def read_use(directory: UPath) -> TrunkUse | None:
 
 
 def tidy_up(run: RunConfig, directory: UPath) -> None:
-    """Remove all that a run with a record has no use for; of its trunk the furthest point stays."""
-    remove_checkpoints(directory)
-    if run.trunk_id is not None:
-        remove_checkpoints(trunk_directory(directory, run.trunk_id), but_newest=True)
-    for name in (USE_FILE, FIT_FILE, ATTEMPTS_FILE):
-        (directory / name).unlink(missing_ok=True)
+    """Remove all that a run with a record has no use for; of its trunk the furthest point stays.
+
+    The record stands whatever happens here: what cannot be removed is warned about, and tried again by `tidy_up_after`.
+    """
+    try:
+        remove_checkpoints(directory)
+        if run.trunk_id is not None:
+            remove_checkpoints(trunk_directory(directory, run.trunk_id), but_newest=True)
+        for name in (USE_FILE, FIT_FILE, ATTEMPTS_FILE):
+            remove_file(directory / name)
+    except Exception as error:
+        _LOG.warning(
+            "run %s has its record, but what it has no more use for is still in %s: %s: %s",
+            run.run_id, directory, type(error).__name__, first_line(error),
+        )  # fmt: skip
 
 
 def tidy_up_after(root: str, records: Iterable[RunRecord]) -> None:

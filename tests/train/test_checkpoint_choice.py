@@ -49,3 +49,14 @@ def test_what_a_kill_left_half_made_goes_and_whole_checkpoints_stay(tmp_path, sc
     write_bytes_atomic(home / ".universal-1234abcd" / "state" / "zero" / "w" / "fp32.pt", b"1234")
     remove_half_checkpoints(directory)
     assert sorted(child.name for child in home.iterdir()) == ["step-00000100-x", "step-00000500-x"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"state": {}, "of": "another version"}', b"\xff\xfe"])
+def test_a_checkpoint_whose_description_cannot_be_read_does_not_count(tmp_path, caplog, content):
+    home = UPath(tmp_path) / "checkpoints"
+    for step in (8, 16):
+        leave_checkpoint(home, step, 1)
+    write_bytes_atomic(home / "step-00000016-x" / "complete.json", content)
+    with caplog.at_level(logging.WARNING, logger="train.checkpoint_files"):
+        assert newest_for(1, home)[1].state.step == 8
+    assert "step-00000016-x/complete.json cannot be read and does not count" in caplog.text

@@ -10,7 +10,7 @@ from train.attempts import begin_attempt
 from train.lanes.queue import failed_record
 from train.leftovers import read_use, tidy_up_after, trunk_directory
 from train.placement import TrainPlacement
-from train.record import TrunkUse, run_directory, write_record
+from train.record import TrunkUse, read_record, run_directory, write_record
 from train.run import RunConfig
 
 BRANCHING = RunConfig.model_validate(
@@ -58,3 +58,14 @@ def test_what_others_keep_beside_a_record_stays(tmp_path):
     write_bytes_atomic(UPath(directory) / "model" / "model.safetensors", b"1")
     tidy_up_after(str(tmp_path), [record])
     assert names(directory) == ["config.json", "model", "record.json"]
+
+
+def test_what_cannot_be_removed_is_a_warning_and_goes_the_next_time(tmp_path, caplog):
+    record, directory = killed_after_its_record(str(tmp_path), run_with(1))
+    (directory / "trunk.json").mkdir()  # no file, so that it cannot be removed like one
+    tidy_up_after(str(tmp_path), [record])
+    assert f"run {record.run_id} has its record, but" in caplog.text
+    assert read_record(str(tmp_path), record.run_id) == record
+    (directory / "trunk.json").rmdir()
+    tidy_up_after(str(tmp_path), [record])
+    assert names(directory) == ["config.json", "record.json"]

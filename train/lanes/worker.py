@@ -21,7 +21,7 @@ from train.lanes.queue import Assignment, Order, Word, failed_record
 from train.leftovers import read_use, tidy_up
 from train.memory import MicrobatchTooLarge
 from train.placement import TrainPlacement
-from train.record import RunRecord, run_directory, write_record
+from train.record import RunRecord, read_record, run_directory, write_record
 from train.run import RunConfig
 from train.tokens import PackedInfo, PackedSet
 
@@ -195,6 +195,8 @@ class LaneWorker:
 
     def _record_failure(self, assignment: Assignment, reason: str, beats: Beats) -> RunRecord:
         run = assignment.run
+        if (record := read_record(self._root, run.run_id)) is not None:
+            return record  # what was raised came after the end of the run
         directory = run_directory(self._root, run.run_id)
         attempts = read_attempts(directory)
         record = failed_record(

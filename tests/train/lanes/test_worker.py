@@ -32,6 +32,9 @@ def trainer(run, packed, placement, directory, *, device, report):
         raise ValueError("bad shapes")
     if run.seed == 2:
         raise UserError("packed_hash is another one.")
+    if run.seed == 7:
+        write_record(str(directory.parent.parent), _complete(run, packed, placement))
+        raise ValueError("its checkpoints cannot be removed")
     if run.seed == 3:
         raise OSError("the store does not answer")
     if run.seed == 5:  # as PyTorch's writer says that a disk is full
@@ -44,13 +47,17 @@ def trainer(run, packed, placement, directory, *, device, report):
     if run.seed == 4 and len(ATTEMPTS) < 2:
         ATTEMPTS.append(run.seed)
         raise MicrobatchTooLarge("no memory for 8 rows at once")
-    record = failed_record(
-        run, packed.vocab_size, placement, "", tokens=9, seconds=1, tokens_per_second=1, attempts=1
-    )
-    record = record.model_copy(update={"status": "complete", "reason": None})
+    record = _complete(run, packed, placement)
     if dist.get_rank() == 0:
         write_record(str(directory.parent.parent), record)
     return record
+
+
+def _complete(run, packed, placement):
+    record = failed_record(
+        run, packed.vocab_size, placement, "", tokens=9, seconds=1, tokens_per_second=1, attempts=1
+    )
+    return record.model_copy(update={"status": "complete", "reason": None})
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,13 @@ def test_a_run_that_raises_is_recorded_and_the_next_one_is_trained(group, tmp_pa
     assert record == link.records[0]
     assert record.reason == "ValueError: bad shapes"
     assert record.train_tokens == 512
+
+
+def test_what_is_raised_after_the_record_does_not_replace_it(group, tmp_path, packed):
+    run = run_on(packed, seed=7)
+    link = work(tmp_path, [run])
+    assert [record.status for record in link.records] == ["complete"]
+    assert read_record(str(tmp_path), run.run_id).status == "complete"
 
 
 def test_a_run_asked_for_wrongly_goes_back_to_the_caller_without_a_record(group, tmp_path, packed):
