@@ -60,7 +60,9 @@ class TrainPlacement(Config):
     """Peak speed of a worker's device in the run's precision, FLOP/s, for model FLOPs utilisation; null takes the data
     sheet's for a known GPU, and leaves utilisation out on any other device."""
     max_restarts: int = Field(default=3, ge=0)
-    """Times a lane may lose a worker and start again before its job stops."""
+    """Times in a row a lane may lose its workers and start again without getting anywhere in between: a run trained to its
+    end, or begun again further on than the time before, starts the count anew. A lane that loses them once more ends; the
+    job stops with the last lane, and goes on when it is run again."""
 
     @property
     def devices_per_worker(self) -> float:

@@ -19,7 +19,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from synth.job import beside_the_driver, publish
 from synth.progress import Progress
 from synth.storage import study_path
-from train.lanes.queue import LanesLost, Order, Word
+from train.lanes.queue import LanesLost, Losses, Order, Word
 from train.lanes.queue_actor import QueueActor
 from train.lanes.worker import LaneWorker, Trainer
 from train.placement import TrainPlacement
@@ -222,18 +222,27 @@ class Lanes:
         progress.set(max(progress.done, tokens + state["tokens_in_hand"]), note)
 
     def _keep_up(self, lane: int) -> None:
-        """Hold one worker group up until the queue closes or the group fails for good."""
+        """Hold one worker group up until the queue closes, or it is lost too often without getting anywhere."""
+        losses = Losses()
         try:
             reason = "closed"
             while not ray.get(self.queue.state.remote())["closed"]:
-                self._worker_group(lane).fit()
+                try:
+                    self._worker_group(lane).fit()
+                except Exception:
+                    if not ray.is_initialized():  # the driver has left the cluster, and asking would join it again
+                        raise
+                    losses.add(ray.get(self.queue.state.remote())["lane_progress"].get(lane, 0))
+                    if losses.in_a_row > self.placement.max_restarts:
+                        raise
         except (
             Exception,
             SystemExit,
         ) as error:  # whatever ends a lane is what those who wait for records must hear
             reason = _why_ended(error)
-        with contextlib.suppress(Exception, SystemExit):  # the driver may have left the cluster meanwhile
-            ray.get(self.queue.lane_ended.remote(lane, reason))
+        with contextlib.suppress(Exception, SystemExit):  # the driver may leave the cluster meanwhile
+            if ray.is_initialized():
+                ray.get(self.queue.lane_ended.remote(lane, reason))
 
     def _worker_group(self, lane: int) -> Any:
         import ray.train.torch
@@ -265,7 +274,8 @@ class Lanes:
             run_config=ray.train.RunConfig(
                 name=f"{self._name}-{lane}-{uuid.uuid4().hex[:6]}",
                 storage_path=self._scratch.name,
-                failure_config=ray.train.FailureConfig(max_failures=placement.max_restarts),
+                # Ray would count losses over the lane's whole life, however many runs it finishes in between.
+                failure_config=ray.train.FailureConfig(max_failures=0),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": environment},
             ),

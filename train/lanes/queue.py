@@ -7,6 +7,7 @@ its workers without getting any further is given up, so that one bad run cannot 
 
 from __future__ import annotations
 
+import collections
 import enum
 import heapq
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class Ticket:
     """Trunk it branches off: one run of a trunk is in hand at a time, so that the next can go on from it."""
     lane: int | None = None
     """Lane that has it in hand; null while it waits."""
+    last_lane: int | None = None
+    """Lane that had it in hand before."""
     tokens: int = 0
     """Training tokens done, as last heard of."""
     started_at: int | None = None
@@ -79,6 +82,9 @@ class RunQueue:
     def __init__(self) -> None:
         self._tickets: dict[str, Ticket] = {}
         self._waiting: list[tuple[int, str]] = []
+        self.progress = collections.Counter[int]()
+        """Times each lane got anywhere: trained a run to its end, or left a run where the next attempt could go on from
+        further than before."""
 
     def add(self, run: RunConfig, order: int) -> None:
         """Put a run into the queue; one that is already waiting or in hand stays where it is."""
@@ -117,7 +123,7 @@ class RunQueue:
         """
         for run_id, ticket in self._tickets.items():
             if ticket.lane == lane:
-                ticket.lane = None
+                ticket.lane, ticket.last_lane = None, lane
                 ticket.deaths += died
                 if ticket.started_at is not None:
                     ticket.last_start, ticket.started_at = ticket.started_at, None
@@ -132,6 +138,8 @@ class RunQueue:
             ticket.started_at = tokens
             if ticket.last_start is not None and tokens > ticket.last_start:
                 ticket.deaths = 0
+                if ticket.last_lane is not None:
+                    self.progress[ticket.last_lane] += 1
         ticket.tokens = tokens
 
     def complain(self, run_id: str, error: str, outside: bool = False) -> None:
@@ -146,7 +154,9 @@ class RunQueue:
 
     def complete(self, run_id: str) -> None:
         """Forget a run that has its record."""
-        self._tickets.pop(run_id, None)
+        ticket = self._tickets.pop(run_id, None)
+        if ticket is not None and ticket.lane is not None and ticket.deaths < MAX_DEATHS_AT_ONE_POINT:
+            self.progress[ticket.lane] += 1
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._tickets
@@ -160,6 +170,19 @@ class RunQueue:
     def tokens_in_hand(self) -> int:
         """Training tokens done in runs that are not complete."""
         return sum(ticket.tokens for ticket in self._tickets.values())
+
+
+class Losses:
+    """How often in a row a lane has lost its workers without getting anywhere in between."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+        self._progress = 0
+
+    def add(self, progress: int) -> None:
+        """Count one more loss; `progress` is that of the lane so far (`RunQueue.progress`)."""
+        self.in_a_row = self.in_a_row + 1 if progress == self._progress else 1
+        self._progress = progress
 
 
 def _why_given_up(ticket: Ticket) -> str:

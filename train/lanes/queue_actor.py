@@ -143,12 +143,14 @@ class QueueActor:
             self._changed.notify_all()
 
     async def state(self) -> dict[str, Any]:
-        """Return `closed`, `lanes_up`, `lanes_ended` (lane -> reason), `lane_sizes` (lane -> workers), `runs_waiting` and `tokens_in_hand`."""
+        """Return `closed`, `lanes_up`, `lanes_ended` (lane -> reason), `lane_sizes` (lane -> workers), `lane_progress`
+        (lane -> times it got anywhere), `runs_waiting` and `tokens_in_hand`."""
         return {
             "closed": self._closed,
             "lanes_up": sorted(self._groups.keys() - self._ended.keys()),
             "lanes_ended": dict(self._ended),
             "lane_sizes": dict(self._sizes),
+            "lane_progress": dict(self._queue.progress),
             "runs_waiting": self._queue.num_waiting,
             "tokens_in_hand": self._queue.tokens_in_hand,
         }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.lanes.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, RunQueue, failed_record
+from train.lanes.queue import MAX_DEATHS_AT_ONE_POINT, Assignment, Losses, RunQueue, failed_record
 from train.placement import TrainPlacement
 from train.record import TrunkUse
 from train.run import RunConfig
@@ -184,3 +184,53 @@ def test_branches_of_a_trunk_wait_for_each_other_and_others_pass_them(queue):
     assert queue.num_waiting == 1
     queue.complete(short.run_id)
     assert queue.assign(2).run == long
+
+
+def losses_of(events):
+    """Return how many losses in a row lane 0 counts after each "lost" of a list of events."""
+    queue, losses, found = RunQueue(), Losses(), []
+    for order in range(len(events)):
+        queue.add(_run(order), order)
+    run = queue.assign(0).run
+    for event in events:
+        if event == "finished":
+            queue.complete(run.run_id)
+            run = queue.assign(0).run
+        elif event == "lost":
+            losses.add(queue.progress[0])
+            found.append(losses.in_a_row)
+            run = queue.assign(0).run
+        else:
+            queue.beat(run.run_id, event)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("events", "in_a_row"),
+    [
+        (["lost", "lost", "lost"], [1, 2, 3]),
+        (["lost", "finished"] * 5, [1] * 5),
+        ([0, "lost", 256, "lost", 512, "lost"], [1, 1, 1]),
+        ([0, "lost", 0, "lost", 256, "lost", 256, "lost"], [1, 2, 1, 2]),
+        (["finished", "finished", "lost", "lost"], [1, 2]),
+    ],
+)
+def test_losses_in_a_row_begin_anew_when_a_run_is_finished_or_goes_on_further(events, in_a_row):
+    assert losses_of(events) == in_a_row
+
+
+def test_a_run_that_is_given_up_is_no_progress(queue):
+    queue.add(_run(), 0)
+    while queue.assign(0).give_up is None:
+        queue.beat(_run().run_id, 0)
+    queue.complete(_run().run_id)
+    assert queue.progress[0] == 0
+
+
+def test_the_lane_that_trained_a_run_gets_the_credit_when_another_goes_on_with_it(queue):
+    queue.add(_run(), 0)
+    for lane, tokens in ((0, 0), (1, 256)):
+        queue.assign(lane)
+        queue.beat(_run().run_id, tokens)
+        queue.release(lane)
+    assert queue.progress == {0: 1}
