@@ -37,6 +37,8 @@ KEPT_BYTES = 64 * 2**20
 
 BLOCK_BYTES = 4 * 2**20
 
+CONFIG_FILE = "config.json"
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -106,7 +108,7 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     """Return the model an engine is to serve.
 
     Raises IncompleteArtefact for a generator of the study that is not trained yet, UserError when a directory or
-    hub repository is not there or is not a model.
+    hub repository is not there or is not a model, or the model takes fewer tokens than `max_model_len`.
     """
     reference = config.model
     if config.kind == "fake":
@@ -118,7 +120,9 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     else:
         directory = study_path(reference)
     if patiently(directory, directory.is_dir):
-        return ModelSource(reference, str(directory), None, _directory_hash(directory))
+        found = ModelSource(reference, str(directory), None, _directory_hash(directory))
+        _check_window(config, directory / CONFIG_FILE)
+        return found
     looks_local = reference.startswith((STUDY_PREFIX, "/", ".", "~")) or "://" in reference
     if looks_local or not _HUB_ID.fullmatch(reference):
         raise UserError(
@@ -126,13 +130,14 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
             "root:generators/<name>, or an organisation/name of the Hugging Face hub."
         )
     commit = _hub_commit(reference, config.revision)
+    _check_window(config, _cached_config(reference, commit))
     return ModelSource(reference, reference, commit, content_hash(["hub", reference, commit]))
 
 
 def _directory_hash(directory: UPath) -> str:
     """Return the hash of the model's files by name and content, every byte of it: fine-tunes differ anywhere."""
     names = _model_files(directory)
-    if "config.json" not in names:
+    if CONFIG_FILE not in names:
         raise UserError(
             f"engine.model: {directory} holds no config.json: give the directory of a Hugging Face checkpoint "
             "(config.json, *.safetensors, tokenizer.json)."
@@ -188,6 +193,35 @@ def _copy(source: UPath, target: Path | None) -> str:
             if writer:
                 writer.write(block)
     return digest.hexdigest()
+
+
+def _check_window(config: EngineConfig, model_config: UPath | None) -> None:
+    """Raise UserError when vLLM would refuse `max_model_len`, as far as that can be told before it has loaded the model.
+
+    Positions that are scaled are left to vLLM: how far they reach hangs on the kind of scaling. A server tells its own window.
+    """
+    if model_config is None or config.kind not in ("vllm", "ray_data_llm"):
+        return
+    if config.engine_arguments.keys() & {"hf_overrides", "max_model_len"}:
+        return
+    read = read_json(model_config)
+    rope = read.get("rope_scaling") or read.get("rope_parameters") or {}
+    longest = read.get("max_position_embeddings")
+    by_layer = any(isinstance(value, dict) for value in rope.values())
+    scaled = by_layer or rope.get("rope_type", rope.get("type", "default")) != "default"
+    if isinstance(longest, int) and not scaled and config.max_model_len > longest:
+        raise UserError(
+            f"engine.max_model_len = {config.max_model_len}, but {config.model} takes {longest} tokens (max_position_embeddings "
+            f"in its config.json): set engine.max_model_len to {longest} or less."
+        )
+
+
+def _cached_config(repository: str, commit: str) -> UPath | None:
+    """Return the configuration of a hub model if it is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, CONFIG_FILE, revision=commit)
+    return study_path(found) if isinstance(found, str) else None
 
 
 def _hub_commit(repository: str, revision: str | None) -> str:

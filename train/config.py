@@ -230,6 +230,11 @@ class GeneratorConfig(JobConfig):
 
     @model_validator(mode="after")
     def _sensible(self) -> GeneratorConfig:
+        if self.sequence_length > self.max_position:
+            raise ValueError(
+                f"sequence_length = {self.sequence_length} is longer than the model's max_position = {self.max_position}: "
+                "lower the one or raise the other"
+            )
         if (self.synthetic is None) != (self.natural_fraction is None):
             raise ValueError("give natural_fraction exactly when synthetic names a set to learn from")
         if self.run.optimizer.learning_rates is not None:

@@ -5,15 +5,18 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
+from synth.config import EngineConfig
 from synth.engines import supervisor
 from synth.engines.factory import open_engine
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts, open_synthetic, read_entries
+from synth.model_source import find_model
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json
 from synth.worker import RephraseWorker, parts_at_a_time
@@ -280,6 +283,28 @@ def test_what_is_not_there_is_said_in_one_sentence_that_names_the_remedy(fake_co
         plan_rephrase(fake_config(engine={"model": str(tmp_path / "empty")}))
     with pytest.raises(UserError, match="no recipe 'hqq'"):
         plan_rephrase(fake_config(recipes=("hqq",)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "refused"),
+    [
+        ({}, {"max_model_len": 1025}, True),
+        ({}, {"max_model_len": 1024}, False),
+        ({}, {"max_model_len": 1025, "engine_arguments": {"hf_overrides": {}}}, False),
+        ({"rope_parameters": {"rope_type": "default"}}, {"max_model_len": 1025}, True),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"max_model_len": 1025}, False),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, {"max_model_len": 1025}, False),
+    ],
+)
+def test_a_window_beyond_the_models_is_refused_before_an_engine_starts(
+    tiny_tokenizer, tmp_path, changes, settings, refused
+):
+    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    described = json.loads((model / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(described))
+    says = pytest.raises(UserError, match=r"engine.max_model_len = 1025, but .* takes 1024 tokens")
+    with says if refused else contextlib.nullcontext():
+        find_model("unused", EngineConfig(model=str(model), **settings))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(fake_config, monkeypatch):

@@ -193,3 +193,11 @@ def test_a_trained_generator_loads_answers_in_its_format_and_is_made_once(config
     as_trained = [packed.eot_id, *tokenizer(exchange, add_special_tokens=False)["input_ids"]]
     assert as_trained[: len(as_prompted)] == as_prompted
     assert tokenizer.decode(as_trained[len(as_prompted) :]) == answer
+
+
+def test_rows_longer_than_the_model_takes_are_refused(config):
+    assert config(max_position=64).max_position == 64
+    with pytest.raises(
+        pydantic.ValidationError, match="sequence_length = 64 is longer than the model's max_pos"
+    ):
+        config(max_position=63)
