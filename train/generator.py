@@ -55,7 +55,7 @@ SOURCE = "exchanges"
 SYNTHETIC_SOURCE = "synthetic-exchanges"
 """The same of a synthetic set, in a generator of a later round."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same configuration would give another model; part of the identity."""
 
 ANSWER_LINE = "### Answer"
@@ -64,7 +64,7 @@ ANSWER_LINE = "### Answer"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] | trim }}\n\n{% endfor %}"
     + ANSWER_LINE
-    + "\n"
+    + "{{ '\\n' }}"  # a line break that ends a template itself is dropped
 )
 """Prompts of any roles, in order, as the exchanges have them."""
 

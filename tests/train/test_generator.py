@@ -12,6 +12,7 @@ from train import generator
 from train.config import GeneratorConfig
 from train.generator import (
     ANSWER_LINE,
+    CHAT_TEMPLATE,
     exchanges_of,
     pack_config,
     plan_generator,
@@ -94,6 +95,16 @@ def test_a_killed_writing_of_exchanges_goes_on_and_ends_the_same(config):
     sorted((directory / "train").iterdir())[0].unlink()
     write_exchanges(asked)
     assert {path.name: path.read_bytes() for path in (directory / "train").iterdir()} == before
+
+
+def test_a_prompt_ends_where_an_answer_begins():
+    from transformers.utils.chat_template_utils import render_jinja_template  # as serving renders it
+
+    exchange = exchanges_of(TEXT, 100)[0]
+    prompt, answer = exchange.split(f"\n\n{ANSWER_LINE}\n")
+    conversation = [{"role": "user", "content": prompt}]
+    [rendered], _ = render_jinja_template([conversation], chat_template=CHAT_TEMPLATE, bos_token="")
+    assert rendered + answer == exchange
 
 
 def test_template_syntax_in_a_document_stays_text(config):
