@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from train.attempts import Attempts
 from train.checkpoint_files import RunState
@@ -10,6 +11,14 @@ from train.record import TrunkUse
 
 NOTE_SECONDS = 10.0
 """What an attempt has taken is on disk at least this often: a kill loses no more of the account."""
+
+
+class Taken(NamedTuple):
+    """What a run has taken, by one look at the clock: read one after the other, the two would not agree."""
+
+    wall_seconds: float
+    device_seconds: float
+    """The same times the devices there were."""
 
 
 class Stopwatch:
@@ -29,14 +38,10 @@ class Stopwatch:
         self._began = self._noted = self._lap = time.perf_counter()
 
     @property
-    def wall_seconds(self) -> float:
-        """Wall-clock seconds from the run's first token on, what was taken over from a trunk and all attempts together."""
-        return self._wall_before + time.perf_counter() - self._began
-
-    @property
-    def device_seconds(self) -> float:
-        """The same times the devices there were."""
-        return self._device_before + (time.perf_counter() - self._began) * self._devices
+    def taken(self) -> Taken:
+        """What the run has taken from its first token on, what came from a trunk and all attempts together."""
+        seconds = time.perf_counter() - self._began
+        return Taken(self._wall_before + seconds, self._device_before + seconds * self._devices)
 
     def lap(self) -> None:
         """Count the time since the last lap, or since `leave_out`, as training."""

@@ -110,7 +110,7 @@ class Training:
         run = self.run
         train_tokens = self.step * run.tokens_per_step
         use = self.sampler.use(self.step * run.rows_per_step)
-        speed = train_tokens / self.clock.train_seconds
+        speed, taken = train_tokens / self.clock.train_seconds, self.clock.taken
         return RunRecord(
             **what_was_trained(run, self.packed.vocab_size, train_tokens),
             status="diverged" if reason else "complete",
@@ -119,8 +119,8 @@ class Training:
             final=None if reason else self.evaluations[-1],
             evaluations=tuple(self.evaluations),
             peak_learning_rate=self.peak_rate,
-            wall_seconds=self.clock.wall_seconds,
-            device_seconds=self.clock.device_seconds,
+            wall_seconds=taken.wall_seconds,
+            device_seconds=taken.device_seconds,
             trunk=self.trunk,
             tokens_per_second=speed,
             device=DeviceUse(
@@ -198,7 +198,7 @@ class Training:
             loss_by_source=self.by_source.take(self.step, len(self.window)),
             mfu_fraction=self._mfu(speed),
             memory_bytes=memory_bytes,
-            wall_seconds=self.clock.wall_seconds,
+            wall_seconds=self.clock.taken.wall_seconds,
         )
         self.window.clear()
         self.line_step = self.step
@@ -239,14 +239,15 @@ class Training:
         save_trunk(self.engine, self.run, self.directory, of_the_trunk, self.trunk_checkpoints)
 
     def _state(self) -> RunState:
+        taken = self.clock.taken
         return RunState(
             step=self.step,
             window_losses=tuple(self.window),
             window_source_nats=tuple(self.by_source.nats),
             watch=self.watch.state,
             evaluations=tuple(self.evaluations),
-            wall_seconds=self.clock.wall_seconds,
-            device_seconds=self.clock.device_seconds,
+            wall_seconds=taken.wall_seconds,
+            device_seconds=taken.device_seconds,
             train_seconds=self.clock.train_seconds,
         )
 
