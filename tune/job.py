@@ -14,6 +14,7 @@ import ray.tune.search
 from ray.tune.search.optuna import OptunaSearch
 from upath import UPath
 
+from synth.errors import UserError
 from synth.identity import finish, is_finished, read_manifest
 from synth.job import publish
 from synth.progress import Progress
@@ -32,6 +33,9 @@ from tune.telemetry import of_running, of_trial
 
 LOSS = "loss"
 
+REFUSED = "refused"
+"""What a trial reports in place of a run's record: the sentence for whoever asked for the run."""
+
 QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 """Tune reads these in this process: no table of its own on the terminal, no log files a trial, which nobody reads."""
 
@@ -47,7 +51,7 @@ def search_mixture(config: SearchConfig, lanes: Lanes | None = None) -> dict[str
     """Search the best share of every cell on a running Ray; return the manifest.
 
     `lanes` are warm worker groups to train on; without them the search opens its own. Raises UserError and
-    IdentityMismatch before anything is trained, RuntimeError when trials could not be run or a cell had too few
+    IdentityMismatch before anything is trained, UserError when a disk is full, RuntimeError when trials could not be run or a cell had too few
     complete ones; what is recorded by then stays, and the same call goes on from there.
     """
     directory = search_directory(config)
@@ -108,7 +112,8 @@ def _lanes(config: SearchConfig, lanes: Lanes | None) -> Iterator[Lanes]:
 
 
 def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
-    """Let Tune run trials until every cell is done. Raises RuntimeError when it ends before that."""
+    """Let Tune run trials until every cell is done. Raises UserError when the lanes refuse a run, RuntimeError when it ends
+    before that otherwise."""
     config = search.config
     progress = Progress(
         "search_mixture", search.num_trials, "trials", already=search.num_settled, interval_seconds=0
@@ -116,10 +121,11 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
     os.environ.update(QUIET_TUNE)
     storage = search_directory(config) / ".tune"
     _remove(storage)
+    searcher = _Searcher(search, progress)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(_trial, queue=lanes.queue), TRIAL_RESOURCES),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Searcher(search, progress),
+            search_alg=searcher,
             num_samples=-1,
             max_concurrent_trials=config.placement.concurrent_trials,
             reuse_actors=True,
@@ -135,6 +141,8 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
     )
     results = tuner.fit()
     _remove(storage)
+    if searcher.refused is not None:
+        raise UserError(searcher.refused)
     if results.errors:
         raise RuntimeError(f"a trial could not be run: {results.errors[0]}") from results.errors[0]
     if not search.over:
@@ -154,7 +162,14 @@ def _shown(choice: Choice) -> str:
 
 def _trial(config: dict[str, Any], queue: Any) -> None:
     """Have one run trained by the lanes: a client of the run queue that needs no CPU of its own."""
-    record = ray.get(queue.submit.remote(RunConfig.model_validate(config["run"])))
+    try:
+        record = ray.get(queue.submit.remote(RunConfig.model_validate(config["run"])))
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, UserError):
+            raise
+        # As an error Tune would ask again, to the same end, and hand on a traceback.
+        ray.tune.report({REFUSED: str(error.cause)})
+        return
     ray.tune.report({"run_id": record.run_id, "status": record.status})
 
 
@@ -167,6 +182,8 @@ class _Searcher(ray.tune.search.Searcher):
         self._progress = progress
         self._running: dict[str, Trial] = {}
         self._broken = False
+        self.refused: str | None = None
+        """Why the lanes would not train a run, if they would not."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial, None when Tune shall ask again later, FINISHED when there is nothing left to do."""
@@ -192,6 +209,7 @@ class _Searcher(ray.tune.search.Searcher):
         publish(of_trial(self._search.config.name, trial.cell, _shown(trial.choice), status, loss))
         if record is None:
             self._broken = True
+            self.refused = self.refused or (result or {}).get(REFUSED)
             return
         self._search.settle(trial, record)
         outcome = status if loss is None else f"loss {loss:.4f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -35,6 +36,11 @@ def train_run(
             _fail(run.seed, directory)
 
     return train(run, packed, placement, directory, device=device, report=report_and_fail)
+
+
+def meet_a_full_disk(*_: Any, **__: Any) -> RunRecord:
+    """Raise what Python's own writes say of a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _fail(seed: int, directory: UPath) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synth.errors import UserError
 from synth.storage import read_json
+from tests.assets import faulty_training
 from tests.assets.packed_set import write_packed_set
+from train.placement import TrainPlacement
 from tune.cells import Choice
 from tune.config import SearchConfig
 from tune.mixture_space import MixtureSpace
@@ -115,3 +118,34 @@ def test_optuna_asks_for_the_enqueued_mixtures_first_and_then_for_what_narrows_t
     places = [space.index(each.shares) for each in (first, second)]
     assert places == [propose(known, []), propose(known, places[:1])]
     assert ask_optuna(config, known, (first,), 2) == (first, second)
+
+
+@pytest.mark.drill
+def test_a_full_disk_stops_the_search_with_one_sentence(tmp_path, capsys):
+    import ray
+
+    from train.lanes.job import Lanes
+    from tune.job import search_mixture
+
+    write_packed_set(tmp_path)
+    config = SearchConfig(
+        root=str(tmp_path),
+        packed="tiny",
+        synthetic=("synthetic",),
+        cells=({"model": "12k", "train_tokens": 4096},),
+        trials_per_cell=5,
+        run={"max_epochs": 100},
+    )
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with (
+            capsys.disabled(),  # Tune pickles the searcher, and with it where progress is shown
+            Lanes(str(tmp_path), TrainPlacement(), trainer=faulty_training.meet_a_full_disk) as lanes,
+            pytest.raises(UserError) as stopped,
+        ):
+            search_mixture(config, lanes)
+    finally:
+        ray.shutdown()
+    assert f"the disk is full at {tmp_path}" in str(stopped.value)
+    assert "run the job again" in str(stopped.value)
+    assert "\n" not in str(stopped.value)
