@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -55,3 +56,4 @@ def _fail(seed: int, directory: UPath) -> None:
     if seed == IS_PREEMPTED and not died.exists():
         died.touch()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)  # Ray hears of it between two tasks, and the rest of the run would not take that long

@@ -230,7 +230,7 @@ class Lanes:
                 try:
                     self._worker_group(lane).fit()
                 except Exception:
-                    if not ray.is_initialized():  # the driver has left the cluster, and asking would join it again
+                    if not ray.is_initialized():  # the driver has left: asking would join the cluster again
                         raise
                     losses.add(ray.get(self.queue.state.remote())["lane_progress"].get(lane, 0))
                     if losses.in_a_row > self.placement.max_restarts:

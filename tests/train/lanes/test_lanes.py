@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ import ray
 from synth.errors import UserError
 from synth.progress import Progress
 from tests.assets import faulty_training
-from tests.assets.faulty_training import DIES_ALWAYS, DIES_ONCE, IS_PREEMPTED, LOSES_DISK, RAISES
+from tests.assets.faulty_training import DIES_ALWAYS, DIES_ONCE, IS_PREEMPTED, RAISES
 from tests.assets.packed_set import run_on, write_packed_set
 from train.lanes.job import Lanes
-from train.lanes.queue import LanesLost
 from train.placement import TrainPlacement
 from train.record import read_record, run_directory
 
@@ -176,25 +174,3 @@ def test_a_run_that_kills_its_worker_each_time_is_given_up_and_the_lane_goes_on(
     assert "workers died under this run" in record.reason
     assert record.attempts >= 2
     assert ray.get(lanes.submit(run_on_seed(runs[0], 14)), timeout=600).status == "complete"
-
-
-def test_everyone_who_waits_hears_that_no_lane_is_left_and_why(cluster, root, runs):
-    placement = TrainPlacement(max_restarts=0)
-    with Lanes(root, placement, trainer=faulty_training.train_run) as lanes:
-        waiting = [lanes.submit(run_on_seed(runs[0], seed)) for seed in (LOSES_DISK, 31, 32)]
-        for reference in waiting:
-            with pytest.raises(LanesLost, match="no space left on device"):
-                ray.get(reference, timeout=600)
-        with pytest.raises(LanesLost, match="no space left"):
-            lanes.run_all([run_on_seed(runs[0], 33)], Progress("test", 1, "tokens"))
-    assert read_record(root, run_on_seed(runs[0], LOSES_DISK).run_id) is None
-
-
-def test_closing_idle_lanes_is_quick_and_gives_the_cpus_back(cluster, root, runs):
-    with Lanes(root, TrainPlacement()) as lanes:
-        ray.get(lanes.submit(run_on_seed(runs[0], 41)), timeout=600)
-        began = time.monotonic()
-    assert time.monotonic() - began < 10
-    deadline = time.monotonic() + 10
-    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
