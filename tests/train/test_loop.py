@@ -1,19 +1,13 @@
 """One run end to end with the real engine: the same bits whatever interrupts it, precedes it or shares the work."""
 
-import contextlib
 import json
-import os
-import signal
-import time
 
 import pytest
 import torch
 
 from synth.errors import UserError
-from tests.assets.object_store import object_store
 from tests.assets.packed_set import run_on, write_packed_set
 from tests.assets.worker_group import NEVER, start_group
-from train.checkpoint_files import newest_step
 from train.placement import TrainPlacement
 from train.record import RunRecord, read_record, run_directory
 from train.run import OptimizerConfig
@@ -183,28 +177,6 @@ def test_runs_in_one_process_equal_one_in_a_fresh_process(tmp_path, packed):
     assert alone.wait(timeout=300) == 0
     assert losses(tmp_path / "alone", runs[-1]) == losses(tmp_path / "together", runs[-1])
     assert results(read_record(str(tmp_path / "alone"), runs[-1].run_id)) == results(together[-1])
-
-
-@pytest.mark.parametrize("where", ["disk", "object store"])
-def test_a_killed_process_resumes_bit_for_bit(tmp_path, packed, where):
-    run = run_on(packed, train_tokens=400 * 256, evaluations=4)
-    undisturbed = train(tmp_path / "a", packed, run)
-    with object_store() if where == "object store" else contextlib.nullcontext():
-        root = "s3://bucket/study" if where == "object store" else tmp_path / "b"
-        directory = run_directory(str(root), run.run_id)
-        placed = [(run, TrainPlacement(**RELENTLESS))]
-        [process] = start_group(root, packed, placed, tmp_path / "rendezvous")
-        while not newest_step(directory):
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
-        assert read_record(str(root), run.run_id) is None
-        resumed = train(root, packed, run)
-        assert resumed.attempts == 2
-        assert losses(root, run) == losses(tmp_path / "a", run)
-        assert results(resumed) == results(undisturbed)
-        assert not (directory / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
