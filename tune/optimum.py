@@ -20,6 +20,10 @@ from tune.surface import MIN_POINTS, MIN_VALLEYS, Losses, Surface, fit_surface
 
 Floats = NDArray[np.float64]
 
+GAUSSIAN_PROCESS = (
+    "Gaussian process over a constant, averaged over coordinate, length scale, amplitude and noise"
+)
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -35,6 +39,8 @@ class Curve:
     """Part of the drawn curves that had one valley; the others are not in `draws`, unless fewer than MIN_VALLEYS had."""
     confidence: float
     """Level of all intervals, (0, 1)."""
+    method: str = GAUSSIAN_PROCESS
+    """What the curves were drawn from."""
 
     @property
     def looks_like_one_valley(self) -> bool:
@@ -73,6 +79,16 @@ class Curve:
         """Return the minimum of the mean curve, with the interval of the curves' minima."""
         return interval_of_draws(float(self.shares[self.best_index]), self.minima, self.confidence)
 
+    def least_best_share(self) -> Interval:
+        """Return the lowest share whose mean loss is the minimum's but for what drawing curves does by chance.
+
+        Synthetic text has to be made, so of two shares between which only the number of draws decides, the lower is better.
+        """
+        above = self.draws - self.draws[:, [self.best_index]]
+        chance = 2.0 * above.std(axis=0) / np.sqrt(len(above))
+        lowest = float(self.shares[np.flatnonzero(above.mean(axis=0) <= chance)[0]])
+        return interval_of_draws(lowest, self.minima, self.confidence)
+
     def best_loss(self) -> Interval:
         """Return the loss of the curve at the best share, nats per token; noise of a single run not included."""
         return self.at(float(self.shares[self.best_index]))
@@ -91,15 +107,35 @@ class Curve:
         """Return how the curve and its intervals were made, for a record."""
         kind = "one-valley" if self.looks_like_one_valley else "posterior"
         return (
-            "Gaussian process over a constant, averaged over coordinate, length scale, amplitude and noise; "
-            f"{len(self.draws)} {kind} curves; best share = minimum of their mean, "
+            f"{self.method}; {len(self.draws)} {kind} curves; best share = minimum of their mean, "
             f"{self.confidence:.0%} interval = their minima"
         )
 
+    def losses_at(self, share: float) -> Floats:
+        """Return the loss of each curve at a share, [K], nats per token; between two shares of the grid on a line."""
+        above = int(np.searchsorted(self.shares, share).clip(1, len(self.shares) - 1))
+        low, high = self.shares[above - 1], self.shares[above]
+        part = float(np.clip((share - low) / (high - low), 0.0, 1.0))
+        losses: Floats = (1.0 - part) * self.draws[:, above - 1] + part * self.draws[:, above]
+        return losses
+
     def at(self, share: float) -> Interval:
-        """Return the loss of the curve at the grid's share nearest to this one, nats per token."""
-        index = int(np.abs(self.shares - share).argmin())
-        return interval_of_draws(float(self.mean[index]), self.draws[:, index], self.confidence)
+        """Return the loss of the curve at a share, nats per token."""
+        losses = self.losses_at(share)
+        return interval_of_draws(float(losses.mean()), losses, self.confidence)
+
+    def gain(self, share: float) -> Interval:
+        """Return how much less is lost at a share than at the lowest one, nats per token, curve by curve."""
+        lowest = float(self.shares[0])
+        value = self.at(lowest).value - self.at(share).value
+        return interval_of_draws(value, self.losses_at(lowest) - self.losses_at(share), self.confidence)
+
+    def not_worse_than(self, share: float) -> tuple[float, float]:
+        """Return the lowest and highest share that lose no more than this one in enough of the curves to be possible."""
+        excess = self.draws - self.losses_at(share)[:, None]
+        possible = np.quantile(excess, _tails(self.confidence)[0], axis=0) <= 0.0
+        close = np.append(self.shares[possible], share)
+        return float(close.min()), float(close.max())
 
     def indistinguishable(self, within: float) -> tuple[float, float]:
         """Return the lowest and highest share whose loss is within so many nats per token of the best."""

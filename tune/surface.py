@@ -81,6 +81,8 @@ class Surface:
     """[N] standard deviation of the noise that goes with each surface, nats per token; a seed's offset not included."""
     single_valley_fraction: float
     """Part of the drawn surfaces that had one valley; the others are not in `draws`, unless fewer than MIN_VALLEYS had."""
+    log_evidence: float
+    """Logarithm of the losses' density, averaged over all settings of the process but the noise; a constant is left out."""
 
     @property
     def looks_like_one_valley(self) -> bool:
@@ -120,8 +122,9 @@ def fit_surface(points: Floats, losses: Losses, prior: Prior | None = None, seed
     kernels = [_kernel(each / each.max(), length) for each in distances for length in LENGTHS]
     models = _models(losses, prior, level, spread, len(points))
     weights = np.stack([[model.log_evidence(kernel, noises) for model in models] for kernel in kernels])
-    shares = np.exp(weights - np.logaddexp.reduce(weights, axis=None))  # [kernel, model, amplitude, noise]
-    counts = _allocate(shares, NUM_DRAWS)
+    total = float(np.logaddexp.reduce(weights, axis=None))
+    shares = np.exp(weights - total)  # [kernel, model, amplitude, noise]
+    counts = allocate(shares, NUM_DRAWS)
     random = np.random.default_rng(seed)
     drawn, noise = [], []
     for k in np.flatnonzero(counts.any(axis=(1, 2, 3))):
@@ -133,7 +136,8 @@ def fit_surface(points: Floats, losses: Losses, prior: Prior | None = None, seed
     surfaces = level + np.concatenate(drawn)
     single = _single_valley(surfaces, neighbours(points))
     kept = single if single.mean() >= MIN_VALLEYS else np.ones_like(single)
-    return Surface(points, surfaces[kept], np.concatenate(noise)[kept], float(single.mean()))
+    evidence = total - float(np.log(weights[..., 0].size))
+    return Surface(points, surfaces[kept], np.concatenate(noise)[kept], float(single.mean()), evidence)
 
 
 def most_telling(surface: Surface, candidates: Places, pending: Places) -> int:
@@ -267,7 +271,7 @@ def _kernel(distances: Floats, length: float) -> Floats:
     return kernel
 
 
-def _allocate(weights: Floats, total: int) -> NDArray[np.int64]:
+def allocate(weights: Floats, total: int) -> NDArray[np.int64]:
     """Share `total` draws out by weight, without randomness: each count is within one of weight x total."""
     edges = np.floor(np.cumsum(weights.ravel()) / weights.sum() * total + 0.5).astype(np.int64)
     return np.diff(np.concatenate([[0], edges])).reshape(weights.shape)
