@@ -24,7 +24,8 @@ class SyntheticAssumption(Config):
     accepted_fraction: Fraction
     """Fraction of the answers' tokens that are kept, [0, 1]."""
     generator_num_params: int | None = Field(default=None, ge=1)
-    """Parameters of the generator, for its FLOP (2 N a token); null says no FLOP."""
+    """Parameters of the generator, for its FLOP (2 N a token); null says no FLOP in the plan. A recommendation takes it where
+    the model's own configuration is not on the machine."""
 
 
 class TrainingAssumption(Config):
@@ -46,7 +47,8 @@ class TrainingAssumption(Config):
 
 
 class Assumptions(Config):
-    """What `--dry-run` reckons with where nothing is made or measured yet. No result depends on it."""
+    """What `--dry-run` reckons with where nothing is made or measured yet. No result depends on it but the FLOP of generating
+    in a recommendation, where a generator's own configuration is not at hand."""
 
     corpora: dict[Name, CorpusAssumption] = Field(default_factory=dict)
     """By corpus."""

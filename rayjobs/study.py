@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,10 @@ from rayjobs.cli import BETWEEN_STEPS, Job
 from rayjobs.references import ancestors_of, descendants_of, in_order, mistakes_in, parents_of
 from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
+from synth.model_source import STUDY_PREFIX
 from synth.plan import Plan
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
-from tune.config import LawsConfig, RecommendConfig, ReportConfig, ReportPrices, SearchConfig
+from tune.config import LawsConfig, Prices, RecommendConfig, ReportConfig, ReportPrices, SearchConfig
 
 SECTIONS: dict[str, Job[Any]] = {
     "corpora": build_corpus.JOB,
@@ -57,7 +58,8 @@ class StudyConfig(JobConfig):
     assumptions: Assumptions = Assumptions()
     """What is reckoned with before anything is measured."""
     prices: ReportPrices = ReportPrices()
-    """What devices cost: for the plan, the status and the report's ledger. A step's own price comes before it."""
+    """What devices cost: for the plan, the status, recommendations and the report's ledger. A step's own price comes before
+    it."""
     corpora: dict[Name, CorpusConfig] = Field(min_length=1)
     """`build_corpus` for each, by corpus name."""
     generators: dict[Name, GeneratorConfig] = Field(default_factory=dict)
@@ -224,17 +226,24 @@ def steps_of(study: StudyConfig) -> tuple[Step, ...]:
     sections = {section: getattr(study, section) for section in SECTIONS}
     parents = parents_of(sections)
     steps = {
-        f"{section}.{name}": Step(section, SECTIONS[section], _priced(config, study.prices), parents[f"{section}.{name}"])
+        f"{section}.{name}": Step(
+            section, SECTIONS[section], _priced(config, study, f"{section}.{name}", parents), parents[f"{section}.{name}"]
+        )
         for section, configs in sections.items()
         for name, config in configs.items()
     }  # fmt: skip
     return tuple(steps[key] for key in in_order(parents))
 
 
-def _priced(config: Any, prices: ReportPrices) -> Any:
-    """Give a rephrasing step and a report the study's prices where they have none of their own."""
+def _priced(config: Any, study: StudyConfig, key: str, parents: Mapping[str, tuple[str, ...]]) -> Any:
+    """Give a rephrasing step, a recommendation and a report the study's prices where they have none of their own."""
+    prices = study.prices
     if isinstance(config, ReportConfig) and config.prices == ReportPrices():
         return config.model_copy(update={"prices": prices})
+    if isinstance(config, RecommendConfig):
+        return config.model_copy(
+            update={"prices": _of_devices(config.prices, study, ancestors_of(key, parents))}
+        )
     if (
         not isinstance(config, RephraseConfig)
         or config.cost.device_hour_price
@@ -243,6 +252,31 @@ def _priced(config: Any, prices: ReportPrices) -> Any:
         return config
     update = {"device_hour_price": prices.generation_device_hour, "currency": prices.currency}
     return config.model_copy(update={"cost": config.cost.model_copy(update=update)})
+
+
+def _of_devices(own: Prices, study: StudyConfig, ancestors: Collection[str]) -> Prices:
+    """Return the prices of a recommendation, completed from the study.
+
+    Sizes are assumed of the sets it is made from alone, and of no generator the study trains: those are counted. So what is
+    assumed of another step does not make this one another.
+    """
+    assumed = {
+        name: stated.generator_num_params
+        for name, stated in study.assumptions.rephrase.items()
+        if stated.generator_num_params
+        and f"rephrase.{name}" in ancestors
+        and not study.rephrase[name].engine.model.startswith(STUDY_PREFIX)
+    }
+    per_hour = {
+        "generation_per_device_hour": study.prices.generation_device_hour,
+        "training_per_device_hour": study.prices.training_device_hour,
+    }
+    return own.model_copy(
+        update={
+            **{field: price for field, price in per_hour.items() if getattr(own, field) is None},
+            "assumed_generator_num_params": assumed | own.assumed_generator_num_params,
+        }
+    )
 
 
 @dataclass(frozen=True)

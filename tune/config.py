@@ -179,7 +179,10 @@ class Prices(Config):
     generation_tokens_per_device_second: float | None = Field(default=None, gt=0)
     """Accepted output tokens per device second of the generator; null takes the study's own measured speed."""
     generator_num_params: int | None = Field(default=None, ge=1)
-    """Parameters of the generator, for its FLOPs (2 N per token); null takes the study's own generator."""
+    """Parameters of the generator, for its FLOPs (2 N per token); null takes those of the study's own generator, or of the
+    model's configuration where that is on this machine. Give the active ones of a mixture of experts."""
+    assumed_generator_num_params: dict[Name, int] = Field(default_factory=dict)
+    """The same by synthetic set, where nothing else says them; a study takes them from `assumptions.rephrase`."""
 
 
 class RecommendConfig(JobConfig):

@@ -19,6 +19,7 @@ from train.grid import plan_directory
 from train.record import RunRecord, records_of
 from train.tokens import PackedInfo
 from tune.config import Prices
+from tune.generator_size import num_params_of
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -123,12 +124,9 @@ def generation_of(root: str, plan: str, source: str | None, prices: Prices) -> G
         f"{where}: {processed:,} tokens read and written by the generator, {counts['accepted_tokens']:,} of them accepted, "
         f"for {packed_tokens:,} training tokens of {source}"
     ]
-    unknown = []
-    num_params = prices.generator_num_params or _generator_num_params(root, made["recipe"]["engine"]["model"])
-    if num_params is None:
-        unknown.append(
-            f"the parameters of {made['recipe']['engine']['model']} are not known: give prices.generator_num_params"
-        )
+    unknown: list[str] = []
+    num_params, says = _generator_num_params(root, origin["synthetic"], made["recipe"]["engine"], prices)
+    (evidence if num_params else unknown).append(says)
     rate = prices.generation_tokens_per_device_second or made["accepted_tokens_per_device_second"]
     if rate is None:
         unknown.append(f"{where} has no generation speed: give prices.generation_tokens_per_device_second")
@@ -142,14 +140,32 @@ def generation_of(root: str, plan: str, source: str | None, prices: Prices) -> G
     )
 
 
-def _generator_num_params(root: str, model: str) -> int | None:
-    """Return all parameters of a generator of this study; None for any other model."""
-    if not model.startswith(STUDY_PREFIX):
-        return None
-    manifest: dict[str, Any] = read_manifest(
-        study_path(root, model.removeprefix(STUDY_PREFIX)), "train_generator"
+def _generator_num_params(
+    root: str, synthetic: str, engine: dict[str, Any], prices: Prices
+) -> tuple[int | None, str]:
+    """Return all parameters of the generator of a set, None when nothing says them, and where they come from."""
+    model = engine["model"]
+    if prices.generator_num_params is not None:
+        return (
+            prices.generator_num_params,
+            f"parameters of the generator given: {prices.generator_num_params:,}",
+        )
+    if model.startswith(STUDY_PREFIX):
+        manifest: dict[str, Any] = read_manifest(
+            study_path(root, model.removeprefix(STUDY_PREFIX)), "train_generator"
+        )
+        num_params = int(manifest["num_params_total"])
+        return num_params, f"parameters of {model}: {num_params:,}, counted"
+    counted = num_params_of(model, engine.get("revision"))
+    if counted is not None:
+        return counted, f"parameters of {model}: {counted:,}, of its own configuration"
+    assumed = prices.assumed_generator_num_params.get(synthetic)
+    if assumed is not None:
+        return assumed, f"parameters of {model}: {assumed:,}, assumed"
+    return None, (
+        f"the parameters of {model} are not known (its configuration is not on this machine): give "
+        f"prices.generator_num_params, or in a study assumptions.rephrase.{synthetic}.generator_num_params"
     )
-    return int(manifest["num_params_total"])
 
 
 def training_of(root: str, run_ids: Iterable[str], prices: Prices) -> Training:

@@ -1,5 +1,8 @@
 """A study file: one root, names from its keys, a graph of steps, and every mistake in it told at once."""
 
+import tomllib
+from pathlib import Path
+
 import pydantic
 import pytest
 
@@ -7,6 +10,9 @@ from rayjobs.cli import sentences
 from rayjobs.study import StudyConfig, select, steps_of
 from synth.errors import UserError
 from tests.assets.study_file import STUDY, changed
+from tune.config import Prices
+
+CONFIGS = Path(__file__).parent.parent.parent / "rayjobs" / "configs"
 
 
 def mistakes(study):
@@ -91,6 +97,40 @@ def test_a_chain_of_generators_runs_round_by_round():
     keys = [step.key for step in steps_of(StudyConfig.model_validate(study))]
     chain = ["corpora.natural", "generators.first", "rephrase.made", "generators.second", "rephrase.again"]
     assert [key for key in keys if key in chain] == chain
+
+
+# --- prices ----------------------------------------------------------------------------------------------------
+
+
+def prices_of(study, key="recommend.best"):
+    return next(step.config.prices for step in steps_of(StudyConfig.model_validate(study)) if step.key == key)
+
+
+def test_a_recommendation_has_the_prices_and_sizes_of_its_study_where_it_has_none_of_its_own():
+    target = {"target_num_params": 10**9, "target_train_tokens": 10**10}
+    study = changed("recommend.best", {"laws": "fit", **target})
+    assert prices_of(study) == Prices()
+    study = changed("prices", {"generation_device_hour": 2.5, "training_device_hour": 3.0}, study)
+    other = {**STUDY["rephrase"]["made"], "engine": {"model": "org/other"}}
+    study = changed("rephrase.other", other, study)
+    sizes = {"answer_tokens_per_source_token": 1.0, "accepted_fraction": 1.0, "generator_num_params": 7}
+    study = changed("assumptions.rephrase", {"made": sizes, "other": sizes}, study)
+    assert prices_of(study) == Prices(
+        generation_per_device_hour=2.5,
+        training_per_device_hour=3.0,
+        assumed_generator_num_params={"made": 7},  # of the set behind its laws, and of no other
+    )
+    own = {"training_per_device_hour": 9.0, "assumed_generator_num_params": {"made": 8}}
+    study = changed("recommend.best.prices", own, study)
+    assert prices_of(study) == Prices(generation_per_device_hour=2.5, **own)
+
+
+@pytest.mark.parametrize("name", ["single_gpu", "paper"])
+def test_the_shipped_studies_of_real_generators_know_what_generation_costs(name):
+    study = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+    prices = prices_of(study, "recommend.recommendation")
+    assert None not in (prices.generation_per_device_hour, prices.training_per_device_hour)
+    assert set(prices.assumed_generator_num_params) >= set(study["report"]["report"]["synthetic"])
 
 
 # --- choosing steps --------------------------------------------------------------------------------------------
