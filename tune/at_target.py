@@ -15,8 +15,9 @@ from tune.config import RecommendConfig
 from tune.laws import FittedLaw, SavedLaws, compute_optimal
 from tune.mixture_space import GRID_STEPS
 from tune.observations import NATURAL
-from tune.optimum import Curve, fit_curve
+from tune.optimum import Curve
 from tune.results import CellOptimum, Interval
+from tune.share_curve import fit_share_curve
 from tune.surface import MIN_POINTS
 
 Floats = NDArray[np.float64]
@@ -52,12 +53,15 @@ class MixtureAtTarget:
 
         Infinite where it never does. Only for laws of D.
         """
-        values = np.array([list(self.fitted.parameters.values())])
         samples = self.fitted.samples[: len(losses)]
-        value = _crossings(self.fitted, values, np.array([loss]), num_params)[0]
-        if not len(samples):
-            return float(value), np.empty(0)
-        return float(value), _crossings(self.fitted, samples, losses[: len(samples)], num_params)
+        curves = losses_over_tokens(self.fitted, np.vstack([self.values, samples]), num_params)
+        tokens = tokens_where(curves, np.append(loss, losses[: len(samples)]))
+        return float(tokens[0]), tokens[1:]
+
+    @property
+    def values(self) -> Floats:
+        """Fitted parameters of its law, [1, p]."""
+        return np.array([list(self.fitted.parameters.values())])
 
     @property
     def knows_tokens(self) -> bool:
@@ -130,7 +134,7 @@ def mixtures_at_target(
 def curve_at_target(mixtures: Sequence[MixtureAtTarget], confidence: float) -> Curve:
     """Return loss against share at the target, through the predictions of natural text and one source's mixtures.
 
-    It ends at the highest share that was trained. Each prediction counts with its own standard error. Raises UserError with
+    It ends at the highest share that was trained: the laws say nothing about shares beyond. Each prediction counts with its own standard error. Raises UserError with
     fewer than three shares.
     """
     if len(mixtures) < MIN_POINTS:
@@ -139,10 +143,12 @@ def curve_at_target(mixtures: Sequence[MixtureAtTarget], confidence: float) -> C
             f"the laws answer at the target for {len(mixtures)} shares of {source} (natural text included) and a best share "
             f"needs {MIN_POINTS}: train more shares with pretrain_models and fit again."
         )
-    errors = [each.loss.standard_error or 0.0 for each in mixtures]
-    shares, losses = [each.share for each in mixtures], [each.loss.value for each in mixtures]
-    trained = (min(shares), max(shares))  # the laws say nothing about shares beyond those
-    return fit_curve(shares, losses, trained, standard_errors=errors, confidence=confidence)
+    return fit_share_curve(
+        [each.share for each in mixtures],
+        [each.loss.value for each in mixtures],
+        [each.loss.standard_error or 0.0 for each in mixtures],
+        confidence,
+    )
 
 
 def combine_shares(
@@ -211,15 +217,18 @@ def _predictions(fitted: FittedLaw, num_params: float, train_tokens: float) -> F
     return np.asarray(np.exp(bound.log_prediction(fitted.law.to_theta(fitted.samples)))[:, 0])
 
 
-def _crossings(fitted: FittedLaw, parameters: Floats, losses: Floats, num_params: float) -> Floats:
-    """Return the tokens at which the curve of each parameter vector [S, p] falls to its loss [S]; inf where it never does."""
+def losses_over_tokens(fitted: FittedLaw, parameters: Floats, num_params: float) -> Floats:
+    """Return the losses of parameter vectors [S, p] over TOKEN_GRID, [S, G], nats per token."""
     rows = {"num_params": np.full(len(TOKEN_GRID), num_params), "train_tokens": TOKEN_GRID}
-    curves = fitted.law.bind(fitted.law.columns(rows)).log_prediction(
-        fitted.law.to_theta(parameters)
-    )  # [S, G] falling
+    bound = fitted.law.bind(fitted.law.columns(rows))
+    return np.asarray(np.exp(bound.log_prediction(fitted.law.to_theta(parameters))))
+
+
+def tokens_where(curves: Floats, levels: Floats) -> Floats:
+    """Return the tokens at which each curve over TOKEN_GRID [S, G], falling, is down at its level [S]; inf where never."""
     log_tokens = np.log(TOKEN_GRID)
     crossings = [
-        np.interp(-target, -curve, log_tokens, right=np.inf)
-        for target, curve in zip(np.log(losses), curves, strict=True)
+        np.interp(-level, -curve, log_tokens, right=np.inf)
+        for level, curve in zip(levels, curves, strict=True)
     ]
     return np.asarray(np.exp(crossings))

@@ -16,13 +16,18 @@ from tune.config import RecommendConfig
 from tune.costs import Generation, Training
 from tune.laws import SavedLaws, load_fit
 from tune.optimum import Curve
-from tune.results import CellOptimum, Interval, Recommendation
+from tune.results import CellOptimum, Interval, NextCell, Recommendation
 from tune.search import BEST_FILE
+from tune.share_at_target import ShareAtTarget, percent
 
 FAR = 10.0
 """A target more than this many times beyond the data is called far outside it."""
 SMALL_PARAMS = 100_000_000
 """The paper's smallest model; what holds below it need not hold above."""
+FLAT = 0.5
+"""Shares this far apart that are equally good are called a flat optimum."""
+BETWEEN = 0.05
+"""A share further than this from every trained one is the curve's reading, not a run's."""
 DISAGREEMENT = 0.15
 """Best shares of laws and searches further apart than this, outside each other's interval, are called at odds."""
 
@@ -90,23 +95,31 @@ def summary(recommendation: Recommendation) -> list[str]:
     r = recommendation
     lines = [
         f"target N = {r.target_num_params:,} parameters, D = {r.target_train_tokens:,} tokens",
+        r.headline,
         f"best share of {r.synthetic}: {_percent(r.best_share)}; nearest mixture trained: {r.best_group}",
-        f"predicted loss {_shown(r.predicted_loss)} nats per token, natural text alone {_shown(r.natural_only_loss)}",
+        f"predicted loss {_shown(r.predicted_loss)} nats per token, natural text alone {_shown(r.natural_only_loss)}"
+        + ("" if r.gain is None else f"; gain {_shown(r.gain)}"),
         *(
             f"{each.group} reaches the natural loss with {_shown(each.tokens)} tokens: speed-up {_shown(each.speed_up)}"
-            for each in r.equal_loss
+            for each in (*([r.equal_loss_at_best_share] if r.equal_loss_at_best_share else []), *r.equal_loss)
         ),
         f"synthetic tokens {r.synthetic_tokens:.3g}; training {r.training_flops:.3g} FLOP, generation "
         + ("not known" if r.generation_flops is None else f"{r.generation_flops:.3g} FLOP"),
         f"pays: {r.pays} ({r.pays_reason})",
     ]
     lines += [
-        f"if {each.what}: share of {each.synthetic} {_percent(each.best_share)}, loss {-each.gain_nats:+.3g} nats against natural text, pays: {each.pays}"
+        f"if {each.what}: share of {each.synthetic} {_percent(each.best_share)}, loss {-each.gain_nats:+.3g} nats against natural "
+        f"text, pays: {each.pays}"
+        + (
+            f", natural text alone costs {_shown(each.natural_cost_ratio)} times as much"
+            if each.natural_cost_ratio
+            else ""
+        )
         for each in r.sensitivity
     ]
     lines += [
-        f"train next: {each.model} on {each.train_tokens:,} tokens, {each.runs} runs, {each.flops:.3g} FLOP; expected width of "
-        f"the laws' interval then {each.expected_interval_width:.0%}"
+        f"train next: {_proposed(each)}, {each.runs} runs, {each.flops:.3g} FLOP; expected width of the best share's interval then "
+        f"{each.expected_interval_width:.0%}"
         for each in r.next_cells
     ]
     if r.cost is not None:
@@ -115,8 +128,20 @@ def summary(recommendation: Recommendation) -> list[str]:
 
 
 def _percent(share: Interval) -> str:
-    ends = "" if share.low is None or share.high is None else f" ({share.low:.0%} to {share.high:.0%})"
-    return f"{share.value:.0%}{ends}"
+    ends = (
+        "" if share.low is None or share.high is None else f" ({percent(share.low)} to {percent(share.high)})"
+    )
+    return f"{percent(share.value)}{ends}"
+
+
+def _proposed(cell: NextCell) -> str:
+    if cell.what == "share":
+        return f"a share of {percent(cell.share or 0.0)} in every cell"
+    return (
+        f"{cell.model} on {cell.train_tokens:,} tokens"
+        if cell.what == "cell"
+        else f"seed {cell.seed} in every cell"
+    )
 
 
 def _shown(interval: Interval) -> str:
@@ -136,11 +161,11 @@ def evidence_lines(
 ) -> Iterator[str]:
     """Say what each number of a recommendation rests on."""
     yield (
-        "best share: minimum of a smooth curve through the laws' predictions at the target, combined with the cells searched "
-        "by a linear model of the best share in log N and log D, each by its standard error"
+        f"best share: minimum of a curve through the laws' predictions at the target ({curves[source].method}), combined with the "
+        "cells searched by a linear model of the best share in log N and log D, each by its standard error"
     )
     for name, curve in curves.items():
-        best, loss = curve.best_share(), curve.best_loss()
+        best, loss = curve.least_best_share(), curve.best_loss()
         yield f"laws/{config.laws}: best share of {name} at the target {_percent(best)}, loss {_shown(loss)}"
     for cell in evidence.cells:
         used = "" if cell.synthetic == source else " (another source: not used for the share)"
@@ -159,13 +184,15 @@ def warnings_of(
     config: RecommendConfig,
     evidence: Evidence,
     source: str,
-    curve: Curve,
+    there: ShareAtTarget,
+    equally_good: tuple[float, float],
     generation: Generation,
 ) -> Iterator[str]:
     """Say what there is to doubt: scale, repetition, flatness, disagreement, the laws' own warnings, what is not known."""
     yield from scale_warnings(config, evidence)
     yield from _repetition_warnings(config, evidence.of(source))
-    yield from _share_warnings(evidence, source, curve)
+    yield from _share_warnings(evidence, source, there, equally_good)
+    yield from _cell_warnings(evidence, source, there.curve.least_best_share())
     for mixture in evidence.mixtures:
         if mixture.share == 0.0 or mixture.synthetic == source:
             yield from (
@@ -223,17 +250,34 @@ def _repetition_warnings(config: RecommendConfig, mixtures: tuple[MixtureAtTarge
             )
 
 
-def _share_warnings(evidence: Evidence, source: str, curve: Curve) -> Iterator[str]:
-    low, high = curve.indistinguishable(within=_spread_at_best(curve))
-    if high - low >= 0.5:
+def _share_warnings(
+    evidence: Evidence, source: str, there: ShareAtTarget, equally_good: tuple[float, float]
+) -> Iterator[str]:
+    """Say how flat the curve is, and where it, and not a run, is what speaks for the share."""
+    low, high = equally_good
+    if high - low >= FLAT:
         yield f"flat optimum: shares of {source} from {low:.0%} to {high:.0%} have the same predicted loss within its error"
-    nearest = min(evidence.of(source), key=lambda each: abs(each.share - curve.best_share().value))
-    if nearest.share > 0.0 and nearest.loss.value >= evidence.natural.loss.value:
+    if there.share > there.above.share:
         yield (
-            f"the law of {nearest.group} itself predicts {nearest.loss.value:.4g} nats per token at the target and that of "
-            f"natural text {evidence.natural.loss.value:.4g}: the gain is the curve's reading between shares, and not measured"
+            f"no share above {percent(there.above.share)} of {source} was trained: the loss given for {percent(there.share)} is that "
+            f"of {percent(there.above.share)}"
         )
-    from_laws = curve.best_share()
+    elif there.shares_from_trained > BETWEEN:
+        yield (
+            f"{percent(there.share)} of {source} lies between {percent(there.below.share)} and {percent(there.above.share)}, which were "
+            "trained: its loss is the curve's reading between shares, and not measured"
+        )
+    beside = [each for each in (there.below, there.above) if each.share > 0.0]
+    if there.share > 0.0 and all(each.loss.value >= evidence.natural.loss.value for each in beside):
+        yield (
+            "no gain was measured: "
+            + " and ".join(f"the law of {each.group} predicts {each.loss.value:.4g}" for each in beside)
+            + f" nats per token at the target and that of natural text {evidence.natural.loss.value:.4g}"
+        )
+
+
+def _cell_warnings(evidence: Evidence, source: str, from_laws: Interval) -> Iterator[str]:
+    """Say where searches and laws are at odds."""
     cells = [cell for cell in evidence.cells if cell.synthetic == source]
     for cell in cells:
         best = cell.best_share
@@ -246,10 +290,6 @@ def _share_warnings(evidence: Evidence, source: str, curve: Curve) -> Iterator[s
     others = sorted({cell.synthetic for cell in evidence.cells} - set(evidence.sources))
     for name in others:
         yield f"{name} was searched but has no laws, so its loss at the target is not predicted and it was not considered"
-
-
-def _spread_at_best(curve: Curve) -> float:
-    return float(curve.draws[:, curve.best_index].std())
 
 
 def _outside(value: float, interval: Interval) -> bool:

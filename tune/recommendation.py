@@ -15,7 +15,8 @@ from tune.costs import costs_of
 from tune.evidence import Evidence, evidence_lines, read_evidence, scale_warnings, summary, warnings_of
 from tune.next_runs import next_cells, next_plan
 from tune.results import Recommendation
-from tune.verdict import equal_losses
+from tune.share_at_target import percent
+from tune.verdict import equal_loss_at, equal_losses
 
 KIND = "recommendation"
 
@@ -68,8 +69,8 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
     """Return the recommendation: the share and source of the lowest predicted loss at the target.
 
     The share is that of the curve through the laws' predictions at the target, moved towards what searches of the
-    same source found (`tune.at_target.combine_shares`), and up to where the natural tokens there are suffice. Losses
-    and what follows from them come from the laws.
+    same source found (`tune.at_target.combine_shares`), and up to where the natural tokens there are suffice. Its loss
+    and that of natural text are read off that one curve, and what follows from them is of this share itself.
     """
     asked, config = config, evidence.target
     answer = answer_at(config, evidence)
@@ -78,7 +79,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
     costs = costs_of(n, d, synthetic_tokens, config.prices, answer.generation, answer.training)
     available = config.natural_tokens_available
     plan = _plan_name(evidence)
-    cells = next_cells(config.root, plan, answer.mixtures, answer.curve, config.next_cells) if plan else ()
+    cells = next_cells(config.root, plan, answer, config.next_cells) if plan else ()
     return Recommendation(
         hash=identity,
         recipe=asked.identity(),
@@ -88,17 +89,24 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         best_share=share,
         best_group=answer.nearest.group,
         synthetic=answer.source,
+        headline=answer.headline(),
         predicted_loss=answer.curve.at(share.value),
-        natural_only_loss=evidence.natural.loss,
+        natural_only_loss=answer.curve.at(0.0),
+        gain=answer.there.gain,
+        equally_good_shares=answer.equally_good,
         equal_loss=tuple(equal_losses(config, evidence)),
+        equal_loss_at_best_share=equal_loss_at(
+            answer.there, f"{answer.source} {percent(share.value)}", evidence.confidence
+        ),
         synthetic_tokens=synthetic_tokens,
         training_flops=costs.training_flops,
         generation_flops=costs.generation_flops,
         training_device_hours=costs.training_device_hours,
         generation_device_hours=costs.generation_device_hours,
         cost=costs.money,
-        pays=answer.pays,
-        pays_reason=answer.pays_reason,
+        pays=answer.verdict.pays,
+        pays_reason=answer.verdict.reason,
+        natural_cost_ratio=answer.verdict.natural_cost_ratio,
         natural_passes=None if available is None else (1.0 - share.value) * d / available,
         sensitivity=tuple(sensitivity_of(config, evidence, answer)),
         next_cells=cells,
@@ -107,7 +115,9 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         ),
         warnings=(
             *answer.warnings,
-            *warnings_of(config, evidence, answer.source, answer.curve, answer.generation),
+            *warnings_of(
+                config, evidence, answer.source, answer.there, answer.equally_good, answer.generation
+            ),
         ),
         provenance=provenance(),
     )

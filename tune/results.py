@@ -242,17 +242,23 @@ class EqualLoss(Record):
 
 
 class NextCell(Record):
-    """A cell worth training next, with every share and seed of the plan."""
+    """What is worth training next: a cell with every share and seed of the plan, a new share or a further seed in every cell."""
 
-    model: str
-    num_params: int
-    train_tokens: int
+    what: Literal["cell", "share", "seed"] = "cell"
+    model: str | None = None
+    """Of a cell, like its N and D."""
+    num_params: int | None = None
+    train_tokens: int | None = None
+    share: float | None = None
+    """A new share."""
+    seed: int | None = None
+    """A further seed."""
     runs: int
-    """Runs of the recommended source and natural text, all seeds of the plan."""
+    """Runs of the recommended source and natural text that the plan gains, after the proposals before."""
     flops: float
     """6 N D of these runs, FLOP."""
     expected_interval_width: float
-    """Expected width of the best share's interval by the laws after this cell and those before it."""
+    """Expected width of the best share's interval after this proposal and those before it."""
 
 
 class Sensitivity(Record):
@@ -264,7 +270,11 @@ class Sensitivity(Record):
     predicted_loss: Interval
     gain_nats: float
     """Loss of natural text alone less the predicted loss, nats per token."""
+    gain: Interval | None = None
+    """The same with its interval."""
     pays: Literal["yes", "no", "unclear"]
+    natural_cost_ratio: Interval | None = None
+    """As in the recommendation."""
 
 
 class Recommendation(Record):
@@ -280,12 +290,23 @@ class Recommendation(Record):
     best_share: Interval
     """Share of the training tokens that are synthetic, [0, 1]."""
     best_group: str
-    """The mixture trained in the study that is nearest to the best share."""
+    """The mixture trained in the study that is nearest to the best share. No number is taken from it alone."""
     synthetic: str | None = None
     """Source of the synthetic tokens."""
+    headline: str = ""
+    """The answer in one sentence."""
     predicted_loss: Interval
+    """Loss of the best share by the curve over the shares at the target, nats per token."""
     natural_only_loss: Interval
+    """Loss of natural text alone by the same curve, nats per token."""
+    gain: Interval | None = None
+    """natural_only_loss less predicted_loss, nats per token, with an interval of its own: the curve's draws, one by one."""
+    equally_good_shares: tuple[float, float] | None = None
+    """Lowest and highest share that may lose as little as the best one, at the confidence of the intervals."""
     equal_loss: tuple[EqualLoss, ...]
+    """Of the trained mixtures that get there, by their laws."""
+    equal_loss_at_best_share: EqualLoss | None = None
+    """The same of the best share itself, by the curve and the laws on either side; null where it never gets there."""
     synthetic_tokens: float
     """Synthetic tokens the recommended mixture needs (unique), tokens."""
     training_flops: float
@@ -295,8 +316,11 @@ class Recommendation(Record):
     cost: float | None
     """Generation and training at the given prices; null without prices."""
     pays: Literal["yes", "no", "unclear"]
-    """Whether the mixture still wins when the generation compute is charged to it."""
+    """Whether the best share still wins when the generation compute is charged to it."""
     pays_reason: str
+    natural_cost_ratio: Interval | None = None
+    """What natural text alone costs to lose as little as the best share, over what that costs with its generation; null
+    where a cost is not known or natural text never gets there."""
     natural_passes: float | None = None
     """Passes over the available natural tokens that the mixture needs; null when it was not said how many there are."""
     sensitivity: tuple[Sensitivity, ...] = ()

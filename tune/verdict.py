@@ -1,87 +1,110 @@
-"""Whether a mixture is worth it: tokens to the loss of natural text, and the verdict once generation is charged."""
+"""Whether a share is worth it: tokens to the loss of natural text, and the verdict once generation is charged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tune.at_target import MixtureAtTarget
 from tune.config import RecommendConfig
 from tune.costs import Costs, Generation, Training, costs_of
 from tune.evidence import Evidence
 from tune.laws.fitted import interval_from
-from tune.results import EqualLoss
+from tune.results import EqualLoss, Interval
+from tune.share_at_target import ShareAtTarget
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a share reaches its loss for less than natural text alone does, its generation charged to it."""
+
+    pays: Literal["yes", "no", "unclear"]
+    reason: str
+    natural_cost_ratio: Interval | None = None
+    """What natural text alone costs to lose as little, over what the share costs; None where either is not known."""
 
 
 def equal_losses(config: RecommendConfig, evidence: Evidence) -> Iterator[EqualLoss]:
-    """Yield, for every mixture that gets there, the tokens to the loss natural text has at the target."""
+    """Yield, for every trained mixture that gets there, the tokens to the loss natural text has at the target."""
     natural = evidence.natural
     for mixture in evidence.mixtures[1:]:
-        if not mixture.knows_tokens:
-            continue
-        tokens, samples = mixture.tokens_to(natural.loss.value, natural.losses, config.num_params)
-        if np.isfinite(tokens):
-            yield EqualLoss(
-                group=mixture.group,
-                tokens=interval_from(tokens, samples, evidence.confidence),
-                speed_up=interval_from(
-                    config.train_tokens / tokens,
-                    config.train_tokens / samples,
-                    evidence.confidence,
-                ),
-            )
+        if mixture.knows_tokens:
+            tokens, samples = mixture.tokens_to(natural.loss.value, natural.losses, config.num_params)
+            if np.isfinite(tokens):
+                yield _equal_loss(mixture.group, config.train_tokens, tokens, samples, evidence.confidence)
+
+
+def equal_loss_at(there: ShareAtTarget, group: str, confidence: float) -> EqualLoss | None:
+    """Return the tokens after which any share loses what natural text has at the target.
+
+    None for natural text itself, and where it never does.
+    """
+    if there.share == 0.0 or not there.knows_tokens:
+        return None
+    tokens, samples = there.tokens_to_natural_loss()
+    return (
+        _equal_loss(group, there.train_tokens, tokens, samples, confidence) if np.isfinite(tokens) else None
+    )
+
+
+def _equal_loss(
+    group: str, train_tokens: float, tokens: float, samples: Floats, confidence: float
+) -> EqualLoss:
+    return EqualLoss(
+        group=group,
+        tokens=interval_from(tokens, samples, confidence),
+        speed_up=interval_from(train_tokens / tokens, train_tokens / samples, confidence),
+    )
 
 
 def verdict_on(
     config: RecommendConfig,
-    natural: MixtureAtTarget,
-    mixture: MixtureAtTarget,
+    there: ShareAtTarget,
     generation: Generation,
     training: Training,
-) -> tuple[Literal["yes", "no", "unclear"], str]:
-    """Say whether the mixture reaches its loss for less than natural text alone does, its generation charged to it.
+    confidence: float,
+) -> Verdict:
+    """Say whether a share pays, in money where all prices are known, else in FLOP.
 
-    It counts in money where all prices are known, else in FLOP. `yes` and `no` need the whole interval of the laws.
+    `yes` and `no` need the whole interval, of the gain and of the law of natural text together.
     """
-    if mixture.share == 0.0:
-        return "no", "the mixture nearest to the best share is natural text alone"
-    if not natural.knows_tokens:
-        return "unclear", "the law of natural text does not say how the loss falls with tokens"
+    if there.share == 0.0:
+        return Verdict("no", "natural text alone is the best there is: nothing is generated")
+    if not there.natural.knows_tokens:
+        return Verdict("unclear", "the law of natural text does not say how the loss falls with tokens")
     n, d = config.num_params, config.train_tokens
-    cost = costs_of(n, d, mixture.share * d, config.prices, generation, training)
+    cost = costs_of(n, d, there.share * d, config.prices, generation, training)
     natural_cost = costs_of(
         n, 1.0, 0.0, config.prices, generation, training
     )  # of one token: costs are linear in them
-    with_mixture, per_token, unit = _in_one_unit(cost, natural_cost)
-    if with_mixture is None or per_token is None:
-        return "unclear", f"what generation costs is not known: {'; '.join(generation.unknown)}"
-    tokens, samples = natural.tokens_to(mixture.loss.value, mixture.losses, n)
-    value, ratios = per_token * tokens / with_mixture, per_token * samples / with_mixture
+    with_share, per_token, unit = _in_one_unit(cost, natural_cost)
+    if with_share is None or per_token is None:
+        return Verdict("unclear", f"what generation costs is not known: {'; '.join(generation.unknown)}")
+    tokens, samples = there.natural_tokens
+    value, ratios = per_token * tokens / with_share, per_token * samples / with_share
     says = (
-        f"{mixture.group} reaches its loss for {with_mixture:.3g} {unit}, generation included; natural text alone would need "
-        f"{_times_as_much(value)}"
+        f"a share of {there.share:.0%} reaches its loss for {with_share:.3g} {unit}, generation included; natural text alone "
+        f"would need {_times_as_much(value)}"
     )
     if not len(ratios):
-        return "unclear", f"{says}, but the laws have no intervals"
-    low, high = np.quantile(
-        ratios, ((1 - _level(mixture)) / 2, (1 + _level(mixture)) / 2), method="inverted_cdf"
-    )
-    interval = f"{_level(mixture):.0%} interval {_times_as_much(float(low))} to {_times_as_much(float(high))}"
-    verdict: Literal["yes", "no", "unclear"] = "yes" if low > 1.0 else "no" if high < 1.0 else "unclear"
-    return verdict, f"{says} ({interval})"
+        return Verdict("unclear", f"{says}, but the laws have no intervals")
+    low, high = np.quantile(ratios, ((1 - confidence) / 2, (1 + confidence) / 2), method="inverted_cdf")
+    interval = f"{confidence:.0%} interval {_times_as_much(float(low))} to {_times_as_much(float(high))}"
+    pays: Literal["yes", "no", "unclear"] = "yes" if low > 1.0 else "no" if high < 1.0 else "unclear"
+    ratio = interval_from(value, ratios, confidence) if np.isfinite(value) else None
+    return Verdict(pays, f"{says} ({interval})", ratio)
 
 
-def _in_one_unit(mixture: Costs, natural: Costs) -> tuple[float | None, float | None, str]:
-    if mixture.money is not None and natural.money:
-        return mixture.money, natural.money, "in money"
-    return mixture.flops, natural.flops, "FLOP"
+def _in_one_unit(share: Costs, natural: Costs) -> tuple[float | None, float | None, str]:
+    if share.money is not None and natural.money:
+        return share.money, natural.money, "in money"
+    return share.flops, natural.flops, "FLOP"
 
 
 def _times_as_much(ratio: float) -> str:
     return f"{ratio:.3g} times as much" if np.isfinite(ratio) else "more than any budget"
-
-
-def _level(mixture: MixtureAtTarget) -> float:
-    return mixture.fitted.record.confidence

@@ -12,13 +12,14 @@ import pytest
 
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.identity import claim_directory, finish
-from synth.storage import study_path, write_json_atomic
+from synth.storage import read_json, study_path, write_json_atomic
 from tests.assets.packed_set import write_packed_set
 from train.config import PretrainConfig
 from train.flops import count_parameters
-from train.grid import claim_plan, finish_plan, plan_runs
+from train.grid import claim_plan, finish_plan, plan_directory, plan_runs
 from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, write_record
+from train.sizes import model_of
 from train.tokens import PackedInfo
 from tune.answer import answer_at
 from tune.at_target import combine_shares
@@ -34,13 +35,18 @@ BEST_SHARE = 0.4
 TARGET_N, TARGET_D = 200_000, 1_000_000
 
 
-def true_loss(num_params: float, train_tokens: float, share: float) -> float:
-    """Chinchilla with a data term that is smallest at BEST_SHARE: there, natural text needs 2.5 times the tokens."""
-    gain = 2.5 ** (-0.3 * (1.0 - ((share - BEST_SHARE) / BEST_SHARE) ** 2))
+PLACEMENT = TrainPlacement(lanes=2, cpus_per_worker=4, gpus_per_worker=0.5, rows_per_microbatch=32)
+
+
+def true_loss(num_params: float, train_tokens: float, share: float, best: float = BEST_SHARE) -> float:
+    """Chinchilla with a data term that is smallest at the best share, as if there were 2.5 times the tokens of 0.4 beside it."""
+    gain = 2.5 ** (-0.3 * (1.0 - ((share - best) / BEST_SHARE) ** 2))
     return 2.0 + 20.0 * num_params**-0.3 + 30.0 * gain * train_tokens**-0.3
 
 
-def write_study(root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), **changes: object) -> None:
+def write_study(
+    root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), best: float = BEST_SHARE, **changes: object
+) -> None:
     """Write a finished study: a plan whose losses follow `true_loss` within 0.05 %, its laws, and what made its tokens."""
     write_packed_set(root, sources={"natural": 4000, "hq": 4000})
     # What made the set is written by hand: the generator read 3 and wrote 2 tokens for each training token.
@@ -75,7 +81,7 @@ def write_study(root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), **ch
         counts_of_model = count_parameters(each.run.model, packed.vocab_size)
         tokens = each.run.num_steps * each.run.tokens_per_step
         noise = 5e-4 * np.random.default_rng(int(each.run.run_id, 16) % 2**32).normal()
-        loss = true_loss(counts_of_model.non_embedding, tokens, each.share) * math.exp(noise)
+        loss = true_loss(counts_of_model.non_embedding, tokens, each.share, best) * math.exp(noise)
         domain = DomainLoss(loss_nats_per_token=loss, bits_per_byte=1.0, tokens=10, bytes=40)
         final = Evaluation(
             train_tokens=tokens, domains={"web": domain}, loss_nats_per_token=loss, macro_loss_nats_per_token=loss,
@@ -85,7 +91,7 @@ def write_study(root: str, shares: tuple[float, ...] = (0.0, 1 / 3, 2 / 3), **ch
             run_id=each.run.run_id, config=each.run, status="complete", num_params_total=counts_of_model.total,
             num_params_non_embedding=counts_of_model.non_embedding, train_tokens=tokens, train_flops=1.0, sources={},
             train_flops_6nd=6.0 * counts_of_model.non_embedding * tokens, final=final, peak_learning_rate=1e-3,
-            wall_seconds=1.0, device_seconds=1.0, tokens_per_second=10_000.0, placement=TrainPlacement(), provenance={},
+            wall_seconds=1.0, device_seconds=1.0, tokens_per_second=10_000.0, placement=PLACEMENT, provenance={},
         )  # fmt: skip
         write_record(root, record)
         records.append(record)
@@ -110,7 +116,13 @@ def write_search(
 
 def asked(root: str, **changes: object) -> RecommendConfig:
     return RecommendConfig.model_validate(
-        {"root": root, "target_num_params": TARGET_N, "target_train_tokens": TARGET_D, **changes}
+        {
+            "root": root,
+            "target_num_params": TARGET_N,
+            "target_train_tokens": TARGET_D,
+            "next_cells": 0,
+            **changes,
+        }
     )
 
 
@@ -129,18 +141,106 @@ def test_finds_the_share_the_loss_and_the_speed_up_of_the_truth(study):
     assert found.best_share.value == pytest.approx(BEST_SHARE, abs=0.12)
     assert found.predicted_loss.value == pytest.approx(true_loss(TARGET_N, TARGET_D, BEST_SHARE), rel=0.01)
     assert found.natural_only_loss.value == pytest.approx(true_loss(TARGET_N, TARGET_D, 0.0), rel=0.01)
-    assert not any("reading between shares" in each for each in found.warnings)
+    assert found.headline.startswith("Mix in ")
+    assert not any("no gain was measured" in each for each in found.warnings)
     speed_ups = {each.group: each.speed_up for each in found.equal_loss}
     assert speed_ups["hq 33 %"].value == pytest.approx(2.5 ** (1 - (1 / 6) ** 2), rel=0.15)
     assert speed_ups["hq 33 %"].low < 2.5 < 1.3 * speed_ups["hq 33 %"].high
 
 
-def test_the_two_losses_lie_on_one_curve(tmp_path):
-    write_study(str(tmp_path), shares=(0.0, 1 / 3, 2 / 3, 1.0))
-    found = recommend_mixture(asked(str(tmp_path), name="sharp"))
-    assert found.natural_only_loss.low <= found.natural_only_loss.value <= found.natural_only_loss.high
-    gain = found.natural_only_loss.value - found.predicted_loss.value
-    assert gain > 0  # both on one curve: the recommended share is never predicted to be worse than none
+@pytest.fixture(scope="module")
+def harmful(tmp_path_factory):
+    """A study of a source that only harms: the loss rises from natural text on, steeply at the end."""
+    root = str(tmp_path_factory.mktemp("harmful"))
+    write_study(root, shares=(0.0, 1 / 3, 2 / 3, 1.0), best=0.0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory):
+    """A study whose best share, 15 %, lies below half of the first that was trained."""
+    root = str(tmp_path_factory.mktemp("early"))
+    write_study(root, shares=(0.0, 1 / 3, 2 / 3, 1.0), best=0.15)
+    return root
+
+
+def test_a_source_that_only_harms_is_not_recommended_between_two_trained_shares(harmful):
+    found = recommend_mixture(asked(harmful, name="harmful"))
+    assert found.best_share.value == 0.0
+    assert found.headline.startswith("Use natural text alone")
+    assert found.gain.low <= found.gain.value == 0.0
+    assert (found.pays, found.equal_loss_at_best_share, found.synthetic_tokens) == ("no", None, 0.0)
+
+
+@pytest.mark.parametrize("name", ["study", "harmful", "early"])
+def test_both_losses_and_the_gain_are_read_off_one_curve(name, request):
+    root = request.getfixturevalue(name)
+    found = recommend_mixture(asked(root, name="one-curve"))
+    evidence = read_evidence(asked(root))
+    curve = answer_at(evidence.target, evidence).curve
+    assert found.natural_only_loss == curve.at(0.0)
+    assert found.predicted_loss == curve.at(found.best_share.value)
+    assert found.gain.value == found.natural_only_loss.value - found.predicted_loss.value
+    best = {"study": BEST_SHARE, "harmful": 0.0, "early": 0.15}[name]
+    truth = [true_loss(TARGET_N, TARGET_D, share, best) for share in (0.0, found.best_share.value)]
+    assert found.gain.low - 1e-9 <= truth[0] - truth[1] <= found.gain.high + 1e-9
+
+
+def test_a_gain_that_may_be_nothing_is_said_first(early):
+    found = recommend_mixture(asked(early, name="early"))
+    assert 0.0 < found.best_share.value < 1 / 6  # nearer to natural text than to the first share trained
+    assert found.best_share.low <= 0.15 <= found.best_share.high
+    assert found.gain.low <= 0.0 < found.gain.high
+    assert found.headline.startswith("Natural text alone is not shown to be worse: 0% to ")
+    assert any("no gain was measured: the law of hq 33 %" in each for each in found.warnings)
+
+
+def test_a_share_far_from_every_trained_one_is_said_to_be_the_curves(study, early):
+    def says(found):
+        return any("is the curve's reading between shares" in each for each in found.warnings)
+
+    sure = Interval(value=0.5, low=0.49, high=0.51, standard_error=1e-4)
+    for name, root, share in (("half", study, 0.5), ("third", study, 1 / 3), ("tenth", early, 0.1)):
+        write_search(root, name, sure.model_copy(update={"value": share}), TARGET_N, TARGET_D)
+    half = recommend_mixture(asked(study, name="half", searches=("half",)))
+    assert "50% of hq lies between 33% and 67%" in " ".join(half.warnings)
+    assert not says(recommend_mixture(asked(study, name="third", searches=("third",))))
+    tenth = recommend_mixture(asked(early, name="tenth", searches=("tenth",)))
+    assert "10% of hq lies between 0% and 33%" in " ".join(tenth.warnings)
+
+
+def test_what_pays_is_the_recommended_share_and_not_the_mixture_nearest_to_it(early):
+    found = recommend_mixture(asked(early, name="pays"))
+    assert found.best_group == "natural"
+    assert found.pays_reason.startswith("a share of ")
+    ratio = found.natural_cost_ratio
+    assert ratio.low < 1.0 < ratio.high
+    assert found.pays == "unclear"
+    # Natural text would need as many times more tokens as the truth says, within the interval of what is known of it.
+    gain = true_loss(TARGET_N, TARGET_D, 0.0, 0.15) - true_loss(
+        TARGET_N, TARGET_D, found.best_share.value, 0.15
+    )
+    data_term = true_loss(TARGET_N, TARGET_D, 0.0, 0.15) - true_loss(TARGET_N, 1e30, 0.0, 0.15)
+    assert ratio.low < (1.0 - gain / data_term) ** (-1 / 0.3) < ratio.high
+    by_what = {each.what: each for each in found.sensitivity}
+    cheap, dear = (by_what[f"generation cost {factor} times as much"] for factor in ("0.25", "4"))
+    assert cheap.natural_cost_ratio.value > ratio.value > dear.natural_cost_ratio.value
+    assert (
+        by_what["D were 2 times as large"].natural_cost_ratio
+        != by_what["N were 2 times as large"].natural_cost_ratio
+    )
+    ruinous = recommend_mixture(asked(early, name="ruinous", prices={"generator_num_params": 10**9}))
+    assert ruinous.pays == "no"
+    assert ruinous.natural_cost_ratio.high < 1.0
+
+
+def test_the_speed_up_is_that_of_the_recommended_share(study):
+    found = recommend_mixture(asked(study, name="speed-up"))
+    truth = 2.5 ** (1.0 - ((found.best_share.value - BEST_SHARE) / BEST_SHARE) ** 2)
+    speed_up = found.equal_loss_at_best_share.speed_up
+    assert speed_up.value == pytest.approx(truth, rel=0.15)
+    assert speed_up.low < truth < speed_up.high
+    assert found.equal_loss_at_best_share.tokens.value == pytest.approx(TARGET_D / speed_up.value)
 
 
 def test_counts_what_it_costs(study):
@@ -203,12 +303,12 @@ def test_gives_the_same_bytes_again_and_refuses_another_recipe_under_the_name(st
 def test_a_search_moves_the_share_and_one_of_another_source_does_not(study):
     alone = recommend_mixture(asked(study, name="alone")).best_share
     write_search(
-        study, "near", Interval(value=0.2, low=0.18, high=0.22, standard_error=0.01), TARGET_N, TARGET_D
+        study, "near", Interval(value=0.1, low=0.08, high=0.12, standard_error=0.01), TARGET_N, TARGET_D
     )
     near = recommend_mixture(asked(study, name="with-near", searches=("near",)))
-    assert near.best_share.value == pytest.approx(0.2, abs=0.03)
+    assert near.best_share.value == pytest.approx(0.1, abs=0.03)
     assert near.best_share.high - near.best_share.low < alone.high - alone.low
-    assert any("searches/near found 20%" in each for each in near.warnings)
+    assert any("searches/near found 10%" in each for each in near.warnings)
     write_search(study, "other", Interval(value=0.9, standard_error=0.01), TARGET_N, TARGET_D, synthetic="qa")
     other = recommend_mixture(asked(study, name="with-other", searches=("other",)))
     assert other.best_share == alone
@@ -261,8 +361,6 @@ def test_refuses_laws_that_cannot_answer(tmp_path):
 
 
 def count_parameters_of(size: str) -> int:
-    from train.sizes import model_of
-
     return count_parameters(model_of(size), 64).non_embedding
 
 
@@ -281,8 +379,46 @@ def test_what_is_not_known_stays_null(tmp_path):
         None,
         "unclear",
     )
-    assert any("give prices.generator_num_params" in each for each in found.warnings)
+    assert any(
+        "give prices.generator_num_params, or in a study assumptions.rephrase.rephrased.generator_num_params"
+        in each
+        for each in found.warnings
+    )
     assert any("give prices.generation_tokens_per_device_second" in each for each in found.warnings)
+
+
+def test_a_generators_size_is_given_or_its_own_or_assumed(study, tmp_path):
+    root = str(tmp_path / "study")
+    shutil.copytree(study, root)
+    made = study_path(root, "synthetic", "rephrased", "manifest.json")
+
+    def flops_per_token(model: str, name: str, **prices: object) -> tuple[float, str]:
+        told = json.loads(made.read_text())
+        told["recipe"]["engine"]["model"] = model
+        write_json_atomic(made, told)
+        found = recommend_mixture(asked(root, name=name, prices=prices))
+        says = next(each for each in found.evidence if each.startswith("parameters of "))
+        return (
+            found.generation_flops / found.synthetic_tokens / 5 / 2,
+            says,
+        )  # five tokens for each one trained on
+
+    assumed = {"assumed_generator_num_params": {"rephrased": 7_000_000}}
+    num_params, says = flops_per_token("someone/instruct-8b", "assumed", **assumed)
+    assert num_params == pytest.approx(7_000_000)
+    assert says.endswith("7,000,000, assumed")
+    model = model_of("98k")
+    shape = {"hidden_size": model.hidden_size, "intermediate_size": model.intermediate_size}
+    heads = {"num_attention_heads": model.num_heads, "num_key_value_heads": model.num_kv_heads}
+    own = {"model_type": "llama", "vocab_size": 64, "num_hidden_layers": model.num_layers, **shape, **heads}
+    own["tie_word_embeddings"] = model.tie_embeddings
+    (tmp_path / "instruct").mkdir()
+    write_json_atomic(study_path(str(tmp_path), "instruct", "config.json"), own)
+    num_params, says = flops_per_token(str(tmp_path / "instruct"), "own", **assumed)
+    assert num_params == pytest.approx(count_parameters(model, 64).total)
+    assert says.endswith("of its own configuration")
+    num_params, _ = flops_per_token(str(tmp_path / "instruct"), "given", generator_num_params=9, **assumed)
+    assert num_params == pytest.approx(9)
 
 
 # --- budgets, supply, what if, what next -------------------------------------------------------------------------
@@ -319,55 +455,75 @@ def test_a_target_that_is_not_one_is_refused(changes, says):
 
 
 def test_scarce_natural_text_raises_the_share_and_says_so(study):
-    scarce = recommend_mixture(asked(study, name="scarce", natural_tokens_available=100_000, next_cells=0))
+    scarce = recommend_mixture(asked(study, name="scarce", natural_tokens_available=100_000))
     assert scarce.best_share.value == pytest.approx(0.6)  # four passes over 100,000 are 40 % of the target
     assert scarce.natural_passes == pytest.approx(4.0)
     assert any("the share is raised to 60%" in each for each in scarce.warnings)
-    plenty = recommend_mixture(asked(study, name="plenty", natural_tokens_available=10**9, next_cells=0))
+    plenty = recommend_mixture(asked(study, name="plenty", natural_tokens_available=10**9))
     assert plenty.best_share.value < 0.55
 
 
 def test_says_what_would_change_the_answer(study):
-    found = recommend_mixture(asked(study, name="what-if", next_cells=0))
+    found = recommend_mixture(asked(study, name="what-if"))
     by_what = {each.what: each for each in found.sensitivity}
     assert len(by_what) == 6
     larger = by_what["D were 2 times as large"]
     truth = true_loss(TARGET_N, 2 * TARGET_D, 0.0) - true_loss(TARGET_N, 2 * TARGET_D, BEST_SHARE)
-    assert larger.gain_nats == pytest.approx(truth, abs=0.05)
+    assert larger.gain.value == pytest.approx(truth, abs=0.05)
     assert larger.predicted_loss.value < found.predicted_loss.value
 
 
-def test_the_next_cells_narrow_the_interval_and_their_plan_can_be_run(study):
-    found = recommend_mixture(asked(study, name="next"))
+def test_what_to_train_next_narrows_the_interval_and_its_plan_can_be_run(study):
+    found = recommend_mixture(asked(study, name="next", next_cells=4))
     widths = [each.expected_interval_width for each in found.next_cells]
-    assert len(widths) == 3
-    assert widths == sorted(widths, reverse=True)
-    own = PretrainConfig.model_validate(
-        {**tomllib.loads(study_path(study, "recommendations", "next.next.toml").read_text()), "root": study}
-    )
-    old = {
-        each.run.run_id
-        for each in plan_runs(own.model_copy(update={"axes": own.axes[:2]}), PackedInfo.read(study, "tiny"))
-    }
-    runs = {each.run.run_id for each in plan_runs(own, PackedInfo.read(study, "tiny"))}
-    assert old < runs
-    assert len(runs - old) == sum(each.runs for each in found.next_cells)
-    assert len({(each.model, each.train_tokens) for each in found.next_cells}) == 3
-    trained = {(m, d) for m, d in [*(("98k", d) for d in BUDGETS), *((m, 131_072) for m in MODELS)]}
+    assert len(widths) == 4
+    now = found.best_share.high - found.best_share.low
+    assert [now, *widths] == sorted([now, *widths], reverse=True)
+    text = study_path(study, "recommendations", "next.next.toml").read_text()
+    assert "--config THIS FILE --run.max_epochs null\n" in text  # which TOML cannot say
+    values = {**tomllib.loads(text), "root": study}
+    own = PretrainConfig.model_validate({**values, "run": {**values["run"], "max_epochs": None}})
+    packed = PackedInfo.read(study, "tiny")
+    records = {each["run_id"] for each in read_json(plan_directory(study, "grid") / "plan.json")["runs"]}
+    planned = {each.run.run_id for each in plan_runs(own, packed)}
+    assert records < planned
+    assert len(planned - records) == sum(each.runs for each in found.next_cells)
+    assert own.placement == PLACEMENT  # on GPUs, side by side, as the plan was
+    trained = {*(("98k", d) for d in BUDGETS), *((m, 131_072) for m in MODELS)}
     assert not {(each.model, each.train_tokens) for each in found.next_cells} & trained
 
 
-def test_every_seed_of_the_plan_is_counted_in_the_next_cells(study, tmp_path):
+def test_a_new_share_where_the_curve_is_a_guess_and_a_larger_size_for_a_far_target_are_proposed(study):
+    here = recommend_mixture(asked(study, name="next-here", next_cells=6)).next_cells
+    new = [each.share for each in here if each.what == "share"]
+    assert new
+    assert all(0.0 < share < 2 / 3 and abs(share - 1 / 3) > 0.04 for share in new)
+    sizes = {each.model for each in here if each.what == "cell"}
+    assert sizes & {"197k", "330k"}  # at most four times the largest trained
+
+
+def test_what_to_train_next_goes_by_the_interval_of_the_answer_searches_included(study):
+    (alone,) = recommend_mixture(asked(study, name="next-alone", next_cells=1)).next_cells
+    write_search(study, "sure", Interval(value=0.4, standard_error=0.02), TARGET_N, TARGET_D)
+    found = recommend_mixture(asked(study, name="next-sure", searches=("sure",), next_cells=1))
+    width = found.best_share.high - found.best_share.low
+    assert found.next_cells[0].expected_interval_width <= width < alone.expected_interval_width
+
+
+def test_every_seed_of_the_plan_is_counted_in_what_to_train_next(study, tmp_path):
     root = str(tmp_path / "study")
     shutil.copytree(study, root)
     evidence = read_evidence(asked(root))
     answer = answer_at(evidence.target, evidence)
-    (one,) = next_cells(root, "grid", answer.mixtures, answer.curve, 1)
+    one = next_cells(root, "grid", answer, 8)
     recipe = study_path(root, "plans", "grid", "recipe.json")
     told = json.loads(recipe.read_text())
     told["recipe"]["seeds"] = [0, 1]
     write_json_atomic(recipe, told)
-    (two,) = next_cells(root, "grid", answer.mixtures, answer.curve, 1)
-    assert two.runs == 2 * one.runs == 2 * len(answer.mixtures)
-    assert two.flops == 2 * two.num_params * two.train_tokens * 6 * len(answer.mixtures)
-    assert two.expected_interval_width < one.expected_interval_width
+    two = next_cells(root, "grid", answer, 8)
+    first_one, first_two = (next(each for each in some if each.what == "cell") for some in (one, two))
+    per_run = 6 * first_two.num_params * first_two.train_tokens
+    assert first_two.runs % 2 == 0
+    assert first_two.flops == first_two.runs * per_run
+    assert first_one.flops == first_one.runs * 6 * first_one.num_params * first_one.train_tokens
+    assert {each.seed for each in two if each.what == "seed"} <= {2}

@@ -161,7 +161,8 @@ def test_answer_gives_the_recommendation(config: ReportConfig, page: Page) -> No
         stored.best_share,
         stored.predicted_loss,
         stored.natural_only_loss,
-        stored.equal_loss[0].speed_up,
+        stored.gain,
+        stored.equal_loss_at_best_share.speed_up,
     ):
         assert {interval.value, interval.low, interval.high} <= set(shown)
     for number in (
@@ -343,7 +344,10 @@ def test_a_source_of_searches_alone_has_no_training_panel(config: ReportConfig) 
 def test_an_answer_that_is_no_answer_says_so(config: ReportConfig) -> None:
     study = read_study(config)
     unsure = study.recommendations["target"].model_copy(
-        update={"best_share": Interval(value=0.2, low=0.0, high=0.5)}
+        update={
+            "best_share": Interval(value=0.2, low=0.0, high=0.5),
+            "gain": Interval(value=0.01, low=-0.02, high=0.03),
+        }
     )
     warned = unsure.model_copy(update={"warnings": tuple(f"doubt {number}" for number in range(9))})
     empty = dataclasses.replace(
@@ -353,6 +357,7 @@ def test_an_answer_that_is_no_answer_says_so(config: ReportConfig) -> None:
     answer = Page(files["index.html"]).text["answer"]
     for text in (answer, files["report.md"]):
         assert "The interval reaches 0 %" in text
+        assert "natural text alone is not shown to be worse" in text
         assert "No run of this study has a result" in text
         assert all(f"doubt {number}" in text for number in range(9))
     assert "3 more" in answer
