@@ -115,7 +115,7 @@ def measure(scipy_starts: int, repeats: int) -> dict[str, object]:
         "ours_seconds": ours,
         "ours_objective": optimum.value,
         "ours_gradient_norm": optimum.gradient_norm,
-        "polished_starts_at_optimum_fraction": optimum.at_optimum_fraction,
+        "starts_at_optimum_fraction": optimum.at_optimum_fraction,
         "scipy_starts_run": len(sample),
         "scipy_seconds_for_all_starts": theirs,
         "scipy_objective_minus_ours": best - optimum.value,

@@ -13,6 +13,7 @@ from rayjobs.cli import Flag, Job, Mistakes, main_of
 from rayjobs.forecast import Forecast, StudyForecast, total_of
 from rayjobs.schedule import Schedule
 from rayjobs.study import Selection, Step, StudyConfig, select
+from rayjobs.studyfile import write_study_file
 from synth.config import JobConfig, RephraseConfig
 from synth.errors import IncompleteArtefact, UserError
 from synth.model_source import STUDY_PREFIX, find_model
@@ -117,6 +118,7 @@ def run_study(
     selection = select(study, only, until, force)
     began = time.monotonic()
     _set_aside(study, selection)
+    write_study_file(study)
     Schedule(study, selection.steps, connect, say, redone=selection.redone).run()
     say(f"finished in {clock(time.monotonic() - began)}")
     for step in selection.steps:

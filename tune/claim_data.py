@@ -1,60 +1,16 @@
-"""What the paper's claims are tested on: the runs of a study, its laws and searches, and which source plays which part."""
+"""What the paper's claims are tested on: the runs of a study, its laws and searches, and who plays which part."""
 
 from __future__ import annotations
 
 import collections
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tune.claim_roles import Roles
 from tune.laws import SavedLaws
 from tune.observations import mixture_label
-from tune.results import CellOptimum
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which source of the study plays which part in the claims; None: none does."""
-
-    rephrased: str | None = None
-    question_answer: str | None = None
-    textbook: str | None = None
-    generators: tuple[str, ...] = ()
-    """Sources that differ in nothing but the size of their generator, small to large."""
-
-    @classmethod
-    def by_name(cls, sources: Sequence[str]) -> Roles:
-        """Return the roles that names give away: hq, qa and textbook, alone or before a dash; three or more of one name
-        with sizes behind the dash (hq-3b, hq-8b, hq-70b) are of generators of these sizes. Several sources that were
-        searched together, joined by a plus, play none."""
-        single = [source for source in sources if "+" not in source]
-        found = {
-            part: next((s for s in single if s.lower().split("-")[0] in names), None)
-            for part, names in _NAMES.items()
-        }
-        return cls(found["rephrased"], found["question_answer"], found["textbook"], _by_size(single))
-
-
-def _by_size(sources: Sequence[str]) -> tuple[str, ...]:
-    families: dict[str, list[tuple[float, str]]] = {}
-    for source in sources:
-        if named := _SIZE.fullmatch(source.lower()):
-            size = float(named["number"]) * _UNITS[named["unit"]]
-            families.setdefault(named["name"], []).append((size, source))
-    family = next((family for _, family in sorted(families.items()) if len(family) >= 3), [])
-    return tuple(source for _, source in sorted(family))
-
-
-_SIZE = re.compile(r"(?P<name>.+)-(?P<number>\d+(\.\d+)?)(?P<unit>[kmb])")
-_UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
-
-
-_NAMES = {
-    "rephrased": ("hq", "rephrased", "wikipedia"),
-    "question_answer": ("qa", "question_answer"),
-    "textbook": ("textbook", "txbk"),
-}
+from tune.results import CellOptimum, Interval
 
 
 @dataclass(frozen=True)
@@ -68,6 +24,8 @@ class ClaimRun:
     loss: float
     """Nats per token."""
     seed: int = 0
+    domains: Mapping[str, float] = field(default_factory=dict)
+    """The same by held-out domain."""
 
     @property
     def group(self) -> str:
@@ -85,19 +43,26 @@ class ClaimData:
     roles: Roles
     divergences: Mapping[str, float] = field(default_factory=dict)
     """By mixture: KL divergence of held-out unigrams from the mixture's, nats."""
+    found_shares: dict[str, list[tuple[float, float, Interval]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """By source: best shares that were worked out already."""
 
     def log_ratios(
-        self, over: tuple[str | None, float], under: tuple[str | None, float]
+        self, over: tuple[str | None, float], under: tuple[str | None, float], domain: str | None = None
     ) -> list[tuple[ClaimRun, float]]:
         """Return log(loss of one mixture / loss of another) in every cell that has both, with the first one's run.
 
-        Seeds of a cell are averaged: they share its size and budget, so they are no further evidence about other cells.
+        On all held-out text together, or on one domain of it. Seeds of a cell are averaged: they share its size and budget, so they are no further evidence about other cells.
         """
         others = {(r.num_params, r.train_tokens, r.seed): r for r in self.runs if _is(r, *under)}
         cells: dict[tuple[float, float], list[tuple[ClaimRun, float]]] = collections.defaultdict(list)
         for run in (each for each in self.runs if _is(each, *over)):
             if (other := others.get((run.num_params, run.train_tokens, run.seed))) is not None:
-                cells[run.num_params, run.train_tokens].append((run, math.log(run.loss / other.loss)))
+                mine, theirs = (
+                    each.loss if domain is None else each.domains[domain] for each in (run, other)
+                )
+                cells[run.num_params, run.train_tokens].append((run, math.log(mine / theirs)))
         return [
             (found[0][0], math.fsum(ratio for _, ratio in found) / len(found)) for found in cells.values()
         ]

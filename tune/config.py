@@ -121,11 +121,13 @@ class ColumnMapping(Config):
     loss: str = "loss"
     """Column of the loss, nats per token."""
     share: str = "share"
-    """Column of the synthetic share of the training tokens, [0, 1]; read when the law is written in it."""
+    """Column of the synthetic share of the training tokens, [0, 1]; read wherever it is there, and an empty name leaves it
+    alone. Where it varies, laws that do not know it are fitted to each share apart."""
     unique_tokens: str = "unique_tokens"
-    """Column of the unique training tokens, tokens; read when the law is written in them."""
+    """Column of the unique training tokens, tokens; read wherever it is there, and an empty name leaves it alone."""
     shares: tuple[str, ...] = ()
-    """Columns of shares for exponential_mixing, [0, 1]; of shares that add up to 1, leave one out."""
+    """Columns of shares of several sources, [0, 1], for exponential_mixing; of shares that add up to 1, leave one out. Other
+    laws are fitted to each mixture apart."""
     run_id: str | None = None
     """Column that says which rows are checkpoints of one run (the bootstrap keeps them together); null: none are."""
     group: str | None = None
@@ -147,7 +149,8 @@ class LawsConfig(JobConfig):
     out: str | None = None
     """Directory to write to instead of `laws/<name>`."""
     law: LawName | Literal["auto"] = "auto"
-    """Which law; `auto` fits data and model laws on the axes, and on all rows the joint law that extrapolates best."""
+    """Which law; `auto` fits data and model laws on the axes, the joint law of each mixture and the law in the share that
+    extrapolate best, and lists what they were compared with."""
     objective: ObjectiveName = "huber_log"
     """What the fit minimises; optima differ between objectives, so it is part of every result."""
     huber_delta: float = Field(default=1e-3, gt=0)
@@ -247,6 +250,33 @@ class ReportPrices(Config):
     """Price of one hour of one device that trains."""
 
 
+class ClaimRoles(Config):
+    """Which synthetic sources the paper's claims are tested on; what is left out is read off the recipes that made them."""
+
+    rephrased: Name | None = None
+    """Source of documents rewritten as clear prose."""
+    question_answer: Name | None = None
+    """Source of documents turned into questions and answers."""
+    textbook: Name | None = None
+    """Source of textbook sections written from keywords."""
+    generators: tuple[Name, ...] = ()
+    """Three sources that differ in the size of their generator alone, small to large."""
+
+    @model_validator(mode="after")
+    def _three_generators(self) -> ClaimRoles:
+        if self.generators and len(self.generators) != 3:
+            raise ValueError(
+                f"generators names {len(self.generators)} sources: name a small, a middle and a large one"
+            )
+        return self
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All names given."""
+        parts = (self.rephrased, self.question_answer, self.textbook)
+        return tuple(dict.fromkeys((*(name for name in parts if name), *self.generators)))
+
+
 class ReportConfig(JobConfig):
     """`write_report`: everything above -> `report/{index.html, report.md, *.csv}`."""
 
@@ -268,6 +298,8 @@ class ReportConfig(JobConfig):
     """Corpora to show."""
     prices: ReportPrices = ReportPrices()
     """Prices of the cost ledger; in a study those of the study."""
+    claims: ClaimRoles = ClaimRoles()
+    """Which sources the paper's claims are tested on, where the recipes do not tell or tell it wrong."""
 
 
 # --- compare_studies -------------------------------------------------------------------------------------------

@@ -1,31 +1,21 @@
-"""Where the rows of a fit come from: the records of a plan's runs, or any table of runs, checked and typed.
+"""The rows of a fit: the runs of a plan, read here from their records, or lines of a table (`tune.run_tables`).
 
-Nothing is left out silently: every row that is not used is listed with its reason, and a table that cannot be
-trusted (a text where a number should be, a row twice) is refused in one sentence.
+Nothing is left out silently: every row that is not used is listed with its reason.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from synth.errors import IncompleteArtefact, UserError
 from synth.identity import content_hash
-from synth.storage import read_bytes, read_json, study_path
+from synth.storage import read_json
 from train.grid import MADE_BY, PLAN_FILE, plan_directory
 from train.record import RunRecord, records_of
-from tune.config import ColumnMapping, LawsConfig
-from tune.laws.registry import law_named
 from tune.laws.rows import Rows
 from tune.results import ExcludedRow
 
@@ -86,6 +76,8 @@ class Observations:
     left_out: tuple[LeftOut, ...] = ()
     hash: str = ""
     """Identity of what was read: of the runs' results, or of the table's bytes."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the rows, such as that some repeat others."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -113,6 +105,40 @@ class Observations:
         )
         kept = tuple(row for row in self.rows if row.row not in highest)
         return replace(self, rows=kept, left_out=(*self.left_out, *dropped))
+
+    def by_share(self) -> Observations:
+        """Return a table's rows with every group in which the mixture varies split by it; other groups stay as they are.
+
+        A mixture is the synthetic share, or the shares of several sources.
+        """
+        dropped = [row.observation for row in self.left_out if row.observation is not None]
+        mixtures: dict[str, set[tuple[float | None, ...]]] = {}
+        for row in (*self.rows, *dropped):
+            mixtures.setdefault(row.group, set()).add(_mixture(row))
+        varied = {group for group, found in mixtures.items() if len(found) > 1}
+        digits = _digits(
+            {100.0 * share for group in varied for one in mixtures[group] for share in one if share}
+        )
+
+        def split(row: Observation) -> Observation:
+            if row.group not in varied:
+                return row
+            if row.shares:
+                return replace(row, group=_in_group(row.group, _parts(row, digits)))
+            name = "synthetic" if row.group == ALL else row.group
+            label = (
+                NATURAL
+                if row.group == ALL and not row.share
+                else f"{name} {_percent(100.0 * (row.share or 0.0), digits)} %"
+            )
+            return replace(row, group=label, synthetic=name if row.share else None)
+
+        left_out = []
+        for each in self.left_out:
+            moved = None if each.observation is None else split(each.observation)
+            group = each.group if moved is None else moved.group
+            left_out.append(replace(each, group=group, observation=moved))
+        return replace(self, rows=tuple(split(row) for row in self.rows), left_out=tuple(left_out))
 
     def by_source(self) -> Observations:
         """Return the observations grouped by synthetic source, the natural rows in every group."""
@@ -148,17 +174,6 @@ def columns_of(rows: Sequence[Observation]) -> Rows:
         if None not in values:
             table[name] = np.array(values, dtype=np.float64)
     return table
-
-
-def read_observations(config: LawsConfig) -> Observations:
-    """Return the rows a job fits. Raises UserError for what cannot be read or trusted, in one sentence."""
-    if config.runs is None:
-        found = read_plan(config.root, config.plan)
-    else:
-        law = None if config.law == "auto" else law_named(config.law, config.columns.shares)
-        needed = ("num_params", "train_tokens") if law is None else law.columns_needed
-        found = read_table(config.runs, config.columns, needed)
-    return found.without_highest_losses(config.drop_highest_losses)
 
 
 # --- the records of a plan -------------------------------------------------------------------------------------
@@ -233,120 +248,29 @@ def _of_record(record: RunRecord, entry: dict[str, Any], group: str) -> Observat
     )
 
 
-def _percent(value: float) -> str:
+def _percent(value: float, digits: int | None = None) -> str:
+    if digits is not None:
+        return f"{value:.{digits}g}"
     return f"{value:.0f}" if value >= 9.95 or abs(value - round(value)) < 0.005 else f"{value:.1f}"
 
 
-# --- any table of runs -----------------------------------------------------------------------------------------
-
-
-def read_table(path: str, columns: ColumnMapping, needed: Sequence[str]) -> Observations:
-    """Return the rows of a .csv or .parquet table; `needed` are the inputs that must be there beside the loss.
-
-    Raises UserError for a file that cannot be read, a column that is not there, a value that cannot be what it says
-    it is, a missing run or group, or two identical rows.
-    """
-    data = _bytes_of(path)
-    table = _parse(path, data)
-    named = {
-        role: getattr(columns, role, role)
-        for role in dict.fromkeys((*needed, "loss", "num_params", "train_tokens"))
-    }
-    _check_columns(path, table, named, columns, {*needed, "loss"})
-    _refuse_duplicates(path, table)
-    present = {
-        role: table.column(name).to_pylist() for role, name in named.items() if name in table.column_names
-    }
-    runs, groups = (
-        table.column(name).to_pylist() if name else None for name in (columns.run_id, columns.group)
+def _digits(percentages: set[float]) -> int | None:
+    """Return so many significant digits that no two of these look alike; None where the usual ones suffice."""
+    if len({_percent(value) for value in percentages}) == len(percentages):
+        return None
+    return next(
+        (n for n in range(3, 17) if len({f"{value:.{n}g}" for value in percentages}) == len(percentages)), 17
     )
-    rows = []
-    for index in range(table.num_rows):
-        numbers = {
-            role: _number(path, index, named[role], role, cells[index]) for role, cells in present.items()
-        }
-        rows.append(
-            Observation(
-                row=f"row {index + 1}",
-                run_id=_name(path, index, columns.run_id, runs, f"row {index + 1}"),
-                group=_name(path, index, columns.group, groups, ALL),
-                num_params=numbers.get("num_params"),
-                train_tokens=numbers.get("train_tokens"),
-                loss=numbers["loss"],
-                share=numbers.get("share"),
-                unique_tokens=numbers.get("unique_tokens"),
-                shares={role: value for role, value in numbers.items() if role in columns.shares},
-            )
-        )
-    return Observations(path, tuple(rows), hash=hashlib.sha256(data).hexdigest()[:16])
 
 
-def _bytes_of(path: str) -> bytes:
-    if not path.endswith((".csv", ".parquet")):
-        raise UserError(f"runs = {path!r}: a table of runs must end in .csv or .parquet")
-    try:
-        return read_bytes(study_path(path))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"runs = {path!r} does not exist or is not a file") from None
-    except OSError as error:
-        raise UserError(f"runs = {path!r} cannot be read: {error.strerror or error}") from None
+def _mixture(row: Observation) -> tuple[float | None, ...]:
+    return tuple(row.shares.values()) if row.shares else (row.share,)
 
 
-def _parse(path: str, data: bytes) -> pa.Table:
-    try:
-        if path.endswith(".parquet"):
-            return pq.read_table(io.BytesIO(data))
-        blanks = pyarrow.csv.ConvertOptions(
-            null_values=[""]
-        )  # "nan" and "NA" are shown as they stand, not as empty
-        return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=blanks)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"runs = {path!r} cannot be read as a table: {reason}") from None
+def _parts(row: Observation, digits: int | None) -> str:
+    parts = [f"{name} {_percent(100.0 * share, digits)} %" for name, share in row.shares.items() if share > 0]
+    return " + ".join(parts) or NATURAL
 
 
-def _check_columns(
-    path: str, table: pa.Table, named: Mapping[str, str], columns: ColumnMapping, needed: Set[str]
-) -> None:
-    wanted = {role: name for role, name in named.items() if role in needed}
-    wanted |= {role: name for role in ("run_id", "group") if (name := getattr(columns, role)) is not None}
-    for role, name in wanted.items():
-        if name not in table.column_names:
-            flag = "shares" if role in columns.shares else role
-            raise UserError(
-                f"runs = {path!r} has no column {name!r}; it has {', '.join(table.column_names) or 'none'}: "
-                f"say which one it is with --columns.{flag} NAME"
-            )
-
-
-def _refuse_duplicates(path: str, table: pa.Table) -> None:
-    lines = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    twice = [line for line, count in Counter(lines).items() if count > 1]
-    if twice:
-        first = lines.index(twice[0])
-        second = lines.index(twice[0], first + 1)
-        raise UserError(
-            f"rows {first + 1} and {second + 1} of {path!r} are identical in every column: remove one, or add a column "
-            "that tells the two runs apart"
-        )
-
-
-def _number(path: str, index: int, column: str, role: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    is_positive = role in ("num_params", "train_tokens", "unique_tokens", "loss")
-    if math.isfinite(number) and (number > 0 if is_positive else 0 <= number <= 1):
-        return number
-    shown = "empty" if value is None else repr(value)
-    wanted = "a positive number" if is_positive else "a share between 0 and 1"
-    raise UserError(f"{column} of row {index + 1} in {path!r} is {shown}: it must be {wanted}")
-
-
-def _name(path: str, index: int, column: str | None, cells: list[Any] | None, default: str) -> str:
-    if cells is None:
-        return default
-    if cells[index] is None or cells[index] == "":
-        raise UserError(f"{column} of row {index + 1} in {path!r} is empty: every row needs one")
-    return str(cells[index])
+def _in_group(group: str, label: str) -> str:
+    return label if group == ALL else f"{group}, {label}"

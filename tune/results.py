@@ -143,8 +143,11 @@ class LawFit(Record):
     ranges: dict[str, tuple[float, float]]
     """Lowest and highest value of each input of the law among the rows used; outside it, the law extrapolates."""
     num_starts: int
-    starts_at_optimum_fraction: float
-    """Starts whose polished objective is within 1e-6 (relative) of the best / starts polished."""
+    starts_followed: int = 0
+    """Starts, spread evenly over the grid, that were carried to the end whatever became of them."""
+    starts_at_optimum_fraction: float | None
+    """Part of the followed starts whose objective ended within 1e-6 (relative) of the best one: an estimate of the part of
+    all starts; null when none were followed."""
     rows_used: tuple[str, ...]
     rows_excluded: tuple[ExcludedRow, ...] = ()
     hold_out: HoldOut | None = None
@@ -167,6 +170,8 @@ class FitFile(Record):
     """Every row considered: run_id, group, num_params, train_tokens, loss, share, synthetic, used."""
     warnings: tuple[str, ...] = ()
     """What holds for the job as a whole: laws that could not be fitted to a group, and why."""
+    notes: tuple[str, ...] = ()
+    """What was made of the rows where they left a choice, and what to know of them."""
     provenance: dict[str, Any]
 
 
@@ -218,18 +223,29 @@ class CellOptimum(Record):
     warnings: tuple[str, ...] = ()
 
 
+ClaimVerdict = Literal["supported", "not supported", "not testable with these runs"]
+
+
+class ClaimPart(Record):
+    """One statistic of a claim: a claim that says two things has two."""
+
+    statistic: str
+    """What was computed, and where the claim says it lies."""
+    value: Interval | None
+    """Null when it could not be computed."""
+    verdict: ClaimVerdict
+    reason: str
+    """What the statistic is of, or why there is none."""
+
+
 class ClaimResult(Record):
     """One finding of the paper, tested on the runs of a study."""
 
     number: int
     claim: str
-    statistic: str
-    """What was computed, and where the claim says it lies."""
-    value: Interval | None
-    """Null when it could not be computed."""
-    verdict: Literal["supported", "not supported", "not testable with these runs"]
-    reason: str
-    """What the statistic is of, or why there is none."""
+    verdict: ClaimVerdict
+    """Of all parts together."""
+    parts: tuple[ClaimPart, ...]
 
 
 class EqualLoss(Record):

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.identity import claim_directory, finish
+from synth.recipe import load_recipe
 from synth.rows import REPHRASED_SCHEMA
 from synth.storage import study_path, write_json_atomic, write_parquet_atomic, write_text_atomic
 from synth.study_log import StudyLog
@@ -25,7 +26,15 @@ from train.tokens import EvaluationInfo, PackedInfo, ShardInfo, SourceInfo
 from tune.config import LawsConfig, ReportConfig
 from tune.fitting import fit_laws
 from tune.optimum import fit_curve
-from tune.results import CellOptimum, EqualLoss, Interval, Recommendation, TrialResult
+from tune.results import (
+    CellOptimum,
+    EqualLoss,
+    Interval,
+    NextCell,
+    Recommendation,
+    Sensitivity,
+    TrialResult,
+)
 
 PROVENANCE = {
     "commit": "0123456789ab",
@@ -35,6 +44,7 @@ PROVENANCE = {
     "machine": "Linux x86_64",
     "packages": {"torch": "2.13.0", "ray": "2.60.0"},
 }
+STUDY_FILE = '[corpora.natural]\nsources = [{ kind = "docstrings", packages = ["numpy"] }]\n'
 DOMAINS = {"numpy": 0.85, "scipy": 0.95, "stdlib": 1.05, "transformers": 1.2}
 VALLEY = {"hq": 0.35, "qa": 0.5}
 """Where the simulated loss is lowest, share by source."""
@@ -212,7 +222,12 @@ def write_synthetic(root: str, texts: list[str]) -> None:
         for i, text in enumerate(texts)
     ]  # fmt: skip
     directory = study_path(root, "synthetic", "rephrased")
-    recipe = {"corpus": "natural", "engine": {"model": "root:generators/tiny"}}
+    made = {name: load_recipe(name) for name in ("hq", "qa")}
+    recipe = {
+        "corpus": "natural",
+        "engine": {"model": "root:generators/tiny"},
+        "recipes": {name: each.identity() | {"hash": each.hash} for name, each in made.items()},
+    }
     identity = claim_directory(directory, "synthetic", recipe, {})
     table = pa.Table.from_pylist(rows, schema=REPHRASED_SCHEMA)
     write_parquet_atomic(directory / "part-00000-of-00001.parquet", table)
@@ -335,6 +350,14 @@ def write_recommendation(root: str) -> Recommendation:
         synthetic_tokens=6_875_000, training_flops=1.3e14, generation_flops=4.1e13, training_device_hours=0.71,
         generation_device_hours=0.45, cost=None, pays="unclear",
         pays_reason="the interval of the saving includes zero once generation is charged",
+        sensitivity=tuple(
+            Sensitivity(what=what, synthetic="hq", best_share=Interval(value=share, low=share - 0.1, high=share + 0.1),
+                        predicted_loss=Interval(value=2.9), gain_nats=0.08, pays=pays)
+            for what, share, pays in (("N were 2 times as large", 0.36, "yes"), ("generation cost 4 times as much", 0.34, "no"))
+        ),
+        next_cells=(
+            NextCell(model="197k", num_params=197_000, train_tokens=2_097_152, runs=4, flops=9.9e12, expected_interval_width=0.17),
+        ),
         evidence=("fit laws", "search search-hq"),
         warnings=("the target has 5 times the parameters and 19 times the tokens of anything measured",), provenance=PROVENANCE,
     )  # fmt: skip
@@ -358,6 +381,7 @@ def simulate_study(root: str, grid: dict[str, Any], bootstrap_samples: int) -> R
     log = StudyLog(root)
     log.add("build_corpus", "natural", 12.5)
     log.add("fit_laws", "laws", 4.0)
+    write_text_atomic(study_path(root, "study.toml"), STUDY_FILE)
     return ReportConfig(
         root=root,
         searches=("search-hq", "search-qa"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -15,8 +16,8 @@ from train.grid import claim_plan, finish_plan, plan_runs
 from train.record import write_record
 from tune.claim_statistics import mean_of
 from tune.config import CompareConfig
-from tune.report.comparison import compare, verdict_of
-from tune.report.comparison_page import render_comparison
+from tune.report.comparison import compare, texts_differ, verdict_of
+from tune.report.comparison_page import answer_of, render_comparison
 from tune.results import Interval
 
 AXES = (Axis(models=("25k", "98k"), train_tokens=(262_144, 524_288, 1_048_576)),)
@@ -115,6 +116,37 @@ def test_studies_without_a_common_cell_are_one_sentence(studies, tmp_path):
         compare(CompareConfig(study_a=studies[0], study_b=str(tmp_path)))
     with pytest.raises(UserError, match="pairs names 'xy', which is no synthetic source of study b"):
         compare(CompareConfig(study_a=studies[0], study_b=studies[1], pairs={"hq": "xy"}))
+
+
+def test_other_held_out_texts_are_said_whatever_the_tokenizers(studies, tmp_path):
+    root = tmp_path / "other"
+    shutil.copytree(studies[1], root)
+    path = root / "packed" / "packed" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(manifest | {"tokenizer_hash": "other", "parents": {"evaluate_on.natural": "elsewhere"}})
+    )
+    found = compare(CompareConfig(study_a=studies[0], study_b=str(root)))
+    assert found.measure == "bits_per_byte"
+    assert found.texts == "the held-out texts are of different corpora"
+    assert any(found.texts in warning for warning in found.warnings)
+    assert answer_of(found).startswith("On different held-out texts, ")
+    assert not answer_of(compare(CompareConfig(study_a=studies[0], study_b=studies[1]))).startswith(
+        "On different"
+    )
+
+
+def test_the_same_text_cut_elsewhere_is_told_from_other_text():
+    def packed(tokenizer, corpus, size):
+        return {
+            "tokenizer_hash": tokenizer,
+            "parents": {"evaluate_on.natural": corpus, "source.hq": tokenizer},
+            "evaluation": {"web": {"num_documents": 40, "num_bytes": size}},
+        }
+
+    assert texts_differ(packed("a", "x", 9), packed("b", "x", 9)) is None
+    assert "different corpora" in texts_differ(packed("a", "x", 9), packed("b", "y", 9))
+    assert "9 bytes of 1 domains against 12 of 1" in texts_differ(packed("a", "x", 9), packed("b", "x", 12))
 
 
 def test_an_interval_that_reaches_both_ways_is_no_verdict():

@@ -111,14 +111,20 @@ def flags(table, *more):
 def test_a_study_gives_both_axes_and_the_joint_law_for_every_mixture(study):
     _, _, file = study
     assert [(fit.law, fit.group) for fit in file.fits] == [
-        (law, group)
-        for law in ("data", "model", file.fits[-1].law)
-        for group in ("natural", "hq 33 %", "hq 100 %")
+        *(
+            (law, group)
+            for law in ("data", "model", file.fits[6].law)
+            for group in ("natural", "hq 33 %", "hq 100 %")
+        ),
+        (file.fits[-1].law, "hq"),
     ]
-    assert file.fits[-1].law in ("chinchilla", "chinchilla_tied")
-    scores = file.fits[-1].selection.scores
-    assert {score.law for score in scores} == {"chinchilla", "chinchilla_tied"}
-    assert scores[0].law == file.fits[-1].law
+    for fit, laws in (
+        (file.fits[6], {"chinchilla", "chinchilla_tied"}),
+        (file.fits[-1], {"ratio_floor", "ratio_data", "ratio_full"}),
+    ):
+        assert {score.law for score in fit.selection.scores} == laws
+        assert fit.law == fit.selection.scores[0].law
+    scores = file.fits[6].selection.scores
     assert np.mean(list(scores[0].held_out.values())) <= np.mean(list(scores[1].held_out.values()))
     data, model = file.fits[0], file.fits[3]
     assert data.fixed == {"num_params": 98_000.0}
@@ -151,7 +157,7 @@ def test_every_row_is_listed_with_its_mixture(study):
 def test_what_was_written_predicts_as_the_fit_did(study):
     root, _, file = study
     laws = load_fit(root)
-    assert laws.groups == ("natural", "hq 33 %", "hq 100 %")
+    assert laws.groups == ("natural", "hq 33 %", "hq 100 %", "hq")
     written = next(fit for fit in file.fits if (fit.axis, fit.group) == ("both", "hq 33 %"))
     assert written.law in ("chinchilla", "chinchilla_tied")
     fitted = laws.find(written.law, "hq 33 %")

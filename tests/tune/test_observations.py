@@ -11,8 +11,10 @@ import pytest
 
 from synth.errors import UserError
 from tune.config import ColumnMapping, LawName, LawsConfig
+from tune.law_tasks import read_observations
 from tune.laws import LAW_NAMES
-from tune.observations import mixture_label, read_observations, read_table
+from tune.observations import mixture_label
+from tune.run_tables import read_table
 
 BOTH = ("num_params", "train_tokens")
 GOOD = "num_params,train_tokens,loss,note\n1e6,1e8,3.5,a\n2e6,1e8,3.25,b\n2000000,2e8,3,c\n"

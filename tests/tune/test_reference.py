@@ -20,7 +20,7 @@ from tune.laws import CHINCHILLA, CHINCHILLA_TIED, Objective, fit, isoflop, law_
 from tune.laws.bootstrap import pairs_bootstrap
 from tune.laws.estimate import optimise
 from tune.laws.minimise import FOR_A_PREDICTION
-from tune.laws.table import pin_gauge
+from tune.laws.rows import pin_gauge
 from tune.mixture_regression import MixtureRegressor
 
 DATA = Path(

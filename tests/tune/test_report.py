@@ -20,12 +20,12 @@ from synth.errors import UserError
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_json_atomic
 from tests.assets.report_page import Page
-from tests.assets.simulated_study import DOMAINS, ENDINGS, NASTY, SMALL, simulate_study
+from tests.assets.simulated_study import DOMAINS, ENDINGS, NASTY, SMALL, STUDY_FILE, simulate_study
 from train.flops import train_flops
 from train.rates import BestRate, RateTrial, SweptRates
 from train.record import RunRecord, TrunkUse, write_record
 from train.run import RunTemplate
-from tune.config import ReportConfig, ReportPrices
+from tune.config import ClaimRoles, ReportConfig, ReportPrices
 from tune.laws import load_fit
 from tune.report.artefact import plan_report, write_report
 from tune.report.data_tables import cost_table
@@ -120,7 +120,7 @@ def test_identifiers_are_unique_and_every_reference_leads_somewhere(page: Page) 
 
 
 def test_sections_come_in_reading_order(page: Page) -> None:
-    wanted = ["answer", "loss-by-share", "data-law", "model-law", "fits", "best-share", "equal-loss", "claims", "domains", "words",
+    wanted = ["answer", "what-if", "loss-by-share", "data-law", "model-law", "fits", "trust", "best-share", "equal-loss", "claims", "domains", "words",
               "training",
               "corpora", "synthetic", "packed", "cost", "failures", "runs", "provenance"]  # fmt: skip
     assert [name for name in page.identifiers if name in wanted] == wanted
@@ -319,8 +319,82 @@ def test_data_sections_count_what_was_dropped_and_repeated(page: Page) -> None:
     assert "root:generators/tiny" in page.text["synthetic"]
     repeated = 1_048_576 - 900_000  # the search's run on hq alone
     assert repeated in page.numbers["packed"]
-    assert "rayjobs.run_study --config demo.toml" in page.text["provenance"]
+    assert page.text["provenance"].count("rayjobs.run_study --config demo.toml") == 1
     assert "/somewhere" not in page.text["provenance"]
+
+
+def test_the_study_file_is_in_the_report_as_it_was_run(
+    config: ReportConfig, report: Path, page: Page
+) -> None:
+    assert STUDY_FILE in page.text["provenance"]
+    assert "python -m rayjobs.run_study --config my.toml --root ROOT" in page.text["provenance"]
+    assert "    [corpora.natural]\n" in (report / "report.md").read_text(encoding="utf-8")
+    without = dataclasses.replace(read_study(config), study_file=None)
+    assert "study.toml" not in Page(render(without)["index.html"]).text["provenance"]
+
+
+def test_what_the_answer_hangs_on_is_shown_beside_it(config: ReportConfig, report: Path, page: Page) -> None:
+    stored = read_study(config).recommendations["target"]
+    assert {each.best_share.value for each in (stored, *stored.sensitivity)} <= set(page.numbers["what-if"])
+    assert "N were 2 times as large" in page.text["what-if"]
+    (cell,) = stored.next_cells
+    assert {cell.flops, cell.expected_interval_width} <= set(page.numbers["what-if"])
+    rows = read_csv(report / "sensitivity.csv")
+    assert [row["what"] for row in rows] == ["as recommended", *(each.what for each in stored.sensitivity)]
+    assert float(rows[1]["best_share_low"]) == stored.sensitivity[0].best_share.low
+    assert [float(row["flops"]) for row in read_csv(report / "next_runs.csv")] == [cell.flops]
+    assert (report / "figures" / "sensitivity-target.svg").exists()
+
+
+def test_how_far_to_trust_the_laws_is_folded_and_whole(
+    config: ReportConfig, report: Path, page: Page
+) -> None:
+    fits = load_fit(config.root).file.fits
+    text = (report / "index.html").read_text(encoding="utf-8")
+    section = text[text.index('<section id="trust">') : text.index('<section id="best-share">')]
+    assert section.count('<details class="fold">') == 1
+    compared = read_csv(report / "law_selection.csv")
+    joint = next(fit for fit in fits if fit.axis == "both")
+    assert {
+        row["law"] for row in compared if row["compared"] == "chinchilla or chinchilla_tied"
+    } or joint.selection
+    scores = {score.law: score for fit in fits if fit.selection for score in fit.selection.scores}
+    assert {row["law"] for row in compared} == set(scores)
+    for row in compared:
+        expected = scores[row["law"]].held_out["train_tokens"]
+        assert (float(row["train_tokens"]) if row["train_tokens"] else None) == expected
+    profiles = read_csv(report / "profiles.csv")
+    assert len(profiles) == sum(len(fit.profiles) for fit in fits)
+    for row in profiles:
+        assert row["verdict"] in page.text["trust"]
+    frontier = read_csv(report / "frontier.csv")
+    assert len(frontier) == sum(len(fit.frontier.points) for fit in fits if fit.frontier)
+    assert joint.frontier is not None
+    assert joint.frontier.num_params_exponent.value in page.numbers["trust"]
+    assert "No exponents without a law (isoFLOP)" in page.text["trust"]
+    assert {row["group"] for row in read_csv(report / "isoflop.csv")} >= {"natural", "hq 33 %"}
+
+
+def test_claims_say_who_plays_which_part_and_show_every_number(report: Path, page: Page) -> None:
+    assert "rephrased text: hq, made by hq with root:generators/tiny" in page.text["claims"]
+    rows = read_csv(report / "claims.csv")
+    assert [row["number"] for row in rows if row["number"]] == [str(number) for number in range(1, 14)]
+    assert [row["statistic"] for row in rows if "held out" in row["statistic"]] == [
+        "mean error at the largest budget held out, at most 0.41%",
+        "mean error at the largest size held out, at most 0.30%",
+    ]
+
+
+def test_a_part_given_to_no_source_is_refused_before_anything_is_written(config: ReportConfig) -> None:
+    wrong = config.model_copy(update={"name": "wrong", "claims": ClaimRoles(textbook="nowhere")})
+    with pytest.raises(UserError, match="claims names 'nowhere'"):
+        plan_report(wrong)
+
+
+def test_starts_are_counted_over_the_whole_grid(config: ReportConfig, page: Page) -> None:
+    fits = load_fit(config.root).file.fits
+    assert all(fit.starts_followed == min(fit.num_starts, 100) for fit in fits)
+    assert "taken evenly from the grid" in page.text["fits"]
 
 
 def test_markdown_says_the_same_and_its_figures_are_there(report: Path) -> None:

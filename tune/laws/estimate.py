@@ -14,7 +14,7 @@ from tune.laws.fitted import FittedLaw, interval_from
 from tune.laws.frontier import frontier_of
 from tune.laws.identify import bound_warnings, flat_direction_warning, vanished_terms
 from tune.laws.law import Floats, Law
-from tune.laws.minimise import TO_AN_OPTIMUM, Effort, multi_start
+from tune.laws.minimise import TO_AN_OPTIMUM, WATCHING, Effort, multi_start
 from tune.laws.objectives import Objective
 from tune.laws.polish import gradient_norm, has_converged, polish
 from tune.laws.problem import Problem
@@ -52,6 +52,8 @@ class Task:
     excluded: tuple[ExcludedRow, ...] = ()
     selection: Selection | None = None
     """How the law was chosen, when it was."""
+    said: tuple[str, ...] = ()
+    """What there is to say of the rows; it comes before the fit's own warnings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +67,12 @@ class Optimum:
     gradient_norm: float
     converged: bool
     num_starts: int
-    at_optimum_fraction: float
+    starts_followed: int
+    """Starts, spread evenly over the grid, that were carried to the end whatever became of them; 0 when none were watched."""
+    at_optimum_fraction: float | None
+    """Part of the followed starts that ended at the optimum: an estimate of the part of all starts; None when none were."""
     ends: Floats
-    """Where the polished starts ended [k, p], the best first."""
+    """Where the starts that were carried to the end did end [k, p], the best first."""
 
     @property
     def residual(self) -> Floats:
@@ -104,7 +109,7 @@ def optimise(
     rows: Rows,
     objective: Objective,
     starts: Floats | None = None,
-    effort: Effort = TO_AN_OPTIMUM,
+    effort: Effort = WATCHING,
 ) -> Optimum:
     """Return the exact optimum over a multi-start grid ([S, p] in centred solver coordinates; default the law's)."""
     problem = Problem.of(law, rows, objective)
@@ -119,7 +124,10 @@ def optimise(
         gradient_norm=norm,
         converged=has_converged(problem, theta, norm),
         num_starts=len(grid),
-        at_optimum_fraction=float(np.mean(found.value <= value * (1.0 + AT_OPTIMUM) + np.finfo(float).tiny)),
+        starts_followed=len(found.watched),
+        at_optimum_fraction=float(np.mean(found.watched <= value * (1.0 + AT_OPTIMUM) + np.finfo(float).tiny))
+        if len(found.watched)
+        else None,
         ends=found.theta[np.argsort(found.value, kind="stable")],
     )
 
@@ -135,7 +143,7 @@ def hold_out(law: Law, rows: Rows, objective: Objective) -> HoldOut | None:
     rest, held = select(rows, ~largest), select(rows, largest)
     if largest.all() or not largest.any() or too_few(law, rest):
         return None
-    optimum = optimise(law, rest, objective)
+    optimum = optimise(law, rest, objective, effort=TO_AN_OPTIMUM)
     predicted = np.exp(law.log_prediction(optimum.theta[None], law.columns(held, optimum.problem.centre)))[0]
     names, loss = row_names(held), column(held, "loss")
     points = tuple(
@@ -200,6 +208,7 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
         noise_degrees_of_freedom=noise.degrees_of_freedom if noise else 0,
         ranges={name: (_low(task.rows, name), _high(task.rows, name)) for name in law.columns_needed},
         num_starts=optimum.num_starts,
+        starts_followed=optimum.starts_followed,
         starts_at_optimum_fraction=optimum.at_optimum_fraction,
         rows_used=tuple(row_names(task.rows)),
         rows_excluded=task.excluded,
@@ -243,15 +252,15 @@ def _warnings(
     task: Task, optimum: Optimum, profiles: Mapping[str, Profile], noise: Noise | None
 ) -> list[str]:
     problem, theta = optimum.problem, optimum.theta
-    said = []
+    said = [*task.said]
     if not optimum.converged:
         said.append(
             f"the fit did not converge: the gradient at its best point is {optimum.gradient_norm:.2g} and should be 0"
         )
-    if optimum.at_optimum_fraction < FEW_AT_OPTIMUM:
+    if optimum.at_optimum_fraction is not None and optimum.at_optimum_fraction < FEW_AT_OPTIMUM:
         said.append(
-            f"only {optimum.at_optimum_fraction:.0%} of the polished starts reached the optimum: "
-            "the objective has other valleys or a flat floor"
+            f"only {optimum.at_optimum_fraction:.0%} of {optimum.starts_followed} starts taken evenly from the grid of "
+            f"{optimum.num_starts:,} reached the optimum: the objective has other valleys or a flat floor"
         )
     num_runs = int(run_numbers(task.rows).max()) + 1
     if num_runs <= len(theta):

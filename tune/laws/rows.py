@@ -78,6 +78,60 @@ def refuse_duplicates(rows: Rows) -> None:
             )
 
 
+def said_of_repeats(
+    places: Sequence[tuple[object, ...]], names: Sequence[str], runs: Sequence[str], losses: Sequence[float]
+) -> list[str]:
+    """Return a sentence if rows share a place (what was trained, on how much, of what), one more if they share a run too.
+
+    Rows of one place are taken for seeds of one another, which is right for seeds and wrong for two settings that the
+    table does not tell apart.
+    """
+    first: dict[tuple[object, ...], int] = {}
+    of_one_run: dict[tuple[object, ...], int] = {}
+    seeds, twice = [], []
+    for i, (place, run) in enumerate(zip(places, runs, strict=True)):
+        earlier, same_run = first.setdefault(place, i), of_one_run.setdefault((place, run), i)
+        if same_run != i:
+            twice.append((same_run, i))
+        elif earlier != i:
+            seeds.append((earlier, i))
+    said = []
+    for pairs, taken in (
+        (
+            seeds,
+            "taken for runs that differ in their seed alone; if something else differs, say it in a column",
+        ),
+        (twice, "although they are of one run, which has one loss there: remove one"),
+    ):
+        if pairs:
+            a, b = pairs[0]
+            more = f", and {len(pairs) - 1} more such row{'s' * (len(pairs) != 2)}" if len(pairs) > 1 else ""
+            said.append(
+                f"{names[a]} and {names[b]} have the same size, budget and mixture and the losses {losses[a]:g} and "
+                f"{losses[b]:g}{more}: {taken}"
+            )
+    return said
+
+
+SUM_TOLERANCE = 0.01
+"""Shares that add up to one constant within this, rounding included, leave a direction of the mixing law free."""
+
+
+def pin_gauge(shares: Sequence[str], rows: Rows) -> tuple[str, ...]:
+    """Return the shares the mixing law is written in: without the most common one where all add up to a constant.
+
+    Adding a constant to every slope then only rescales k. The slope of the share left out is 0, which pins it.
+    """
+    if len(shares) < 2:
+        return tuple(shares)
+    table = np.stack([column(rows, name) for name in shares])
+    total = table.sum(axis=0)
+    if np.ptp(total) > 2.0 * SUM_TOLERANCE:
+        return tuple(shares)
+    reference = shares[int(table.mean(axis=1).argmax())]
+    return tuple(name for name in shares if name != reference)
+
+
 def _refuse_first(rows: Rows, name: str, values: Floats, good: Flags, wanted: str) -> None:
     if not good.all():
         first = int(np.argmin(good))

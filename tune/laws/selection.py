@@ -21,11 +21,11 @@ from tune.laws.forms import (
     MODEL,
     RECTIFIED,
 )
-from tune.laws.forms_mixture import BIVARIATE_MIXING, RATIO_DATA, RATIO_FLOOR, RATIO_FULL
+from tune.laws.forms_mixture import BIVARIATE_MIXING, RATIO_DATA, RATIO_FLOOR, RATIO_FULL, exponential_mixing
 from tune.laws.law import Flags, Floats, Law
 from tune.laws.minimise import FOR_A_PREDICTION
 from tune.laws.objectives import Objective
-from tune.laws.rows import Rows, column, select, too_few
+from tune.laws.rows import Rows, column, pin_gauge, select, too_few
 from tune.results import LawScore, Selection
 
 HELD_OUT_FRACTION = 0.1
@@ -37,9 +37,14 @@ STARTS = 250
 AXES = ("num_params", "train_tokens", "compute")
 
 
-def candidates_for(rows: Rows) -> tuple[Law, ...]:
+def candidates_for(rows: Rows, shares: Sequence[str] = ()) -> tuple[Law, ...]:
     """Return the laws these columns could determine: joint ones where N and D vary, with the share where it does; none
-    where the share varies in a way that none of them can follow."""
+    where the mixture varies in a way that none of them can follow.
+
+    `shares` are columns of shares of several sources: the exponential mixing law is the one candidate that knows them,
+    at one size and one budget.
+    """
+    mixed = any(len(np.unique(column(rows, name))) > 1 for name in shares)
     levels = {
         name: len(np.unique(column(rows, name)))
         for name in ("num_params", "train_tokens", "share")
@@ -47,6 +52,8 @@ def candidates_for(rows: Rows) -> tuple[Law, ...]:
     }
     n, d, share = (levels.get(name, 0) for name in ("num_params", "train_tokens", "share"))
     if n < 2 and d < 2:
+        return (exponential_mixing(pin_gauge(shares, rows)),) if mixed else ()
+    if mixed:
         return ()
     if d < 2:
         return (MODEL,) if share < 2 else ()

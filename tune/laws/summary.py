@@ -14,7 +14,7 @@ def describe(record: LawFit) -> str:
         f"{record.law} law, {record.group}: {_formula(record)}",
         f"  {len(record.rows_used)} rows, {record.objective}{delta} = {record.objective_value:.10g}, "
         f"gradient {record.gradient_norm:.1e}, {'converged' if record.converged else 'NOT CONVERGED'}, "
-        f"{record.starts_at_optimum_fraction:.0%} of the polished starts at the optimum",
+        + _starts(record),
     ]
     width = max(len(name) for name in record.parameters) + 1
     level = f"{record.confidence:.0%} interval"
@@ -33,6 +33,15 @@ def describe(record: LawFit) -> str:
     if record.selection is not None and record.group == "all":
         lines += describe_selection(record.selection)
     return "\n".join([*lines, *(f"  ! {warning}" for warning in record.warnings)])
+
+
+def _starts(record: LawFit) -> str:
+    if record.starts_at_optimum_fraction is None:
+        return f"{record.num_starts:,} starts"
+    return (
+        f"{record.starts_at_optimum_fraction:.0%} of the starts reach the optimum "
+        f"({record.starts_followed} of {record.num_starts:,} followed to the end)"
+    )
 
 
 def describe_selection(selection: Selection) -> list[str]:

@@ -14,7 +14,17 @@ from tune.laws.fitted import FittedLaw
 from tune.laws.law import Law
 from tune.laws.objectives import Objective
 from tune.laws.registry import EXPONENTIAL_MIXING, law_named
-from tune.laws.rows import Rows, check_values, column, refuse_duplicates, row_names, select
+from tune.laws.rows import (
+    Rows,
+    check_values,
+    column,
+    pin_gauge,
+    refuse_duplicates,
+    row_names,
+    run_numbers,
+    said_of_repeats,
+    select,
+)
 from tune.laws.selection import candidates_for, choose_law
 from tune.results import ExcludedRow, LawFit, Selection
 
@@ -40,8 +50,9 @@ def fit(  # noqa: PLR0913  # what a person may want to say of a fit, all by name
     `rows` are columns [n]: `loss` in nats per token, `num_params`, `train_tokens` as the law needs, and optionally
     `run_id`, whose equal values (checkpoints of one run) stay together in the bootstrap. A pandas DataFrame will do;
     `columns` says what they are called there, such as {"num_params": "N"}. `law` is a name, a `Law`, or "auto": the
-    candidate that extrapolates best, with the comparison in `record.selection`. `shares` are the columns of the
-    exponential mixing law. `drop_highest_losses` is the outlier policy; rows dropped are listed in the record.
+    candidate that extrapolates best, with the comparison in `record.selection`. A `share` column is the synthetic share:
+    where it varies, "auto" takes a law that knows it, and any other law says in its warnings that mixtures are pooled.
+    `shares` are the columns of the exponential mixing law. `drop_highest_losses` is the outlier policy; rows dropped are listed in the record.
 
     Raises UserError, in one sentence, for a missing column, a value that is not a positive number, two identical
     rows, or too few rows.
@@ -56,11 +67,12 @@ def fit(  # noqa: PLR0913  # what a person may want to say of a fit, all by name
     if law == AUTO:
         for name in ("num_params", "train_tokens", "unique_tokens"):
             check_values(kept, (name,) if name in kept else ())
-        selection = choose_law({"all": kept}, candidates_for(kept), chosen)
+        selection = choose_law({"all": kept}, candidates_for(kept, shares), chosen)
         law = selection.law
     if isinstance(law, str):
         law = law_named(law, pin_gauge(shares, kept) if law == EXPONENTIAL_MIXING else ())
-    return fit_all([Task(law, kept, excluded=excluded, selection=selection)], settings)[0]
+    said = (*_repeats(kept, shares), *_pooled(law, kept))
+    return fit_all([Task(law, kept, excluded=excluded, selection=selection, said=said)], settings)[0]
 
 
 def load(path: str | Path) -> FittedLaw:
@@ -83,23 +95,25 @@ def load(path: str | Path) -> FittedLaw:
     return FittedLaw(law_named(record.law, record.shares), record, samples, rows)
 
 
-SUM_TOLERANCE = 0.01
-"""Shares that add up to one constant within this, rounding included, leave a direction of the mixing law free."""
+def _repeats(rows: Rows, shares: Sequence[str]) -> list[str]:
+    known = ("num_params", "train_tokens", "unique_tokens", "share", *shares)
+    names = [name for name in known if name in rows]
+    places = list(zip(*(column(rows, name).tolist() for name in names), strict=True))
+    runs = [str(number) for number in run_numbers(rows)]
+    return said_of_repeats(places, row_names(rows), runs, column(rows, "loss").tolist()) if names else []
 
 
-def pin_gauge(shares: Sequence[str], rows: Rows) -> tuple[str, ...]:
-    """Return the shares the mixing law is written in: without the most common one where all add up to a constant.
-
-    Adding a constant to every slope then only rescales k. The slope of the share left out is 0, which pins it.
-    """
-    if len(shares) < 2:
-        return tuple(shares)
-    table = np.stack([column(rows, name) for name in shares])
-    total = table.sum(axis=0)
-    if np.ptp(total) > 2.0 * SUM_TOLERANCE:
-        return tuple(shares)
-    reference = shares[int(table.mean(axis=1).argmax())]
-    return tuple(name for name in shares if name != reference)
+def _pooled(law: Law, rows: Rows) -> list[str]:
+    """Return a sentence where a law is asked for by name that takes several mixtures for one."""
+    if "share" not in rows or "share" in law.columns_needed:
+        return []
+    values = np.unique(column(rows, "share"))
+    if len(values) < 2:
+        return []
+    return [
+        f"the share takes {len(values)} values, which the {law.name} law does not know: all mixtures are pooled; fit each "
+        'apart, or take a law in the share ("auto" does)'
+    ]
 
 
 def _renamed(rows: Rows, columns: Mapping[str, str]) -> Rows:

@@ -18,6 +18,7 @@ from synth.plan import Plan
 from synth.progress import Progress
 from synth.storage import MARKER, list_names, read_json, study_path, write_text_atomic
 from tune.config import ReportConfig
+from tune.report.claims import study_roles
 from tune.report.inputs import Study, read_study
 
 KIND = "report"
@@ -29,6 +30,7 @@ FIGURES = "figures"
 def plan_report(config: ReportConfig) -> Plan:
     """Return what `write_report` would do. Raises UserError, naming the job to run, when something named is missing."""
     study = read_study(config)
+    study_roles(study)
     directory = _directory(config)
     warnings = [
         f"{run.run_id} of plan {config.plan} has no record yet" for run in study.runs if run.record is None

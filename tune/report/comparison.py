@@ -80,6 +80,8 @@ class Comparison:
     config: CompareConfig
     measure: str
     """`loss_nats_per_token`, or `bits_per_byte` where the tokenizers differ."""
+    texts: str | None
+    """How the held-out texts of the two differ, in words; None when both are measured on the same text."""
     differing: tuple[dict[str, Any], ...]
     """Fields in which the recipes of the two studies differ: `artefact`, `field`, `a`, `b`."""
     by_share: tuple[Difference, ...]
@@ -107,16 +109,18 @@ def compare(config: CompareConfig) -> Comparison:
     same_tokens = packed[0].get("tokenizer_hash") == packed[1].get("tokenizer_hash")
     measure = "loss_nats_per_token" if same_tokens else "bits_per_byte"
     by_share = tuple(_by_share(pairs, measure, config.confidence))
+    texts = texts_differ(*packed)
     return Comparison(
         config=config,
         measure=measure,
+        texts=texts,
         differing=tuple(_differing(config, pairs)),
         by_share=by_share,
         gains=tuple(_gains(pairs, measure, config.confidence)),
         by_domain=tuple(_by_domain(pairs, config.confidence)),
         best_shares=tuple(_best_shares(config)),
         generation=tuple(_generation(config, pairs)),
-        warnings=tuple(_warnings(packed, same_tokens, by_share)),
+        warnings=tuple(_warnings(texts, same_tokens, by_share)),
     )
 
 
@@ -363,16 +367,44 @@ def _generation(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[dict[s
             }
 
 
-def _warnings(
-    packed: Sequence[dict[str, Any]], same_tokens: bool, by_share: Sequence[Difference]
-) -> Iterable[str]:
+def texts_differ(a: dict[str, Any], b: dict[str, Any]) -> str | None:
+    """Return how the held-out texts of two packed sets differ, in words; None when they are the same.
+
+    With one tokenizer the tokens tell. With two, the corpora they were drawn from do, and how many bytes of each domain
+    were taken: a limit in tokens cuts the same text at another place.
+    """
+    if a.get("tokenizer_hash") == b.get("tokenizer_hash"):
+        shards = [each.get("evaluation_shard", {}).get("sha256") for each in (a, b)]
+        return None if shards[0] == shards[1] else "the held-out texts differ"
+    corpora = [
+        sorted(made for role, made in each.get("parents", {}).items() if role.startswith("evaluate_on."))
+        for each in (a, b)
+    ]
+    if corpora[0] != corpora[1]:
+        return "the held-out texts are of different corpora"
+    sizes = [
+        {
+            name: (info["num_documents"], info["num_bytes"])
+            for name, info in each.get("evaluation", {}).items()
+        }
+        for each in (a, b)
+    ]
+    if sizes[0] == sizes[1]:
+        return None
+    taken = [sum(size for _, size in each.values()) for each in sizes]
+    return (
+        f"the held-out texts are of the same corpora but not cut at the same place ({taken[0]:,} bytes of {len(sizes[0])} "
+        f"domains against {taken[1]:,} of {len(sizes[1])})"
+    )
+
+
+def _warnings(texts: str | None, same_tokens: bool, by_share: Sequence[Difference]) -> Iterable[str]:
     if not same_tokens:
         yield "the tokenizers differ, so losses per token do not compare: differences are of bits per byte"
-    shards = [each.get("evaluation_shard", {}).get("sha256") for each in packed]
-    if same_tokens and shards[0] != shards[1]:
+    if texts is not None:
         yield (
-            "the held-out texts differ, so a difference is of texts as much as of models: give both studies the same corpora in "
-            "evaluate_on; the table of gains takes each study's own natural text off"
+            f"{texts}, so a difference is of texts as much as of models: give both studies the same corpora in evaluate_on and "
+            "room for all of their held-out text; the table of gains takes each study's own natural text off"
         )
     few = [each for each in by_share if each.cells < FEW_PAIRS]
     if few:

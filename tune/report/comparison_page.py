@@ -100,12 +100,10 @@ def render_comparison(found: Comparison) -> dict[str, str]:
 def answer_of(found: Comparison) -> str:
     """Return in one sentence what was found."""
     whole = [each for each in found.by_share if each.share is None] or list(found.by_share)
-    return (
-        "; ".join(
-            f"{each.what}: {each.verdict} ({_shown(each.relative)}, {each.cells} cells)" for each in whole
-        )
-        + "."
+    says = "; ".join(
+        f"{each.what}: {each.verdict} ({_shown(each.relative)}, {each.cells} cells)" for each in whole
     )
+    return f"{says}." if found.texts is None else f"On different held-out texts, {says}."
 
 
 def _shown(relative: Interval) -> str:

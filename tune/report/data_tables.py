@@ -1,10 +1,8 @@
-"""Tables of the report on data, cost and provenance: corpora, synthetic sets, packed sources, what it all took."""
+"""Tables of the report on data and cost: corpora, synthetic sets, packed sources, what it all took."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
-from pathlib import PurePath
 from typing import Any
 
 from train.flops import train_flops
@@ -330,68 +328,3 @@ def _other_costs(study: Study) -> Iterator[dict[str, Any]]:
     ):
         for name in names:
             yield {"step": step, "artefact": name, "wall_seconds": _wall(study, step, name)}
-
-
-# --- provenance ------------------------------------------------------------------------------------------------
-
-_ARTEFACT_COLUMNS = (
-    Column("artefact", "Artefact"),
-    Column("hash", "Hash", "code"),
-    Column("commit", "Code", "code"),
-    Column("created_at", "Made (UTC)"),
-    Column("command", "Command", "code"),
-)
-_VERSION_COLUMNS = (Column("software", "Software"), Column("versions", "Version", "prose"))
-
-
-def provenance_tables(study: Study) -> list[Table]:
-    """Return the artefacts with their hashes and commands, and the versions that made them."""
-    sources = {name: manifest for name, manifest in study.manifests.items() if "provenance" in manifest}
-    fit = study.laws.file
-    for name, each in study.recommendations.items():
-        sources[f"recommendations/{name}"] = {"hash": each.hash, "provenance": each.provenance}
-    sources.setdefault(f"laws/{study.config.laws}", {"hash": fit.hash, "provenance": fit.provenance})
-    ordered = sorted(
-        sources.items(), key=lambda item: (str(item[1]["provenance"].get("created_at")), item[0])
-    )
-    rows = tuple(
-        {
-            "artefact": name,
-            "hash": manifest.get("hash"),
-            "commit": manifest["provenance"].get("commit"),
-            "created_at": manifest["provenance"].get("created_at"),
-            "command": command_line(manifest["provenance"].get("argv") or []),
-        }
-        for name, manifest in ordered
-    )
-    everything = [manifest["provenance"] for _, manifest in ordered] + [
-        r.provenance for r in study.records.values()
-    ]
-    return [
-        Table("artefacts", "What this report was made from, oldest first", _ARTEFACT_COLUMNS, rows),
-        Table("versions", "Versions", _VERSION_COLUMNS, tuple(_versions(everything))),
-    ]
-
-
-def command_line(argv: list[str]) -> str | None:
-    """Return the command a manifest was made by, as one types it: `python -m rayjobs.<job> ...`, no machine paths."""
-    if not argv:
-        return None
-    program = PurePath(argv[0])
-    start = ["python", "-m", f"rayjobs.{program.stem}"] if program.suffix == ".py" else [program.name]
-    return shlex.join([*start, *argv[1:]])
-
-
-def _versions(provenances: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    seen: dict[str, set[str]] = {}
-    for each in provenances:
-        software = {
-            "python": each.get("python"),
-            "machine": each.get("machine"),
-            "synthscale": each.get("commit"),
-        }
-        for name, version in (software | each.get("packages", {})).items():
-            if version:
-                seen.setdefault(name, set()).add(str(version))
-    for name, versions in sorted(seen.items()):
-        yield {"software": name, "versions": ", ".join(sorted(versions))}

@@ -97,6 +97,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "amount": amount,
     "bpb": lambda value: f"{value:.3f}",
     "count": count,
+    "error": lambda value: f"{value * 100:.2f} %",
     "flops": flops,
     "hours": _hours,
     "loss": lambda value: f"{value:.4f}",

@@ -25,12 +25,15 @@ from train.grid import PLAN_FILE
 from train.metrics import METRICS_FILE, StepMetrics
 from train.rates import RATES_FILE, SweptRates
 from train.record import RECORD_FILE, RunRecord
+from tune.claim_roles import SourceMade, size_in_name
 from tune.config import ReportConfig
 from tune.laws.saved import FIT_FILE, SAMPLES_FILE, SavedLaws, load_fit
 from tune.observations import mixture_label
 from tune.results import CellOptimum, Recommendation
 from tune.search import BEST_FILE
 
+STUDY_FILE = "study.toml"
+"""What `run_study` leaves under the root: the study file with every value it ran with."""
 GENERATOR_PREFIX = "root:generators/"
 NUM_EXAMPLES = 5
 EXAMPLE_CHARACTERS = 1200
@@ -122,6 +125,10 @@ class Study:
     corpora: dict[str, dict[str, Any]]
     synthetic: dict[str, SyntheticSet]
     packed: dict[str, dict[str, Any]]
+    made: dict[str, SourceMade]
+    """How the text of each synthetic source was made, by source."""
+    study_file: str | None
+    """The resolved study file of the last `run_study`; None when there is none."""
     generators: dict[str, dict[str, Any]]
     steps: tuple[dict[str, Any], ...]
     """Wall-clock seconds by step, from the study's own log; empty without one."""
@@ -202,6 +209,7 @@ def read_study(config: ReportConfig) -> Study:
         run_id: record for run_id in trials if (record := _read_record(reader, run_id)) is not None
     }
     records = [*(run.record for run in runs if run.record is not None), *trial_records.values()]
+    packed = _read_all(reader, "packed", {record.config.packed for record in records})
     synthetic = {name: _read_synthetic(reader, name) for name in config.synthetic}
     study = Study(
         config=config,
@@ -214,7 +222,9 @@ def read_study(config: ReportConfig) -> Study:
         recommendations=recommendations,
         corpora={name: reader.manifest("build_corpus", "corpora", name) for name in config.corpora},
         synthetic=synthetic,
-        packed=_read_all(reader, "packed", {record.config.packed for record in records}),
+        packed=packed,
+        made=_read_made(reader, packed.values()),
+        study_file=_read_text(reader, STUDY_FILE),
         generators=_read_all(
             reader, "generators", {name for each in synthetic.values() if (name := each.generator)}
         ),
@@ -336,6 +346,40 @@ def _read_all(reader: _Reader, kind: str, names: Iterable[str]) -> dict[str, dic
     """Return the manifests of those artefacts that are under this root and finished."""
     found = {name: reader.manifest_if_any(kind, name) for name in sorted(names)}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _read_made(reader: _Reader, packed: Iterable[dict[str, Any]]) -> dict[str, SourceMade]:
+    """Return how each synthetic source of some packed sets was made, of those whose synthetic set is under this root."""
+    sources = {
+        name: source
+        for manifest in packed
+        for name, source in manifest.get("recipe", {}).get("sources", {}).items()
+        if source.get("synthetic")
+    }
+    found = {}
+    for name, source in sorted(sources.items()):
+        manifest = reader.manifest_if_any("synthetic", source["synthetic"])
+        if manifest is None:
+            continue
+        recipe = manifest["recipe"]
+        recipes = recipe.get("recipes", {})
+        if source.get("recipe") in recipes:
+            recipes = {source["recipe"]: recipes[source["recipe"]]}
+        model = str(recipe["engine"]["model"])
+        found[name] = SourceMade(recipes, str(recipe["corpus"]), model, _num_params(reader, model))
+    return found
+
+
+def _num_params(reader: _Reader, model: str) -> float | None:
+    if not model.startswith(GENERATOR_PREFIX):
+        return size_in_name(model)
+    manifest = reader.manifest_if_any("generators", model.removeprefix(GENERATOR_PREFIX))
+    return None if manifest is None else float(manifest["num_params_total"])
+
+
+def _read_text(reader: _Reader, name: str) -> str | None:
+    data = reader.read(name)
+    return None if data is None else data.decode("utf-8")
 
 
 def _read_steps(reader: _Reader) -> tuple[dict[str, Any], ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from tune.report import tables
+from tune.report import tables, trust
 from tune.report.format import ABSENT, FORMATS, amount, percent, show, show_end
 from tune.report.inputs import Study
 from tune.report.sections import build_sections
@@ -41,16 +41,34 @@ def render(study: Study) -> dict[str, str]:
     environment = environment_of_report()
     context = with_script(environment, context)
     drawings = [drawing for section in sections for drawing in section.drawings]
+    csvs = csv_files(study, next(section for section in sections if section.name == "claims").tables[0])
+    context |= {"csvs": list(csvs)}
     return {
         "index.html": environment.get_template("report.html.j2").render(context),
         "report.md": environment.get_template("report.md.j2").render(context),
-        "runs.csv": to_csv(tables.RUN_COLUMNS, tables.run_rows(study)),
-        "evaluations.csv": to_csv(tables.EVALUATION_COLUMNS, tables.evaluation_rows(study)),
-        "fits.csv": to_csv(tables.fit_columns(study.laws.file.fits), tables.fit_rows(study.laws.file.fits)),
-        "optima.csv": to_csv(tables.OPTIMUM_COLUMNS, tables.optimum_rows(study.optima)),
-        "equal_loss.csv": to_csv(tables.EQUAL_LOSS_COLUMNS, tables.equal_loss_rows(study.recommendations)),
+        **csvs,
         **{f"figures/{drawing.name}.svg": drawing.file_svg for drawing in drawings},
     }
+
+
+def csv_files(study: Study, claims: Table) -> dict[str, str]:
+    """Return the tables as CSV with full precision, by file name."""
+    fits = study.laws.file.fits
+    files: dict[str, tuple[Sequence[Column], Iterable[dict[str, Any]]]] = {
+        "runs.csv": (tables.RUN_COLUMNS, tables.run_rows(study)),
+        "evaluations.csv": (tables.EVALUATION_COLUMNS, tables.evaluation_rows(study)),
+        "fits.csv": (tables.fit_columns(fits), tables.fit_rows(fits)),
+        "law_selection.csv": (trust.SELECTION_COLUMNS, trust.selection_rows(study)),
+        "profiles.csv": (trust.PROFILE_COLUMNS, trust.profile_rows(fits)),
+        "frontier.csv": (trust.FRONTIER_COLUMNS, trust.frontier_rows(study)),
+        "isoflop.csv": (trust.ISOFLOP_COLUMNS, trust.isoflop_rows(study)),
+        "optima.csv": (tables.OPTIMUM_COLUMNS, tables.optimum_rows(study.optima)),
+        "equal_loss.csv": (tables.EQUAL_LOSS_COLUMNS, tables.equal_loss_rows(study.recommendations)),
+        "sensitivity.csv": (trust.SENSITIVITY_COLUMNS, trust.sensitivity_rows(study.recommendations)),
+        "next_runs.csv": (trust.NEXT_COLUMNS, trust.next_rows(study.recommendations)),
+        "claims.csv": (claims.columns, claims.rows),
+    }
+    return {name: to_csv(columns, rows) for name, (columns, rows) in files.items()}
 
 
 def with_script(environment: jinja2.Environment, context: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,10 @@ def _size(study: Study, cell: tuple[str, int]) -> tuple[int, int]:
 
 def law_panels(study: Study, on_tokens: bool) -> list[LawPanel]:
     """Return one panel per synthetic source and fixed value of the other axis: natural text and its mixtures."""
-    fits = [found for fitted in study.laws if (found := _mixture_fit(study, fitted, on_tokens)) is not None]
+    found = [fit for fitted in study.laws if (fit := _mixture_fit(study, fitted, on_tokens)) is not None]
+    # Where a rectified law was fitted beside a data law, the paper's form is the one that is drawn.
+    found.sort(key=lambda fit: fit.fitted.record.law not in ("data", "model"))
+    fits = list({(fit.source, fit.share, fit.fixed): fit for fit in reversed(found)}.values())
     panels = []
     for fixed in sorted({fit.fixed for fit in fits}):
         here = sorted(

@@ -6,7 +6,6 @@ A section whose input is not there keeps one line that names the job to run; it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from tune.claim_data import ClaimData
 from tune.report import data_tables as data
@@ -17,7 +16,7 @@ from tune.report.figures import draw_best_shares, draw_domain_heat_map, draw_law
 from tune.report.figures_scale import draw_share_map, draw_speed_ups, draw_words
 from tune.report.figures_training import draw_training
 from tune.report.format import percent
-from tune.report.inputs import Example, Study
+from tune.report.inputs import Study
 from tune.report.panels import (
     all_shares,
     cell_panels,
@@ -26,29 +25,10 @@ from tune.report.panels import (
     synthetic_sources,
     training_panels,
 )
+from tune.report.provenance import provenance_tables
+from tune.report.section import Section
+from tune.report.sections_trust import trust, what_if
 from tune.report.style import share_looks, source_looks
-from tune.report.svg import Drawing
-from tune.report.tables import Table
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of the page."""
-
-    name: str
-    """Anchor: letters and dashes."""
-    title: str
-    lead: str
-    """How to read it, where its numbers come from."""
-    drawings: tuple[Drawing, ...] = ()
-    tables: tuple[Table, ...] = ()
-    examples: tuple[Example, ...] = ()
-    notes: tuple[str, ...] = ()
-    """Sentences at its end."""
-    absent: str | None = None
-    """The one line instead of everything else, when the input is not there."""
-    folded: bool = False
-    """Whether its tables are folded away on screen until asked for."""
 
 
 def build_sections(study: Study) -> tuple[Section, ...]:
@@ -57,10 +37,12 @@ def build_sections(study: Study) -> tuple[Section, ...]:
 
 
 def _sections(study: Study) -> Iterator[Section]:
+    yield what_if(study)
     yield _loss_by_share(study)
     yield _law(study, on_tokens=True)
     yield _law(study, on_tokens=False)
     yield _fits(study)
+    yield trust(study)
     yield _best_share(study)
     yield _equal_loss(study)
     data = claim_data(study)
@@ -122,9 +104,10 @@ def _law(study: Study, on_tokens: bool) -> Section:
 
 def _fits(study: Study) -> Section:
     lead = (
-        f"Fit “{study.config.laws}”, hash {study.laws.file.hash}. “Starts at optimum” is the part of the starting points "
-        "that ended at the best optimum; “hold-out error” the mean absolute relative error at the largest scale, "
-        "predicted from the smaller ones. fits.csv has every field."
+        f"Fit “{study.config.laws}”, hash {study.laws.file.hash}. “Starts that reach it” is the part of all starting points "
+        "that end at the optimum, estimated on a sample taken evenly from the grid and carried to the end whatever became of "
+        "it; “hold-out error” the mean absolute relative error at the largest scale, predicted from the smaller ones. "
+        "fits.csv has every field."
     )
     return Section(
         "fits",
@@ -291,11 +274,23 @@ def _failures(study: Study) -> Section:
 
 
 def _provenance(study: Study) -> Section:
-    lead = (
-        "Artefacts with the hash that identifies each, and what made them. The commands below, run in this order with "
-        "the same configuration files, make everything again."
+    lead = "Artefacts with the hash that identifies each, and what made them. "
+    if study.study_file is None:
+        lead += (
+            "The commands below, run in this order with the same configuration files, make everything again."
+        )
+        return Section("provenance", "Provenance", lead, tables=tuple(provenance_tables(study)))
+    lead += (
+        "The study file has every value the study ran with, defaults and flags included: saved as my.toml, "
+        "“python -m rayjobs.run_study --config my.toml --root ROOT” makes everything again."
     )
-    return Section("provenance", "Provenance", lead, tables=tuple(data.provenance_tables(study)))
+    return Section(
+        "provenance",
+        "Provenance",
+        lead,
+        tables=tuple(provenance_tables(study)),
+        files=(("study.toml", study.study_file),),
+    )
 
 
 def _no_runs(study: Study, wanted: str) -> str:

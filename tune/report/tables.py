@@ -211,7 +211,8 @@ _FIT_QUALITY_COLUMNS = (
     Column("gradient_norm", "Gradient", "scientific"),
     Column("converged", "Converged", "verdict"),
     Column("num_starts", "Starts", "count"),
-    Column("starts_at_optimum_fraction", "Starts at optimum", "percent"),
+    Column("starts_followed", "Starts followed", "count"),
+    Column("starts_at_optimum_fraction", "Starts that reach it", "percent"),
     Column("confidence", "Level", "percent"),
     Column("interval_method", "Interval by"),
     Column("hold_out_error", "Hold-out error", "percent"),
@@ -242,7 +243,7 @@ def _fit_row(fit: LawFit) -> dict[str, Any]:
     delta = f", delta {fit.huber_delta:g}" if fit.huber_delta is not None else ""
     symbols = {"num_params": "N", "train_tokens": "D"}
     copied = ("law", "group", "objective_value", "gradient_norm", "converged", "num_starts",
-              "starts_at_optimum_fraction", "confidence", "interval_method")  # fmt: skip
+              "starts_followed", "starts_at_optimum_fraction", "confidence", "interval_method")  # fmt: skip
     return {name: getattr(fit, name) for name in copied} | {
         **fit.parameters,
         "fixed": ", ".join(
@@ -271,6 +272,7 @@ def _fit_table(law: str, fits: Sequence[LawFit]) -> Table:
         "objective",
         "gradient_norm",
         "num_starts",
+        "starts_followed",
         "confidence",
         "interval_method",
         "runs_excluded",
