@@ -184,13 +184,23 @@ def _common_candidates(tasks: Sequence[Task], first: Law) -> tuple[Law, ...]:
 def _whole_families(config: LawsConfig, whole: Observations) -> Iterator[_Found]:
     """Yield the laws that know the mixture, over the groups in which it varies."""
     if config.runs is not None and config.columns.shares:
-        law = exponential_mixing(pin_gauge(config.columns.shares, columns_of(whole.rows)))
-        short = {task: _shortage(law, task) for task in _tasks(law, whole)}
-        able = tuple(task for task, why in short.items() if not why)
-        said = [f"no {law.name} law for {task.group!r}: {why}" for task, why in short.items() if why]
-        yield (Family("mixture", able, (law,)) if able else None), said, False
-        return
-    tasks, laws, said = [], {}, []
+        yield _mixture_family(config.columns.shares, whole)
+    else:
+        yield _share_family(whole)
+
+
+def _mixture_family(shares: Sequence[str], whole: Observations) -> _Found:
+    law = exponential_mixing(pin_gauge(shares, columns_of(whole.rows)))
+    short = {task: _shortage(law, task) for task in _tasks(law, whole)}
+    able = tuple(task for task, why in short.items() if not why)
+    said = [f"no {law.name} law for {task.group!r}: {why}" for task, why in short.items() if why]
+    return (Family("mixture", able, (law,)) if able else None), said, False
+
+
+def _share_family(whole: Observations) -> _Found:
+    tasks: list[Task] = []
+    laws: dict[str, Law] = {}
+    said: list[str] = []
     for task in _tasks(RATIO_FLOOR, whole):
         shares = len(set(column(task.rows, "share").tolist())) if "share" in task.rows else 0
         if shares < 2:
@@ -203,7 +213,7 @@ def _whole_families(config: LawsConfig, whole: Observations) -> Iterator[_Found]
         laws |= {law.name: law for law in able}
     common = tuple(law for law in laws.values() if not any(_shortage(law, task) for task in tasks))
     kept = tuple(replace(task, law=common[0]) for task in tasks) if common else tuple(tasks[:1])
-    yield (Family("share", kept, common or (kept[0].law,)) if kept else None), said, False
+    return (Family("share", kept, common or (kept[0].law,)) if kept else None), said, False
 
 
 def _why_none(task: Task, shares: int) -> str:
@@ -259,7 +269,8 @@ def _fixed(law: Law, rows: Sequence[Observation]) -> dict[str, float]:
             levels[place].add(inputs)
     if not levels:
         return {}
-    return dict(zip(held, max(levels, key=lambda place: (len(levels[place]), place)), strict=True))
+    best = max(levels, key=lambda place: (len(levels[place]), place))
+    return dict(zip(held, best, strict=True))
 
 
 def _task(law: Law, fixed: dict[str, float], group: str, observations: Observations) -> Task:

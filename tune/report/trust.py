@@ -180,7 +180,7 @@ def frontier_rows(study: Study) -> list[dict[str, Any]]:
     rows = []
     for fit in study.laws.file.fits:
         for place, point in enumerate(fit.frontier.points if fit.frontier else ()):
-            row = {"law": fit.law, "group": fit.group}
+            row: dict[str, Any] = {"law": fit.law, "group": fit.group}
             row |= {key: getattr(point, key) for key in ("compute_flops", "num_params", "train_tokens", "tokens_per_param", "loss")}  # fmt: skip
             if place == 0 and fit.frontier is not None:
                 row["num_params_exponent"] = fit.frontier.num_params_exponent
