@@ -296,6 +296,12 @@ def test_a_weak_exponent_decides_nothing():
     assert "not identified for hq 33 %" in found.parts[1].reason
 
 
+def test_a_floor_at_zero_is_no_irreducible_loss_to_compare():
+    laws = [NATURAL, law("hq 33 %", floor=1e-6), law("hq 67 %", floor=1.65)]
+    (part,) = claim(8, runs=TRAINED, laws=laws).parts
+    assert part.reason == "the irreducible loss is not identified for hq 33 %"
+
+
 def test_cells_tell_of_these_mixtures_what_one_cell_cannot():
     several = claim(13, runs=RANKED, divergences=SHUFFLED).parts[0]
     one = claim(13, runs=RANKED[:10], divergences=SHUFFLED).parts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from tune.claim_data import ClaimData, ClaimRun
 from tune.claim_roles import Roles, roles_of
@@ -21,6 +22,8 @@ CLAIM_COLUMNS = (
     Column("reason", "On what", "prose"),
 )
 
+_THERE = {"supported": "yes", "not supported": "no", "not testable with these runs": "open"}
+
 
 def claims_table(data: ClaimData) -> Table:
     """Return all claims: a row for each statistic with its interval, the verdict of the whole claim on the first."""
@@ -28,11 +31,11 @@ def claims_table(data: ClaimData) -> Table:
     rows = []
     for each in results:
         for place, part in enumerate(each.parts):
-            whole = (
-                {"number": each.number, "claim": each.claim, "verdict": each.verdict} if place == 0 else {}
-            )
+            whole: dict[str, Any] = {"number": each.number, "claim": each.claim, "verdict": each.verdict}
+            if place > 0:
+                whole = dict.fromkeys(whole, "")
             found = {name: getattr(part, name) for name in ("value", "statistic", "reason")}
-            rows.append(whole | found | {"part_verdict": part.verdict})
+            rows.append(whole | found | {"part_verdict": _THERE[part.verdict]})
     counts = Counter(each.verdict for each in results)
     caption = (
         f"{counts['supported']} supported, {counts['not supported']} not supported, "

@@ -54,13 +54,17 @@ def draw_forest(
             axes.plot([min(max(row.value, low), high)], [y], marker="o", color=colour, markersize=6, linestyle="none", gid=gid, zorder=4)  # fmt: skip
             tips[gid] = [f"{row.label}: {_words(row, kind)}, {row.tip}"]
         _label_rows(axes, [row.label for row in reversed(rows)])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: FORMATS[kind](value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, kind)))
         margin = 0.03 * (high - low)
         axes.set_xlim(low - margin, high + margin)
         axes.set_xlabel(x_label)
         write_heading(figure, axes, title)
         alt = f"{title}: " + "; ".join(f"{row.label} {_words(row, kind)}" for row in rows) + "."
         return finish_drawing(figure, name, title, alt, run_ids, tips)
+
+
+def _tick(value: float, kind: str) -> str:
+    return f"{value:g}" if kind == "number" else FORMATS[kind](value)
 
 
 def _ends(rows: Sequence[ForestRow]) -> tuple[float, float]:
@@ -93,9 +97,12 @@ def draw_errors(
                       markersize=6.5, color=light(_ROLES[number]), label=words, gid=f"held-{axis}", zorder=3)  # fmt: skip
             tips[f"held-{axis}"] = [f"{law}, {words} predicted without it: {value * 100:.2f} % off" for _, law, value in known]  # fmt: skip
         _label_rows(axes, [law for _, (law, _) in places])
-        axes.set_xlim(left=0.0)
+        axes.set_xlim(
+            0.0, 1.06 * max(value for _, held in errors for value in held.values() if value is not None)
+        )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.2g} %"))
-        axes.set_xlabel("mean absolute relative error")
+        only = f", {AXES[next(iter(tips)).removeprefix('held-')]}" if len(tips) == 1 else ""
+        axes.set_xlabel(f"mean absolute relative error{only}")
         write_heading(figure, axes, title, columns=3)
         alt = f"{title}: " + "; ".join(
             f"{law} " + ", ".join(f"{AXES[axis]} {value * 100:.2f} %" for axis, value in held.items() if value is not None)

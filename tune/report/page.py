@@ -59,7 +59,7 @@ def csv_files(study: Study, claims: Table) -> dict[str, str]:
         "evaluations.csv": (tables.EVALUATION_COLUMNS, tables.evaluation_rows(study)),
         "fits.csv": (tables.fit_columns(fits), tables.fit_rows(fits)),
         "law_selection.csv": (trust.SELECTION_COLUMNS, trust.selection_rows(study)),
-        "profiles.csv": (trust.PROFILE_COLUMNS, trust.profile_rows(fits)),
+        "profiles.csv": (trust.PROFILE_COLUMNS, trust.profile_rows(study)),
         "frontier.csv": (trust.FRONTIER_COLUMNS, trust.frontier_rows(study)),
         "isoflop.csv": (trust.ISOFLOP_COLUMNS, trust.isoflop_rows(study)),
         "optima.csv": (tables.OPTIMUM_COLUMNS, tables.optimum_rows(study.optima)),

@@ -78,7 +78,7 @@ def trust(study: Study) -> Section:
     lead = (
         "Which law predicts best what it has not seen; how compute should be split between size and data; and which parameters "
         "the runs put limits on. A parameter that is only weakly identified says little by itself, however small the error of "
-        "the curve."
+        "the curve. Blue is identified, orange is not."
     )
     drawings = (*_choices(study), *_profiles(study))
     return Section(name, title, lead, drawings=drawings, tables=tuple(tables), notes=notes, collapsed=True)
@@ -100,14 +100,14 @@ def _choices(study: Study) -> Iterator[Drawing]:
 
 
 def _profiles(study: Study) -> Iterator[Drawing]:
-    rows = profile_rows(study.laws.file.fits)
+    rows = profile_rows(study)
     for parameter, title in _PARAMETER_TITLES.items():
         mine = [row for row in rows if row["parameter"] == parameter]
         if not mine:
             continue
         forest = [
             ForestRow(f"{row['law']} · {row['group']}", row["value"], row["low"], row["high"],
-                      "better" if row["identified"] == "yes" else "worse", f"{row['identified']} identified, run {row['run_ids'][0]}")
+                      "better" if row["identified"] == "yes" else "worse", f"identified: {row['identified']}, run {row['run_ids'][0]}")
             for row in mine
         ]  # fmt: skip
         runs = [run_id for row in mine for run_id in row["run_ids"]]

@@ -8,9 +8,10 @@ from typing import Any
 
 from synth.errors import UserError
 from tune.laws import Isoflop, isoflop
+from tune.laws.identify import NEGLIGIBLE_SHARE
 from tune.report.inputs import Study
 from tune.report.tables import Column, Table
-from tune.results import Interval, LawFit, Recommendation, Selection
+from tune.results import Interval, Recommendation, Selection
 
 AS_RECOMMENDED = "as recommended"
 
@@ -251,23 +252,29 @@ PROFILE_COLUMNS = (
 )
 
 
-def profile_rows(fits: Iterable[LawFit]) -> list[dict[str, Any]]:
-    """Return one row per fit and parameter: what its profile likelihood says."""
-    return [
-        {
-            "law": fit.law, "group": fit.group, "parameter": name, "value": fit.parameters[name].value, "low": profile.low,
-            "high": profile.high, "identified": "weakly" if profile.weak else "yes", "verdict": profile.verdict,
-            "run_ids": fit.rows_used,
-        }
-        for fit in fits
-        for name, profile in fit.profiles.items()
-    ]  # fmt: skip
+def profile_rows(study: Study) -> list[dict[str, Any]]:
+    """Return one row per fit and parameter: what its profile likelihood says.
+
+    A floor at 0 has a narrow profile, and still the rows show no sign of it: it is called neither identified nor weak.
+    """
+    losses = [row["loss"] for row in study.laws.file.rows if row["used"]]
+    nothing = NEGLIGIBLE_SHARE * min(losses, default=0.0)
+    rows = []
+    for fit in study.laws.file.fits:
+        for name, profile in fit.profiles.items():
+            value = fit.parameters[name].value
+            known = "at 0" if name == "E" and value < nothing else "weakly" if profile.weak else "yes"
+            rows.append({
+                "law": fit.law, "group": fit.group, "parameter": name, "value": value, "low": profile.low,
+                "high": profile.high, "identified": known, "verdict": profile.verdict, "run_ids": fit.rows_used,
+            })  # fmt: skip
+    return rows
 
 
 def trust_tables(study: Study) -> list[Table]:
     """Return everything on how far to trust the laws: choices, exponents, profiles."""
     tables = [*_selection_tables(study), *_exponent_tables(study)]
-    if rows := profile_rows(study.laws.file.fits):
+    if rows := profile_rows(study):
         confidence = study.laws.file.fits[0].confidence
         caption = f"Profile likelihood: values of one parameter that fit about equally well when all others follow it ({confidence:.0%})"
         tables.append(Table("profiles", caption, PROFILE_COLUMNS, tuple(rows)))
