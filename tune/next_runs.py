@@ -13,7 +13,6 @@ other, each given those before. The most extreme resamples are drawn in, so that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +22,7 @@ import numpy as np
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE
 from synth.storage import read_json
+from synth.toml import toml_key, toml_value
 from train.config import PretrainConfig
 from train.flops import count_parameters, train_flops_6nd
 from train.grid import PLAN_FILE, check_budgets, plan_directory, plan_runs
@@ -315,7 +315,7 @@ def next_plan(root: str, plan: str, cells: Sequence[NextCell], name: str) -> str
         f"# The plan {plan!r} and {len(cells)} proposals more. Train it, then fit again with plan = {name!r}:",
         f"#   python -m rayjobs.pretrain_models --config THIS FILE{''.join(nulls)}",
         f"#   python -m rayjobs.fit_laws --root ROOT --plan {name} --name {name}",
-        *(f"{key} = {_toml(value)}" for key, value in values.items()),
+        *(f"{toml_key(key)} = {toml_value(value)}" for key, value in values.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -330,12 +330,3 @@ def _placement_of(root: str, plan: str) -> TrainPlacement:
     run_ids = [each["run_id"] for each in read_json(plan_directory(root, plan) / PLAN_FILE)["runs"]]
     placements = [record.placement for record in records_of(root, run_ids).values()]
     return max(placements, key=lambda each: each.lanes, default=TrainPlacement())
-
-
-def _toml(value: Any) -> str:
-    """Return a JSON-like value without nulls as TOML on one line."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
