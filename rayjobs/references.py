@@ -219,6 +219,24 @@ def _check_search(sections: Sections, name: str, config: SearchConfig) -> list[M
     return found
 
 
+def _check_report(sections: Sections, name: str, config: ReportConfig) -> list[Mistake]:
+    """Claims are tested on the sources of the plan, and on those of searches that mix in one alone."""
+    users: dict[str, Any] = {
+        f"pretrain.{config.plan}.synthetic": sections.get("pretrain", {}).get(config.plan)
+    }
+    users |= {f"search.{each}.synthetic": sections.get("search", {}).get(each) for each in config.searches}
+    if None in users.values():  # said already, of the name or of that step itself
+        return []
+    plan, *searches = users.values()
+    sources = {*plan.synthetic, *(each.synthetic[0] for each in searches if len(each.synthetic) == 1)}
+    found = []
+    for part in type(config.claims).model_fields:
+        given = getattr(config.claims, part)
+        for source in given if isinstance(given, tuple) else (given,) if given else ():
+            found += _unknown(("report", name, "claims", part), source, sources, " or ".join(users))
+    return found
+
+
 def _check_sources(
     sections: Sections, path: tuple[str, str], packed: str, natural: str, synthetic: Sequence[str]
 ) -> list[Mistake]:
@@ -258,6 +276,7 @@ _CHECKS: dict[str, Any] = {
     "learning_rates": _check_sweep,
     "pretrain": _check_pretrain,
     "search": _check_search,
+    "report": _check_report,
 }
 
 

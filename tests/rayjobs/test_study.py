@@ -54,6 +54,8 @@ def test_a_sweep_of_learning_rates_comes_before_the_plan_that_takes_its_rates():
         ("learning_rates.best", {"models": ["98k"], "train_tokens": 65536, "mixture": {"qa": 1.0}}, "learning_rates.best.mixture: 'qa' is not in [pack.packed.sources]"),
         ("laws.fit.plan", "gird", "laws.fit.plan: 'gird' is not in [pretrain]"),
         ("report.report.laws", "laws", "report.report.laws: 'laws' is not in [laws] (there: fit)."),
+        ("report.report.claims", {"textbook": "hw"}, "report.report.claims.textbook: 'hw' is not in pretrain.grid.synthetic (there: hq)."),
+        ("report.report.claims", {"generators": ["hq", "made", "hq"]}, "report.report.claims.generators: 'made' is not in pretrain.grid.synthetic (there: hq)."),
         ("laws.fit.root", "elsewhere", "laws.fit.root: is set by the study itself: remove it"),
         ("assumptions.corpora.wild", {"tokens_per_document": 9.0}, "assumptions.corpora.wild: 'wild' is not in [corpora]"),
         ("rephrase.made.cost", {"device_hour_price": 2.0, "currency": "EUR"}, "rephrase.made.cost.currency: 'EUR' is not prices.currency, 'USD': give both"),
@@ -62,6 +64,20 @@ def test_a_sweep_of_learning_rates_comes_before_the_plan_that_takes_its_rates():
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_with_its_dotted_path(path, value, sentence):
     assert [each[: len(sentence)] for each in mistakes(changed(path, value))] == [sentence]
+
+
+def test_claims_may_name_what_a_search_alone_mixes_in():
+    sources = {**STUDY["pack"]["packed"]["sources"], "qa": {"synthetic": "made"}}
+    study = changed("pack.packed.sources", sources)
+    cells = [{"model": "98k", "train_tokens": 65536}]
+    study = changed("search", {"qa": {"synthetic": "qa", "cells": cells}, "both": {"synthetic": ["hq", "qa"], "cells": cells}}, study)  # fmt: skip
+    study = changed("report.report.claims", {"question_answer": "qa"}, study)
+    assert mistakes(study) == [
+        "report.report.claims.question_answer: 'qa' is not in pretrain.grid.synthetic (there: hq)."
+    ]
+    assert StudyConfig.model_validate(changed("report.report.searches", ["qa", "both"], study))
+    (told,) = mistakes(changed("report.report.searches", ["both"], study))  # a mixture of two is no source
+    assert "'qa' is not in pretrain.grid.synthetic or search.both.synthetic" in told
 
 
 def test_mistakes_of_all_kinds_are_told_at_once():
