@@ -93,6 +93,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         predicted_loss=answer.curve.at(share.value),
         natural_only_loss=answer.curve.at(0.0),
         gain=answer.there.gain,
+        least_share=answer.least_share,
         equally_good_shares=answer.equally_good,
         equal_loss=tuple(equal_losses(config, evidence)),
         equal_loss_at_best_share=equal_loss_at(

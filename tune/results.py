@@ -317,6 +317,8 @@ class Recommendation(Record):
     """Loss of natural text alone by the same curve, nats per token."""
     gain: Interval | None = None
     """natural_only_loss less predicted_loss, nats per token, with an interval of its own: the curve's draws, one by one."""
+    least_share: float | None = None
+    """Lowest share with which the natural tokens there are suffice, where the best share had to be raised to it."""
     equally_good_shares: tuple[float, float] | None = None
     """Lowest and highest share that may lose as little as the best one, at the confidence of the intervals."""
     equal_loss: tuple[EqualLoss, ...]
@@ -346,3 +348,15 @@ class Recommendation(Record):
     """Fits, searches and runs behind the numbers."""
     warnings: tuple[str, ...]
     provenance: dict[str, Any]
+
+    @property
+    def gain_is_shown(self) -> bool:
+        """Whether the whole interval of the gain is above 0; without an interval, whether the gain is."""
+        if self.gain is None:
+            return self.best_share.value > 0.0
+        return (self.gain.value if self.gain.low is None else self.gain.low) > 0.0
+
+    @property
+    def natural_text_may_do(self) -> bool:
+        """Whether natural text alone would suffice and is not shown to lose more than the best share."""
+        return self.best_share.value > 0.0 and self.least_share is None and not self.gain_is_shown

@@ -338,6 +338,7 @@ def write_recommendation(root: str) -> Recommendation:
         best_share=Interval(value=0.34375, low=0.21875, high=0.46875), best_group="hq 33 %",
         predicted_loss=Interval(value=2.912345678, low=2.85, high=2.97),
         natural_only_loss=Interval(value=2.98765, low=2.93, high=3.04),
+        synthetic="hq",
         headline="Mix in 34% of hq: it is predicted to lose 0.0753 nats per token less than natural text alone (0.02 to 0.13).",
         gain=Interval(value=0.075304322, low=0.02, high=0.13),
         equal_loss_at_best_share=EqualLoss(
@@ -352,11 +353,16 @@ def write_recommendation(root: str) -> Recommendation:
         pays_reason="the interval of the saving includes zero once generation is charged",
         sensitivity=tuple(
             Sensitivity(what=what, synthetic="hq", best_share=Interval(value=share, low=share - 0.1, high=share + 0.1),
-                        predicted_loss=Interval(value=2.9), gain_nats=0.08, pays=pays)
-            for what, share, pays in (("N were 2 times as large", 0.36, "yes"), ("generation cost 4 times as much", 0.34, "no"))
+                        predicted_loss=Interval(value=2.9), gain_nats=0.08, gain=Interval(value=0.08, low=0.03, high=0.14), pays=pays,
+                        natural_cost_ratio=Interval(value=ratio, low=ratio - 0.2, high=ratio + 0.2))
+            for what, share, ratio, pays in (
+                ("N were 2 times as large", 0.36, 1.31, "yes"), ("generation cost 4 times as much", 0.34, 0.62, "no")
+            )
         ),
         next_cells=(
             NextCell(model="197k", num_params=197_000, train_tokens=2_097_152, runs=4, flops=9.9e12, expected_interval_width=0.17),
+            NextCell(what="share", share=0.45, runs=7, flops=1.1e12, expected_interval_width=0.15),
+            NextCell(what="seed", seed=1, runs=21, flops=3.3e12, expected_interval_width=0.11),
         ),
         evidence=("fit laws", "search search-hq"),
         warnings=("the target has 5 times the parameters and 19 times the tokens of anything measured",), provenance=PROVENANCE,

@@ -337,12 +337,24 @@ def test_what_the_answer_hangs_on_is_shown_beside_it(config: ReportConfig, repor
     stored = read_study(config).recommendations["target"]
     assert {each.best_share.value for each in (stored, *stored.sensitivity)} <= set(page.numbers["what-if"])
     assert "N were 2 times as large" in page.text["what-if"]
-    (cell,) = stored.next_cells
-    assert {cell.flops, cell.expected_interval_width} <= set(page.numbers["what-if"])
+    cell, share, seed = stored.next_cells
+    for each in stored.next_cells:
+        assert {each.flops, each.expected_interval_width} <= set(page.numbers["what-if"])
     rows = read_csv(report / "sensitivity.csv")
     assert [row["what"] for row in rows] == ["as recommended", *(each.what for each in stored.sensitivity)]
     assert float(rows[1]["best_share_low"]) == stored.sensitivity[0].best_share.low
-    assert [float(row["flops"]) for row in read_csv(report / "next_runs.csv")] == [cell.flops]
+    assert float(rows[1]["gain_nats_low"]) == stored.sensitivity[0].gain.low
+    assert float(rows[2]["natural_cost_ratio"]) == stored.sensitivity[1].natural_cost_ratio.value
+    proposed = [
+        (row["what"], row["model"], row["train_tokens"], row["share"], row["seed"])
+        for row in read_csv(report / "next_runs.csv")
+    ]
+    assert proposed == [
+        ("cell", cell.model, str(cell.train_tokens), "", ""),
+        ("share", "", "", str(share.share), ""),
+        ("seed", "", "", "", str(seed.seed)),
+    ]
+    assert "recommendations/target.next.toml" in page.text["what-if"]
     assert (report / "figures" / "sensitivity-target.svg").exists()
 
 
@@ -435,6 +447,44 @@ def test_an_answer_that_is_no_answer_says_so(config: ReportConfig) -> None:
         assert "No run of this study has a result" in text
         assert all(f"doubt {number}" in text for number in range(9))
     assert "3 more" in answer
+
+
+@pytest.mark.parametrize(
+    ("changed", "says", "not_said"),
+    [
+        # The gain is shown although the interval of the share, which is no statement on the gain, reaches 0.
+        (
+            {"best_share": Interval(value=0.2, low=0.0, high=0.5)},
+            "of the tokens synthetic",
+            "does not show that any synthetic text helps",
+        ),
+        # Without the synthetic tokens there are too few, whatever they gain.
+        (
+            {"least_share": 0.34375, "gain": Interval(value=-0.01, low=-0.02, high=0.01)},
+            "of the tokens synthetic",
+            "not shown to be worse",
+        ),
+        (
+            {"gain": Interval(value=0.01, low=-0.02, high=0.03)},
+            "not shown to be worse",
+            "of the tokens synthetic",
+        ),
+    ],
+)
+def test_the_answer_does_not_contradict_itself(
+    config: ReportConfig, changed: dict[str, Any], says: str, not_said: str
+) -> None:
+    study = read_study(config)
+    recommendation = study.recommendations["target"].model_copy(update=changed)
+    files = render(
+        dataclasses.replace(
+            study, runs=(), trial_records={}, optima=(), recommendations={"target": recommendation}
+        )
+    )
+    answer = files["report.md"].split("## What would change")[0]
+    for text in (Page(files["index.html"]).text["answer"], answer):
+        assert says in text
+        assert not_said not in text
 
 
 # --- written again ---------------------------------------------------------------------------------------------

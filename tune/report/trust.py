@@ -9,9 +9,10 @@ from typing import Any
 from synth.errors import UserError
 from tune.laws import Isoflop, isoflop
 from tune.laws.identify import NEGLIGIBLE_SHARE
+from tune.report.format import percent
 from tune.report.inputs import Study
 from tune.report.tables import Column, Table
-from tune.results import Interval, Recommendation, Selection
+from tune.results import Interval, Recommendation, Selection, Sensitivity
 
 AS_RECOMMENDED = "as recommended"
 
@@ -24,14 +25,18 @@ SENSITIVITY_COLUMNS = (
     Column("best_share", "Best share", "percent"),
     Column("predicted_loss", "Loss there", "loss"),
     Column("gain_nats", "Gain on natural text, nats", "loss"),
+    Column("natural_cost_ratio", "Natural text alone costs", "times"),
     Column("pays", "Pays", "verdict"),
 )
 NEXT_COLUMNS = (
     Column("recommendation", "Recommendation"),
     Column("place", "Order", "count"),
+    Column("what", "Add a"),
     Column("model", "Model"),
     Column("num_params", "N", "amount"),
     Column("train_tokens", "D", "amount"),
+    Column("share", "Share", "percent"),
+    Column("seed", "Seed", "count"),
     Column("runs", "Runs", "count"),
     Column("flops", "6 N D", "flops"),
     Column("expected_interval_width", "Expected width of the interval then", "percent"),
@@ -44,23 +49,28 @@ def sensitivity_rows(recommendations: dict[str, Recommendation]) -> list[dict[st
     for name, each in sorted(recommendations.items()):
         if not each.sensitivity:
             continue
-        rows.append({
-            "recommendation": name, "what": AS_RECOMMENDED, "synthetic": each.synthetic, "best_share": each.best_share,
-            "predicted_loss": each.predicted_loss, "pays": each.pays,
-            "gain_nats": each.natural_only_loss.value - each.predicted_loss.value,
-        })  # fmt: skip
-        rows += [
-            {"recommendation": name} | {key: getattr(other, key) for key in _keys(SENSITIVITY_COLUMNS)}
-            for other in each.sensitivity
-        ]
+        gain = each.natural_only_loss.value - each.predicted_loss.value
+        rows.append(_sensitivity_row(name, AS_RECOMMENDED, each, gain))
+        rows += [_sensitivity_row(name, other.what, other, other.gain_nats) for other in each.sensitivity]
     return rows
 
 
+def _sensitivity_row(
+    name: str, what: str, answer: Recommendation | Sensitivity, gain: float
+) -> dict[str, Any]:
+    copied = ("synthetic", "best_share", "predicted_loss", "natural_cost_ratio", "pays")
+    return {key: getattr(answer, key) for key in copied} | {
+        "recommendation": name,
+        "what": what,
+        "gain_nats": answer.gain or Interval(value=gain),
+    }
+
+
 def next_rows(recommendations: dict[str, Recommendation]) -> list[dict[str, Any]]:
-    """Return the cells worth training next, in their order, by recommendation."""
+    """Return what is worth adding to the plan next, in order, by recommendation."""
     return [
         {"recommendation": name, "place": place}
-        | {key: getattr(cell, key) for key in _keys(NEXT_COLUMNS) if key != "place"}
+        | {column.key: getattr(cell, column.key) for column in NEXT_COLUMNS[2:]}
         for name, each in sorted(recommendations.items())
         for place, cell in enumerate(each.next_cells, start=1)
     ]
@@ -72,27 +82,41 @@ def answer_tables(study: Study) -> list[Table]:
     for name, each in sorted(study.recommendations.items()):
         if rows := sensitivity_rows({name: each}):
             caption = f"The answer had one thing been different ({name})"
-            found.append(Table(f"sensitivity-{name}", caption, SENSITIVITY_COLUMNS[1:], tuple(rows)))
+            columns = _with_values(SENSITIVITY_COLUMNS[1:], rows)
+            notes = (_COST_NOTE,) if any(column.key == "natural_cost_ratio" for column in columns) else ()
+            found.append(Table(f"sensitivity-{name}", caption, columns, tuple(rows), notes))
         if rows := next_rows({name: each}):
-            width = _width(each.best_share)
-            note = (
-                "Each cell is trained with every share and seed of the plan, after those above it"
-                + (f"; the interval is {width:.0%} wide now" if width is not None else "")
-                + f". The plan that trains them: pretrain_models --config recommendations/{name}.next.toml."
-            )
             caption = (
-                f"What to train next: the cells that are expected to narrow the laws' interval most ({name})"
+                f"What to train next: what is expected to narrow the interval of the best share most ({name})"
             )
-            found.append(Table(f"next-{name}", caption, NEXT_COLUMNS[1:], tuple(rows), (note,)))
+            columns = _with_values(NEXT_COLUMNS[1:], rows)
+            found.append(Table(f"next-{name}", caption, columns, tuple(rows), (_next_note(name, each),)))
     return found
+
+
+_COST_NOTE = (
+    "Natural text alone costs: what it takes to lose as little, over what the share takes with its generation. The share pays "
+    "where the whole interval is above 1."
+)
+
+
+def _next_note(name: str, recommendation: Recommendation) -> str:
+    width = _width(recommendation.best_share)
+    now = f" The interval is {percent(width)} wide now." if width is not None else ""
+    return (
+        "A cell is trained with every share and seed of the plan, a share or a seed in every cell of it; each is added to those "
+        f"above it.{now} The plan that trains them, and the command: recommendations/{name}.next.toml."
+    )
+
+
+def _with_values(columns: Sequence[Column], rows: Iterable[dict[str, Any]]) -> tuple[Column, ...]:
+    """Return the columns that any of the rows has a value for."""
+    rows = list(rows)
+    return tuple(column for column in columns if any(row.get(column.key) is not None for row in rows))
 
 
 def _width(share: Interval) -> float | None:
     return None if share.low is None or share.high is None else share.high - share.low
-
-
-def _keys(columns: Sequence[Column]) -> list[str]:
-    return [column.key for column in columns if column.key != "recommendation"]
 
 
 # --- how the laws were chosen ----------------------------------------------------------------------------------
@@ -140,10 +164,7 @@ def _selection_tables(study: Study) -> Iterable[Table]:
     rows = selection_rows(study)
     for place, (name, selection) in enumerate(selections(study)):
         mine = tuple(row for row in rows if row["compared"] == name)
-        hidden = {"compared"} | {
-            column.key for column in SELECTION_COLUMNS if all(row.get(column.key) is None for row in mine)
-        }
-        columns = tuple(column for column in SELECTION_COLUMNS if column.key not in hidden)
+        columns = _with_values(SELECTION_COLUMNS[1:], mine)
         caption = f"Laws compared by their error on what they had not seen: {name}"
         yield Table(
             f"selection-{place + 1}",
