@@ -37,7 +37,7 @@ class Answer:
     cells: tuple[CellOptimum, ...] = ()
     """Searched cells of the source."""
     least_share: float | None = None
-    """Lowest share with which the natural tokens suffice, where it is above the best."""
+    """Lowest share with which the natural tokens suffice; None where they do without any synthetic ones."""
 
     @property
     def curve(self) -> Curve:
@@ -72,16 +72,22 @@ class Answer:
         best = combine_shares(
             narrowed, self.cells, there.num_params, there.train_tokens, self.curve.confidence
         )
-        return (best.high or 0.0) - (best.low or 0.0)
+        least = self.least_share or 0.0
+        return max(best.high or 0.0, least) - max(best.low or 0.0, least)
 
     def headline(self) -> str:
         """Return the answer in one sentence."""
         gain, said = self.there.gain, f"{percent(self.share.value)} of {self.source}"
         less = f"{gain.value:.3g} nats per token less than natural text alone ({gain.low or 0.0:.3g} to {gain.high or 0.0:.3g})"
-        if self.least_share is not None:
+        if self.share.value == self.least_share:
             return f"Mix in {said}, the least with which the natural text suffices: it is predicted to lose {less}."
         if self.gain_is_shown:
             return f"Mix in {said}: it is predicted to lose {less}."
+        if self.least_share is not None:
+            return (
+                f"Mix in {said}: the natural text suffices from {percent(self.least_share)} on, and the best guess is predicted to lose "
+                f"{less}."
+            )
         high = percent(self.share.value if self.share.high is None else self.share.high)
         if self.share.value == 0.0 and high == "0%":
             return f"Use natural text alone: every share of {self.source} is predicted to lose more."
@@ -125,20 +131,26 @@ def answer_at(config: RecommendConfig, evidence: Evidence) -> Answer:
 def _within_supply(
     config: RecommendConfig, share: Interval
 ) -> tuple[Interval, float | None, tuple[str, ...]]:
-    """Return the share, raised to where the natural tokens suffice: then also that least one, and what is to be said."""
+    """Return the share, raised to where the natural tokens suffice; the least such share above 0; what is to be said."""
     if config.natural_tokens_available is None:
         return share, None, ()
     supply = config.max_natural_passes * config.natural_tokens_available
-    least = max(0.0, 1.0 - supply / config.train_tokens)
-    if share.value >= least:
+    least = 1.0 - supply / config.train_tokens
+    if least <= 0.0:
         return share, None, ()
+    raised = Interval(
+        value=max(share.value, least),
+        low=None if share.low is None else max(share.low, least),
+        high=None if share.high is None else max(share.high, least),
+        standard_error=share.standard_error,
+    )
+    if share.value >= least:
+        return raised, least, ()
     said = (
         f"the best share is {share.value:.0%}, but {config.natural_tokens_available:,} natural tokens passed over "
         f"{config.max_natural_passes:g} times are {supply:,.0f} of the target's {config.train_tokens:,}: the share is raised to {least:.0%}"
     )
-    high = None if share.high is None else max(share.high, least)
-    low = None if share.low is None else max(share.low, least)
-    return Interval(value=least, low=low, high=high, standard_error=share.standard_error), least, (said,)
+    return raised, least, (said,)
 
 
 def sensitivity_of(config: RecommendConfig, evidence: Evidence, base: Answer) -> Iterator[Sensitivity]:

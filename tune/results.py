@@ -318,7 +318,7 @@ class Recommendation(Record):
     gain: Interval | None = None
     """natural_only_loss less predicted_loss, nats per token, with an interval of its own: the curve's draws, one by one."""
     least_share: float | None = None
-    """Lowest share with which the natural tokens there are suffice, where the best share had to be raised to it."""
+    """Lowest share with which the natural tokens there are suffice; null where they do without any synthetic ones."""
     equally_good_shares: tuple[float, float] | None = None
     """Lowest and highest share that may lose as little as the best one, at the confidence of the intervals."""
     equal_loss: tuple[EqualLoss, ...]

@@ -459,8 +459,25 @@ def test_scarce_natural_text_raises_the_share_and_says_so(study):
     assert scarce.best_share.value == pytest.approx(0.6)  # four passes over 100,000 are 40 % of the target
     assert scarce.natural_passes == pytest.approx(4.0)
     assert any("the share is raised to 60%" in each for each in scarce.warnings)
+    assert scarce.least_share == scarce.best_share.value
     plenty = recommend_mixture(asked(study, name="plenty", natural_tokens_available=10**9))
     assert plenty.best_share.value < 0.55
+    assert plenty.least_share is None
+
+
+def test_natural_text_that_does_not_suffice_is_never_the_answer(study):
+    far = {"target_num_params": 10**9, "target_train_tokens": 10**11}
+    enough = recommend_mixture(asked(study, name="enough", **far))
+    assert enough.headline.startswith("Natural text alone is not shown to be worse")
+    assert enough.natural_text_may_do
+    least = 0.5 * enough.best_share.value
+    supply = round((1.0 - least) * far["target_train_tokens"] / 4)
+    short = recommend_mixture(asked(study, name="short", natural_tokens_available=supply, **far))
+    assert short.best_share.value == enough.best_share.value
+    assert short.best_share.low == pytest.approx(max(least, enough.best_share.low))
+    assert short.least_share == pytest.approx(least)
+    assert short.headline.startswith("Mix in ")
+    assert not short.natural_text_may_do
 
 
 def test_says_what_would_change_the_answer(study):
