@@ -43,7 +43,7 @@ def what_if(study: Study) -> Section:
 
 def _sensitivities(study: Study) -> Iterator[Drawing]:
     runs = [run.run_id for run in study.runs if run.loss is not None]
-    for name in sorted(study.recommendations):
+    for name in study.recommendations:
         rows = sensitivity_rows({name: study.recommendations[name]})
         if rows:
             forest = [
@@ -56,7 +56,7 @@ def _sensitivities(study: Study) -> Iterator[Drawing]:
                 for row in rows
             ]
             drawing_name = f"sensitivity-{name}".replace(".", "-")
-            title = "Best share had one thing been different"
+            title = f"Best share had one thing been different ({name})"
             yield draw_forest(
                 drawing_name, title, "best synthetic share", forest, "percent", runs, (0.0, 1.0)
             )

@@ -46,7 +46,7 @@ NEXT_COLUMNS = (
 def sensitivity_rows(recommendations: dict[str, Recommendation]) -> list[dict[str, Any]]:
     """Return the answer as it stands and what it would be had one thing been different, by recommendation."""
     rows = []
-    for name, each in sorted(recommendations.items()):
+    for name, each in recommendations.items():
         if not each.sensitivity:
             continue
         gain = each.natural_only_loss.value - each.predicted_loss.value
@@ -71,7 +71,7 @@ def next_rows(recommendations: dict[str, Recommendation]) -> list[dict[str, Any]
     return [
         {"recommendation": name, "place": place}
         | {column.key: getattr(cell, column.key) for column in NEXT_COLUMNS[2:]}
-        for name, each in sorted(recommendations.items())
+        for name, each in recommendations.items()
         for place, cell in enumerate(each.next_cells, start=1)
     ]
 
@@ -79,7 +79,7 @@ def next_rows(recommendations: dict[str, Recommendation]) -> list[dict[str, Any]
 def answer_tables(study: Study) -> list[Table]:
     """Return two tables per recommendation: what the answer hangs on, and what to train next."""
     found = []
-    for name, each in sorted(study.recommendations.items()):
+    for name, each in study.recommendations.items():
         if rows := sensitivity_rows({name: each}):
             caption = f"The answer had one thing been different ({name})"
             columns = _with_values(SENSITIVITY_COLUMNS[1:], rows)
@@ -96,7 +96,7 @@ def answer_tables(study: Study) -> list[Table]:
 
 _COST_NOTE = (
     "Natural text alone costs: what it takes to lose as little, over what the share takes with its generation. The share pays "
-    "where the whole interval is above 1."
+    "where the whole interval is above 1. A dash where a cost is not known, or natural text never gets there."
 )
 
 
