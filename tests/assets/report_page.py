@@ -1,8 +1,10 @@
-"""A report's page as its tests look at it."""
+"""A report's page and tables as its tests look at them."""
 
 from __future__ import annotations
 
+import csv
 from html.parser import HTMLParser
+from pathlib import Path
 
 
 class Page(HTMLParser):
@@ -44,3 +46,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text[self._section] = self.text.get(self._section, "") + data
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV of the report."""
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))

@@ -217,6 +217,6 @@ def names_of(kind: type | pa.Schema) -> set[str]:
     ids=lambda kind: getattr(kind, "__name__", "schema"),
 )  # fmt: skip
 def test_formats_page_names_every_field(kind: type | pa.Schema) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z0-9_]+)`", page))
     assert names_of(kind) - named == set()
