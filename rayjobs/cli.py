@@ -25,6 +25,7 @@ import pydantic
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from rayjobs.cluster import connect
+from rayjobs.stand_ins import details_of
 from synth.config import JobConfig
 from synth.errors import UserError
 from synth.plan import Plan
@@ -314,7 +315,7 @@ BETWEEN_STEPS = "between_steps"
 
 def sentences(error: pydantic.ValidationError) -> list[str]:
     """Return one sentence per mistake: the dotted field, what is wrong, the value found."""
-    return [_sentence(detail) for detail in error.errors(include_url=False)]
+    return [_sentence(detail) for detail in details_of(error)]
 
 
 def _sentence(detail: Any) -> str:

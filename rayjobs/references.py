@@ -13,6 +13,7 @@ from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepC
 from train.run import RunTemplate
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
+from tune.observations import mixture_label
 
 GENERATOR_PREFIX = "root:generators/"
 
@@ -237,6 +238,39 @@ def _check_report(sections: Sections, name: str, config: ReportConfig) -> list[M
     return found
 
 
+def _check_laws(sections: Sections, name: str, config: LawsConfig) -> list[Mistake]:
+    plan = sections.get("pretrain", {}).get(config.plan)
+    if plan is None or config.runs is not None:
+        return []
+    found = _shares_of_one_name(config.plan, plan)
+    runs = _most_runs_of(plan)
+    if config.drop_highest_losses >= runs:
+        path = ("laws", name, "drop_highest_losses")
+        found.append(Mistake(path, f"{config.drop_highest_losses:,} leaves none of the {runs:,} runs of pretrain.{config.plan}: lower it"))  # fmt: skip
+    return found
+
+
+def _shares_of_one_name(name: str, plan: PretrainConfig) -> list[Mistake]:
+    """Return the complaint of `tune.observations`, which sees the plan when all of it is trained."""
+    named: dict[str, float] = {}
+    found = []
+    for share in plan.shares if plan.synthetic else ():
+        label = mixture_label("", share).strip()
+        first = named.setdefault(label, share)
+        if first != share:
+            sentence = f"{first:.6g} and {share:.6g} are both {label}, which laws would take for one mixture: leave one out"
+            found.append(Mistake(("pretrain", name, "shares"), sentence))
+    return found
+
+
+def _most_runs_of(plan: PretrainConfig) -> int:
+    """Return the runs of a plan, budgets that come to the same steps counted apart."""
+    cells = {(model, tokens) for axis in plan.axes for model in axis.models for tokens in axis.train_tokens}
+    shares = set(plan.shares) if plan.synthetic else {0.0}
+    mixtures = (0.0 in shares) + len(shares - {0.0}) * len(set(plan.synthetic))
+    return len(cells) * mixtures * len(set(plan.seeds))
+
+
 def _check_sources(
     sections: Sections, path: tuple[str, str], packed: str, natural: str, synthetic: Sequence[str]
 ) -> list[Mistake]:
@@ -277,6 +311,7 @@ _CHECKS: dict[str, Any] = {
     "pretrain": _check_pretrain,
     "search": _check_search,
     "report": _check_report,
+    "laws": _check_laws,
 }
 
 

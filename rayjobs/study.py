@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ from rayjobs import (
 )
 from rayjobs.assumptions import Assumptions
 from rayjobs.cli import BETWEEN_STEPS, Job
-from rayjobs.references import ancestors_of, descendants_of, in_order, mistakes_in, parents_of
+from rayjobs.references import Mistake, ancestors_of, descendants_of, in_order, mistakes_in, parents_of
+from rayjobs.stand_ins import VARIANTS, Mended, Path, mend
 from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
 from synth.model_source import STUDY_PREFIX
@@ -100,12 +101,7 @@ class StudyConfig(JobConfig):
         known = {
             name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
         }
-        steps = _valid_steps(known)
-        for found in mistakes_in(steps, known):
-            mistakes.append(_mistake(found.path, found.sentence, None))
-        mistakes += _other_currencies(values, steps.get("rephrase", {}))
-        for section in ("corpora", "rephrase"):
-            mistakes += _unknown_assumptions(values, section, known.get(section, {}))
+        mistakes += [_mistake(path, sentence, None) for path, sentence in _hidden_mistakes(values, known)]
         if mistakes:
             raise pydantic.ValidationError.from_exception_data(cls.__name__, mistakes)
         return study
@@ -139,40 +135,65 @@ def _mistake(
     return InitErrorDetails(type=error, loc=tuple(path), input=value)
 
 
-def _valid_steps(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the configurations of the steps that have no mistake of their own."""
-    found: dict[str, dict[str, Any]] = {}
-    for section, job in SECTIONS.items():
-        for name, table in known.get(section, {}).items():
-            try:
-                found.setdefault(section, {})[name] = job.config.model_validate(table)
-            except pydantic.ValidationError:
-                continue
-    return found
+def _hidden_mistakes(values: dict[str, Any], known: dict[str, Any]) -> list[tuple[Path, str]]:
+    """Return what is wrong between steps, and within a step beside what validation stopped at.
+
+    Wrong values hide nothing: others stand in for them, and what is said whichever of several does is true of the file.
+    """
+    mended = {
+        (section, name): variants
+        for section, job in SECTIONS.items()
+        for name, table in known.get(section, {}).items()
+        if (variants := [each for number in range(VARIANTS) if (each := mend(job.config, table, number))])
+    }
+    said = [_said_of(values, known, mended, number) for number in range(VARIANTS)]
+    return [each for each in dict.fromkeys(said[0]) if all(each in others for others in said[1:])]
 
 
-def _unknown_assumptions(
-    values: dict[str, Any], section: str, there: Iterable[str]
-) -> list[InitErrorDetails]:
+def _said_of(
+    values: dict[str, Any],
+    known: dict[str, Any],
+    mended: Mapping[tuple[str, str], Sequence[Mended]],
+    number: int,
+) -> list[tuple[Path, str]]:
+    """Return all (path, sentence) with one variant of every mended step."""
+    chosen = {key: variants[number % len(variants)] for key, variants in mended.items()}
+    steps: dict[str, dict[str, Any]] = {}
+    said: list[tuple[Path, str]] = []
+    for (section, name), each in chosen.items():
+        steps.setdefault(section, {})[name] = each.config
+        said += [((section, name, *path), message) for path, message in sorted(each.found, key=str)]
+    between = [
+        *mistakes_in(steps, known),
+        *_other_currencies(values, steps.get("rephrase", {})),
+        *(each for section in ("corpora", "rephrase") for each in _unknown_assumptions(values, section, known.get(section, {}))),
+    ]  # fmt: skip
+    for mistake in between:
+        step = chosen.get((str(mistake.path[0]), str(mistake.path[1])))
+        if step is None or not step.is_of_a_stand_in(mistake.path[2:]):
+            said.append((mistake.path, mistake.sentence))
+    return said
+
+
+def _unknown_assumptions(values: dict[str, Any], section: str, there: Iterable[str]) -> list[Mistake]:
     assumed = values.get("assumptions")
     stated = assumed.get(section) if isinstance(assumed, dict) else None
     return [
-        _mistake(("assumptions", section, name), f"{name!r} is not in [{section}]: correct the name", None)
+        Mistake(("assumptions", section, name), f"{name!r} is not in [{section}]: correct the name")
         for name in (stated if isinstance(stated, dict) else {})
         if name not in there
     ]
 
 
-def _other_currencies(values: dict[str, Any], steps: dict[str, RephraseConfig]) -> list[InitErrorDetails]:
+def _other_currencies(values: dict[str, Any], steps: dict[str, RephraseConfig]) -> list[Mistake]:
     """A study's plan, status and report add up what its steps cost."""
     prices = values.get("prices")
     default = ReportPrices.model_fields["currency"].default
     currency = prices.get("currency", default) if isinstance(prices, dict) else default
     return [
-        _mistake(
+        Mistake(
             ("rephrase", name, "cost", "currency"),
             f"{step.cost.currency!r} is not prices.currency, {currency!r}: give both in one, they are added up",
-            None,
         )
         for name, step in steps.items()
         if step.cost.device_hour_price is not None and step.cost.currency != currency

@@ -98,11 +98,11 @@ class PretrainConfig(JobConfig):
     """Source of natural tokens in the packed set."""
     synthetic: tuple[Name, ...] = ()
     """Sources of synthetic tokens; each is mixed with the natural source on its own."""
-    shares: tuple[Fraction, ...] = (0.0, 1 / 3, 2 / 3, 1.0)
+    shares: tuple[Fraction, ...] = Field(default=(0.0, 1 / 3, 2 / 3, 1.0), min_length=1)
     """Synthetic shares of the training tokens, [0, 1]; share 0 is trained once for all synthetic sources."""
     axes: tuple[Axis, ...] = Field(min_length=1)
     """Blocks of (model, budget) pairs; a pair in two blocks is trained once."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Every run is repeated with each of these seeds."""
     run: RunTemplate = RunTemplate()
     placement: TrainPlacement = TrainPlacement()

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 
 from rayjobs.cli import sentences
-from rayjobs.study import StudyConfig, select, steps_of
+from rayjobs.study import SECTIONS, StudyConfig, select, steps_of
 from synth.errors import UserError
 from tests.assets.study_file import STUDY, changed
 from tune.config import Prices
@@ -91,6 +91,81 @@ def test_mistakes_of_all_kinds_are_told_at_once():
     assert {each.split(" ")[0].split(":")[0] for each in told} == {
         "laws.fit.plan", "report.report.plan", "pretrain.grid.shares.0", "pack.packed.sequence_lenght", "rephrase.made.corpus",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"pretrain.grid.sharez": [1], "pretrain.grid.packed": "nowhere"},
+            ["pretrain.grid.sharez is not a field that exists", "pretrain.grid.packed: 'nowhere' is not in [pack]"],
+        ),
+        (
+            {"pretrain.grid.shares": [0.0, 1.5], "pretrain.grid.axes": [{"models": ["99q"], "train_tokens": [65536]}]},
+            ["pretrain.grid.shares.1: Input should be", "pretrain.grid.axes.0.models: '99q' is not in the table"],
+        ),
+        (
+            {"search.s": {"synthetic": "hq", "cells": [], "share_range": [0.9, 0.1], "packed": "nowhere"}},
+            [
+                "search.s.cells: Tuple should have at least 1 item",
+                "search.s: share_range = [0.9, 0.1]: the first must be below",
+                "search.s.packed: 'nowhere' is not in [pack]",
+            ],
+        ),
+        (
+            {"search.s": {"synthetic": "hq", "cells": [{"model": "99q", "train_tokens": 65536}], "share_range": [0.9, 0.1]}},
+            ["search.s: share_range = [0.9, 0.1]", "search.s.cells.0.model: '99q' is not in the table of sizes"],
+        ),
+        (
+            {"recommend.r": {"laws": "fit", "target_num_params": -1}},
+            ["recommend.r.target_num_params: Input should be", "recommend.r: target_train_tokens is missing"],
+        ),
+        (
+            {"pack.packed.sources": {"natural": {"corpus": "natural"}, "hq": {"synthetic": "made", "recipe": 5}}, "pretrain.grid.synthetic": ["qa"]},
+            ["pack.packed.sources.hq.recipe: Input should be a valid string", "pretrain.grid.synthetic: 'qa' is not in [pack.packed.sources]"],
+        ),
+        (  # what would be said of the sources if they were known is not known
+            {"pack.packed.sources": 5},
+            ["pack.packed.sources: Input should be a valid dictionary"],
+        ),
+        (  # a wrong engine must not be told that it takes no endpoint
+            {"rephrase.made.engine": {"model": "m", "kind": "htpp", "endpoint": "http://node:1/v1"}},
+            ["rephrase.made.engine.kind: Input should be 'vllm'"],
+        ),
+        (
+            {"corpora.natural.sources": [{"kind": "files", "paths": 5}], "corpora.natural.disjoint_from": ["wild"]},
+            ["corpora.natural.sources.0.files.paths: Input should be", "corpora.natural.disjoint_from: 'wild' is not in"],
+        ),
+        ({"pretrain.grid.shares": []}, ["pretrain.grid.shares: Tuple should have at least 1 item"]),
+        ({"pretrain.grid.seeds": []}, ["pretrain.grid.seeds: Tuple should have at least 1 item"]),
+        (
+            {"laws.fit.drop_highest_losses": 4},
+            ["laws.fit.drop_highest_losses: 4 leaves none of the 4 runs of pretrain.grid: lower it."],
+        ),
+        (
+            {"pretrain.grid.shares": [0.331, 0.334]},
+            ["pretrain.grid.shares: 0.331 and 0.334 are both 33 %, which laws would take for one mixture"],
+        ),
+    ],
+)  # fmt: skip
+def test_no_mistake_hides_another_and_none_is_made_up(changes, told):
+    study = STUDY
+    for path, value in changes.items():
+        study = changed(path, value, study)
+    said = mistakes(study)
+    assert [each[: len(start)] for each, start in zip(said, told, strict=True)] == told
+
+
+def test_every_field_of_a_study_can_be_wrong_without_hiding_a_reference_beside_it():
+    """Each field of each step in turn is given a value of no type it takes; one reference elsewhere is always told."""
+    for section, job in SECTIONS.items():
+        for field in job.config.model_fields.keys() - {"name", "root"}:
+            study = changed("laws.other.plan", "gird")
+            table = study.setdefault(section, {}).setdefault("broken", {})
+            table[field] = {"no": ["such", {"thing": 1}]}
+            said = mistakes(study)
+            assert any("laws.other.plan: 'gird' is not in" in each for each in said), (section, field)
+            assert all(each.startswith((f"{section}.broken", "laws.other")) for each in said), said
 
 
 def test_a_circle_of_steps_is_refused():
