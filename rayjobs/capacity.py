@@ -7,6 +7,7 @@ autoscaler alone (on a cloud, on Kubernetes), so it is asked with a placement gr
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -112,6 +113,11 @@ def _is_open(labels: Mapping[str, str], need: Need) -> bool:
 
 NO_AUTOSCALER = "no autoscaler adds any"
 INFEASIBLE = "its autoscaler has no node types for the rest"
+
+
+def has_autoscaler() -> bool:
+    """Return whether an autoscaler adds nodes to the cluster this process has joined. One started with it has none."""
+    return bool(os.environ.get("RAY_ADDRESS")) and _autoscaler_state().seen > 0
 
 
 def _ask_autoscaler(step: str, need: Need) -> str | None:

@@ -11,20 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from upath import UPath
 
+from rayjobs.demand import ClusterSize, Demand, cluster_size, demand_of, fitting, placed_within
 from rayjobs.sharing import take_over
 from rayjobs.study import Step, StudyConfig, steps_of
+from rayjobs.warm_lanes import WarmLanes
 from synth.config import JobConfig
 from synth.errors import first_line
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import list_names, read_json, study_path, write_json_atomic
 from synth.study_log import StudyLog
-from train.placement import TrainPlacement
 
 RUNNING = "running"
 """Directory under the study root with one file for each process that runs a study there: its steps and since when."""
@@ -34,88 +35,11 @@ BEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0
 """A process of another machine that has not said so for this long is taken to be gone: its pid says nothing here."""
 
-FEWEST_CPUS_TO_OVERLAP = 4
-"""A smaller cluster runs one step after the other: two would only slow each other down."""
+LOOK_AGAIN_SECONDS = 10.0
+"""How often steps that wait for room are held against the cluster again: nodes come and go."""
 
-
-@dataclass(frozen=True)
-class Demand:
-    """What a step asks of the cluster while it runs."""
-
-    cpus: float
-    gpus: float = 0.0
-    elastic: bool = False
-    """Whether it works with any number of CPUs, and takes all that are free."""
-    group_sizes: tuple[int, ...] = ()
-    """Numbers of workers its lanes work with, ascending; what it asks for is what the last of them takes. () where there is
-    no choice."""
-
-    def within(self, cpus: float, gpus: float) -> Demand | None:
-        """Return the most of it that so much holds; None when not even the least does."""
-        if self.elastic:
-            return replace(self, cpus=float(int(cpus))) if cpus >= 1 and self.gpus <= gpus else None
-        for at in reversed(range(max(1, len(self.group_sizes)))):
-            part = self.group_sizes[at] / self.group_sizes[-1] if self.group_sizes else 1.0
-            if self.cpus * part <= cpus and self.gpus * part <= gpus:
-                sizes = self.group_sizes[: at + 1]
-                return replace(self, cpus=self.cpus * part, gpus=self.gpus * part, group_sizes=sizes)
-        return None
-
-
-def demand_of(step: Step) -> Demand:
-    """Return what a step's placement asks for; a step that runs on the driver asks for nothing."""
-    placement: Any = getattr(step.config, "placement", None)
-    if step.section in ("corpora", "pack"):
-        return Demand(float(placement.tasks or 1), elastic=placement.tasks == 0)
-    if step.section == "rephrase":
-        engines = placement.min_engines or placement.engines
-        # The stages of Ray Data LLM share a CPU beside the engines; of the other kinds engines are all there is.
-        beside = 1 if step.config.engine.kind == "ray_data_llm" else 0
-        return Demand(engines * placement.cpus_per_engine + beside, engines * placement.gpus_per_engine)
-    if isinstance(placement, TrainPlacement):
-        workers = placement.max_workers * (1 if step.section == "generators" else placement.lanes)
-        sizes = placement.group_sizes if placement.elastic else ()
-        return Demand(
-            workers * placement.cpus_per_worker, workers * placement.gpus_per_worker, group_sizes=sizes
-        )
-    return Demand(0.0)
-
-
-def placed_within(config: Any, demand: Demand) -> Any:
-    """Return a step's configuration with a placement that takes no more than this of the cluster."""
-    if demand.elastic:
-        change: dict[str, Any] = {"tasks": int(demand.cpus)}
-    elif demand.group_sizes:
-        least, most = demand.group_sizes[0], demand.group_sizes[-1]
-        change = {"workers_per_lane": most if least == most else (least, most)}
-    else:
-        return config
-    return config.model_copy(update={"placement": config.placement.model_copy(update=change)})
-
-
-def fitting(
-    ready: Sequence[tuple[Step, Demand]], running: Sequence[Demand], cpus: float, gpus: float
-) -> list[tuple[Step, Demand]]:
-    """Return the steps to start now on a cluster of this size, in order; at least one when nothing runs.
-
-    A step whose placement is fixed comes before one that takes what is left, which then gets just that, for as long as it runs.
-    """
-    if not running and (cpus < FEWEST_CPUS_TO_OVERLAP or len(ready) == 1):
-        return list(ready[:1])
-    if running and cpus < FEWEST_CPUS_TO_OVERLAP:
-        return []
-    free_cpus = cpus - sum(need.cpus for need in running)
-    free_gpus = gpus - sum(need.gpus for need in running)
-    started: list[tuple[Step, Demand]] = []
-    for step, wanted in sorted(ready, key=lambda each: (each[1].elastic, len(each[1].group_sizes) > 1)):
-        need = wanted.within(free_cpus, free_gpus)
-        if need is None:
-            if running or started:
-                continue
-            need = wanted  # nothing will ever leave it more room
-        free_cpus, free_gpus = free_cpus - need.cpus, free_gpus - need.gpus
-        started.append((step, need))
-    return started
+_Outcome = tuple[Step, float, BaseException | None]
+"""A step that has ended, after how many seconds, and what stopped it."""
 
 
 class Schedule:
@@ -127,10 +51,10 @@ class Schedule:
         steps: Sequence[Step],
         connect: Callable[[str, JobConfig], None],
         say: Callable[[str], None],
-        size: Callable[[], tuple[float, float]] | None = None,
+        size: Callable[[], ClusterSize] | None = None,
         redone: Collection[Step] = (),
     ) -> None:
-        """Take the steps in order, how to connect to Ray, and where lines go; `size` gives the cluster's CPUs and GPUs.
+        """Take the steps in order, how to connect to Ray, and where lines go; `size` gives the cluster's size as it is now.
 
         `redone` are steps to be done again, which are not taken over from another study.
         """
@@ -145,7 +69,7 @@ class Schedule:
         self._connected: set[str] = set()
         self._began_at: dict[str, str] = {}
         self._log = StudyLog(study.root)
-        self._outcomes: queue.Queue[tuple[Step, float, BaseException | None]] = queue.Queue()
+        self._outcomes: queue.Queue[_Outcome] = queue.Queue()
 
     def run(self) -> None:
         """Run everything. Raises what stopped a step or kept it from beginning, after the steps at work have ended."""
@@ -155,12 +79,12 @@ class Schedule:
         beat = threading.Thread(target=self._beat, args=(over,), name="beat", daemon=True)
         beat.start()
         with ExitStack() as stack:
-            lanes = _SharedLanes(stack)
+            lanes = WarmLanes(stack, self._running)
             try:
                 while self._waiting or self._running:
                     self._start_next(lanes)
-                    if self._running:
-                        self._settle(*self._outcomes.get())
+                    if self._running and (outcome := self._next_outcome()):
+                        self._settle(*outcome)
             except Exception:
                 self._wait_for_the_rest()
                 raise
@@ -169,25 +93,24 @@ class Schedule:
                 beat.join()
                 running_path(self._study.root, socket.gethostname(), os.getpid()).unlink(missing_ok=True)
 
-    def _start_next(self, lanes: _SharedLanes) -> None:
-        ready = self._ready()
-        if not ready:
-            return
-        if (on_the_driver := next((step for step in ready if not step.job.needs_ray), None)) is not None:
-            self._run_here(on_the_driver, {})
-            return
-        if not self._running:  # else it is connected, and this step may have to wait
-            self._connect_for(ready[0])
-        cpus, gpus = self._size()
-        started = fitting(
-            [(step, demand_of(step)) for step in ready], list(self._running.values()), cpus, gpus
-        )
-        if len(started) == 1 and not self._running:
-            self._run_here(started[0][0], lanes.for_step(started[0][0]))
-            return
-        lanes.close()  # they hold CPUs that are counted as free here
-        for step, need in started:
-            self._run_beside(step, need)
+    def _start_next(self, lanes: WarmLanes) -> None:
+        """Start every step that is ready and has room, each in a thread of its own."""
+        ready = sorted(self._ready(), key=lambda step: step.job.needs_ray)
+        if not self._connected and (first := next((step for step in ready if step.job.needs_ray), None)):
+            self._connect_for(first)
+        size = self._size() if self._connected else ClusterSize()
+        started = fitting([(step, demand_of(step)) for step in ready], list(self._running.values()), size)
+        placed = [replace(step, config=placed_within(step.config, need)) for step, need in started]
+        options = lanes.for_steps(placed)
+        for (step, need), each in zip(started, placed, strict=True):
+            self._start(step, need, each.config, options.get(step.key, {}))
+
+    def _next_outcome(self) -> _Outcome | None:
+        """Return how the next step has ended; None when it is time to look again whether others have room."""
+        try:
+            return self._outcomes.get(timeout=LOOK_AGAIN_SECONDS)
+        except queue.Empty:
+            return None
 
     def _ready(self) -> list[Step]:
         """Return waiting steps whose parents are done and that have something left to do; note those that have not."""
@@ -216,22 +139,12 @@ class Schedule:
             self._plans[step.key] = plan
         return plan.finished
 
-    def _run_here(self, step: Step, options: dict[str, Any]) -> None:
+    def _start(self, step: Step, demand: Demand, config: Any, options: dict[str, Any]) -> None:
         if step.job.needs_ray:
             self._connect_for(step)
-        self._begin(step, Demand(0.0))
-        began, failure = time.monotonic(), None
-        try:
-            step.job.run(step.config, **options)
-        except Exception as error:  # raised again, once the steps beside it have ended
-            failure = error
-        self._settle(step, time.monotonic() - began, failure)
-
-    def _run_beside(self, step: Step, demand: Demand) -> None:
-        self._connect_for(step)
         self._begin(step, demand)
-        config = placed_within(step.config, demand)
-        threading.Thread(target=self._work, args=(step, config), name=step.key, daemon=True).start()
+        arguments = (step, config, options)
+        threading.Thread(target=self._work, args=arguments, name=step.key, daemon=True).start()
 
     def _connect_for(self, step: Step) -> None:
         """Connect to Ray for a step, once: the cluster is asked whether it can hold what the step needs."""
@@ -239,10 +152,10 @@ class Schedule:
             self._connected.add(step.key)
             self._connect(self._numbered(step), step.config)
 
-    def _work(self, step: Step, config: Any) -> None:
+    def _work(self, step: Step, config: Any, options: dict[str, Any]) -> None:
         began, failure = time.monotonic(), None
         try:
-            step.job.run(config)
+            step.job.run(config, **options)
         except BaseException as error:  # handed to the main thread, which raises it
             failure = error
         self._outcomes.put((step, time.monotonic() - began, failure))
@@ -345,44 +258,6 @@ def _alive(entry: dict[str, Any]) -> bool:
     except PermissionError:
         pass
     return True
-
-
-class _SharedLanes:
-    """Warm training lanes kept from one training step to the next with the same placement, and closed otherwise.
-
-    Starting worker groups costs more than training a small model; neighbouring steps of a study share them.
-    """
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._open: tuple[TrainPlacement, Any] | None = None
-
-    def for_step(self, step: Step) -> dict[str, Any]:
-        """Return the step's further arguments: the lanes when it trains a queue of runs, nothing otherwise."""
-        if step.job.name not in ("sweep_learning_rates", "pretrain_models", "search_mixture"):
-            self.close()
-            return {}
-        fields = TrainPlacement.model_fields
-        placement = TrainPlacement(**{name: getattr(step.config.placement, name) for name in fields})
-        if self._open is None or self._open[0] != placement:
-            self.close()
-            from train.lanes.job import Lanes
-
-            self._open = (placement, self._stack.enter_context(Lanes(step.config.root, placement)))
-        return {"lanes": self._open[1]}
-
-    def close(self) -> None:
-        """Give the workers back."""
-        self._stack.close()
-        self._open = None
-
-
-def cluster_size() -> tuple[float, float]:
-    """Return the CPUs and GPUs of the Ray cluster as it is now."""
-    import ray
-
-    size = ray.cluster_resources()
-    return float(size.get("CPU", 0.0)), float(size.get("GPU", 0.0))
 
 
 def _brief(plan: Plan) -> list[str]:

@@ -3,12 +3,14 @@
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from rayjobs import schedule
 from rayjobs.cli import Job
-from rayjobs.schedule import RUNNING, Demand, Schedule, demand_of, fitting, placed_within, running_path
+from rayjobs.demand import ClusterSize, Demand, demand_of, fitting, placed_within
+from rayjobs.schedule import RUNNING, Schedule, running_path
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.config import CorpusConfig, CorpusPlacement
 from synth.errors import UserError
@@ -27,12 +29,12 @@ def names(started):
 
 def test_two_cores_run_one_step_after_the_other():
     ready = [("corpus", ELASTIC), ("generator", Demand(1.0))]
-    assert names(fitting(ready, [], cpus=2, gpus=0)) == ["corpus"]
-    assert fitting(ready[1:], [ELASTIC], cpus=2, gpus=0) == []
+    assert names(fitting(ready, [], ClusterSize(2, 0))) == ["corpus"]
+    assert fitting(ready[1:], [ELASTIC], ClusterSize(2, 0)) == []
 
 
 def test_a_generator_trains_beside_a_corpus_that_takes_the_cpus_it_leaves():
-    started = fitting([("corpus", ELASTIC), ("generator", FIXED)], [], cpus=8, gpus=0)
+    started = fitting([("corpus", ELASTIC), ("generator", FIXED)], [], ClusterSize(8, 0))
     assert [(step, need.cpus) for step, need in started] == [("generator", 2.0), ("corpus", 6.0)]
 
 
@@ -43,25 +45,36 @@ def test_a_training_whose_groups_may_change_takes_the_largest_that_fits_beside_a
     grid = next(step for step in steps_of(study) if step.section == "pretrain")
     wanted = demand_of(grid)
     assert (wanted.cpus, wanted.group_sizes) == (8.0, (1, 2, 4))
-    started = fitting([(grid, wanted), ("made", FIXED)], [], cpus=7, gpus=0)
+    started = fitting([(grid, wanted), ("made", FIXED)], [], ClusterSize(7, 0))
     assert [(step, need.cpus) for step, need in started] == [("made", 2.0), (grid, 4.0)]
     placed = placed_within(grid.config, started[1][1]).placement
     assert (placed.workers_per_lane, placed.group_sizes) == ((1, 2), (1, 2))
     assert placed_within(grid.config, wanted.within(3, 0)).placement.workers_per_lane == 1
     assert placed_within(grid.config, wanted).placement == grid.config.placement
-    assert fitting([(grid, wanted)], [Demand(7.0)], cpus=8, gpus=0) == [], "two lanes of one do not fit"
-    assert fitting([(grid, wanted), (grid, wanted)], [], cpus=8, gpus=0) == [(grid, wanted)]
+    assert fitting([(grid, wanted)], [Demand(7.0)], ClusterSize(8, 0)) == [], "two lanes of one do not fit"
+    assert fitting([(grid, wanted), (grid, wanted)], [], ClusterSize(8, 0)) == [(grid, wanted)]
+
+
+def test_a_training_that_follows_the_cluster_is_held_to_nothing_while_no_other_step_wants_room():
+    """A fit on the driver asks for none, and where nodes are added there is always room."""
+    follows, fit = ("grid", Demand(8.0, group_sizes=(1, 2, 4))), ("fit", Demand(0.0))
+    assert fitting([fit, follows], [], ClusterSize(4, 0)) == [fit, follows]
+    assert fitting([follows], [fit[1]], ClusterSize(4, 0)) == [follows]
+    assert fitting([follows], [FIXED], ClusterSize(4, 0, grows=True)) == [follows]
+    assert fitting([follows], [FIXED], ClusterSize(4, 0)) == [("grid", Demand(2.0, group_sizes=(1,)))]
 
 
 def test_steps_that_want_the_same_gpus_wait_for_each_other():
     three = [(name, Demand(cpus=9.0, gpus=8.0)) for name in ("hq-3b", "hq-8b", "hq-70b")]
-    assert names(fitting(three, [], cpus=64, gpus=16)) == ["hq-3b", "hq-8b"]
-    assert names(fitting(three[2:], [need for _, need in three[:2]], cpus=64, gpus=16)) == []
-    assert names(fitting(three[2:], [three[0][1]], cpus=64, gpus=16)) == ["hq-70b"]
+    assert names(fitting(three, [], ClusterSize(64, 16))) == ["hq-3b", "hq-8b"]
+    assert names(fitting(three[2:], [need for _, need in three[:2]], ClusterSize(64, 16))) == []
+    assert names(fitting(three[2:], [three[0][1]], ClusterSize(64, 16))) == ["hq-70b"]
 
 
 def test_a_step_larger_than_the_cluster_is_started_all_the_same_when_nothing_runs():
-    assert names(fitting([("large", Demand(100.0)), ("small", Demand(1.0))], [], cpus=8, gpus=0)) == ["large"]
+    assert names(fitting([("large", Demand(100.0)), ("small", Demand(1.0))], [], ClusterSize(8, 0))) == [
+        "large"
+    ]
 
 
 def test_what_a_step_needs_is_what_its_placement_asks_for():
@@ -74,6 +87,31 @@ def test_what_a_step_needs_is_what_its_placement_asks_for():
     assert needs["rephrase"] == Demand(cpus=4.0, gpus=8.0)
     assert needs["corpora"].elastic
     assert needs["laws"] == Demand(0.0)
+
+
+def test_where_an_autoscaler_adds_nodes_every_step_is_started_whatever_is_there_now():
+    three = [
+        (name, Demand(cpus=32.0, gpus=gpus)) for name, gpus in (("hq-3b", 8), ("hq-8b", 8), ("hq-70b", 32))
+    ]
+    for cpus, gpus in ((0, 0), (32, 0), (256, 8), (256, 64)):
+        size = ClusterSize(cpus, gpus, grows=True)
+        assert names(fitting(three, [], size)) == ["hq-3b", "hq-8b", "hq-70b"]
+        assert names(fitting(three[1:], [three[0][1]], size)) == ["hq-8b", "hq-70b"]
+
+
+def test_a_step_that_follows_the_cluster_is_held_to_no_number_of_tasks_while_it_grows():
+    ready = [("corpus", ELASTIC), ("generator", FIXED)]
+    assert [need.tasks for _, need in fitting(ready, [], ClusterSize(8, 0, grows=True))] == [None, None]
+    assert [need.tasks for _, need in fitting(ready, [], ClusterSize(8, 0))] == [None, 6]
+
+
+def test_steps_that_could_each_hold_what_the_other_waits_for_take_turns():
+    """Two of Ray Data LLM can take all CPUs for their engines and have none for their other stages."""
+    staged = Demand(cpus=2.0, in_stages=True)
+    ready = [("a", staged), ("b", staged), ("c", FIXED)]
+    size = ClusterSize(0, 0, grows=True)
+    assert names(fitting(ready, [], size)) == ["a", "c"]
+    assert names(fitting(ready[1:2], [staged], size)) == []
 
 
 def steps_that(work, tmp_path):
@@ -100,7 +138,9 @@ def test_steps_with_room_for_both_are_at_work_at_the_same_time(tmp_path):
     together = threading.Barrier(2, timeout=20)  # neither gets past it alone
     said = []
     study, steps = steps_that(lambda name: together.wait(), tmp_path)
-    Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (8.0, 0.0)).run()
+    Schedule(
+        study, steps, connect=lambda step, config: None, say=said.append, size=lambda: ClusterSize(8.0, 0.0)
+    ).run()
     assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
     log = read_log(study.root)
     assert sorted(entry["name"] for entry in log) == ["one", "two"]
@@ -117,7 +157,11 @@ def test_on_two_cpus_one_follows_the_other(tmp_path):
 
     study, steps = steps_that(work, tmp_path)
     Schedule(
-        study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)
+        study,
+        steps,
+        connect=lambda step, config: None,
+        say=lambda text: None,
+        size=lambda: ClusterSize(2.0, 0.0),
     ).run()
 
 
@@ -134,7 +178,11 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
     study, steps = steps_that(work, tmp_path)
     with pytest.raises(UserError, match="the disk is full"):
         Schedule(
-            study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (8.0, 0.0)
+            study,
+            steps,
+            connect=lambda step, config: None,
+            say=lambda text: None,
+            size=lambda: ClusterSize(8.0, 0.0),
         ).run()
     assert [entry["name"] for entry in read_log(study.root)] == ["two"]
 
@@ -153,7 +201,9 @@ def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):
 
     study, steps = steps_that(work, tmp_path)
     with pytest.raises(UserError, match="cannot ever hold that"):
-        Schedule(study, steps, connect=connect, say=lambda text: None, size=lambda: (8.0, 0.0)).run()
+        Schedule(
+            study, steps, connect=connect, say=lambda text: None, size=lambda: ClusterSize(8.0, 0.0)
+        ).run()
     assert [entry["name"] for entry in read_log(study.root)] == ["one"]
 
 
@@ -167,7 +217,11 @@ def test_what_stops_a_second_step_is_said_too(tmp_path):
     study, steps = steps_that(work, tmp_path)
     with pytest.raises(UserError, match="is ill") as error:
         Schedule(
-            study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (8.0, 0.0)
+            study,
+            steps,
+            connect=lambda step, config: None,
+            say=said.append,
+            size=lambda: ClusterSize(8.0, 0.0),
         ).run()
     second = "two" if str(error.value) == "one is ill" else "one"
     assert said[-1] == f"build_corpus {second} has stopped too: {second} is ill"
@@ -179,7 +233,7 @@ def test_the_cluster_is_asked_once_for_each_step(tmp_path):
     gone = running_path(study.root, os.uname().nodename, 2**22 - 1)
     write_json_atomic(gone, {"host": os.uname().nodename, "pid": 2**22 - 1, "steps": {}})
     Schedule(
-        study, steps, connect=lambda step, config: asked.append(step), say=lambda text: None, size=lambda: (2.0, 0.0),
+        study, steps, connect=lambda step, config: asked.append(step), say=lambda text: None, size=lambda: ClusterSize(2.0, 0.0),
     ).run()  # fmt: skip
     assert asked == ["1/2 build_corpus one", "2/2 build_corpus two"]
     assert not gone.exists(), "what a killed process has said of itself is cleared away"
@@ -191,7 +245,9 @@ def test_a_step_that_another_process_runs_is_warned_of(tmp_path):
     steps_there = {"corpora.two": "2026-01-01T00:00:00+00:00", "pack.x": "-"}
     other = {"host": "elsewhere", "pid": 7, "seen_at": minutes_ago(1), "steps": steps_there}
     write_json_atomic(running_path(study.root, "elsewhere", 7), other)
-    Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=lambda: (2.0, 0.0)).run()
+    Schedule(
+        study, steps, connect=lambda step, config: None, say=said.append, size=lambda: ClusterSize(2.0, 0.0)
+    ).run()
     (warning,) = [line for line in said if line.startswith("warning: ")]
     assert warning.startswith("warning: corpora.two is at work in process 7 on elsewhere since 2026-01-01")
 
@@ -210,6 +266,53 @@ def test_a_study_at_work_says_so_again_and_again(tmp_path, monkeypatch):
     study, steps = steps_that(work, tmp_path)
     path = running_path(study.root, os.uname().nodename, os.getpid())
     Schedule(
-        study, steps, connect=lambda step, config: None, say=lambda text: None, size=lambda: (2.0, 0.0)
+        study,
+        steps,
+        connect=lambda step, config: None,
+        say=lambda text: None,
+        size=lambda: ClusterSize(2.0, 0.0),
     ).run()
     assert not path.exists()
+
+
+def test_a_step_that_waits_for_room_starts_when_nodes_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "LOOK_AGAIN_SECONDS", 0.01)
+    together, looks = threading.Barrier(2, timeout=20), []
+
+    def size():
+        looks.append(1)
+        return ClusterSize(2.0 if len(looks) < 5 else 8.0)
+
+    said = []
+    study, steps = steps_that(lambda name: together.wait(), tmp_path)
+    Schedule(study, steps, connect=lambda step, config: None, say=said.append, size=size).run()
+    assert "2/2 build_corpus two: parts 1 beside corpora.one" in said
+    assert len(looks) >= 5
+
+
+def test_a_step_is_started_as_soon_as_its_parents_are_finished_while_others_are_at_work(tmp_path):
+    """`child` needs `one` alone; `two` is at work until the child is, so waiting for it would never end."""
+    child_began = threading.Event()
+
+    def work(name):
+        if name == "child":
+            child_began.set()
+        if name == "two":
+            assert child_began.wait(20), "the child was kept waiting for a step it does not need"
+
+    study, steps = steps_that(work, tmp_path)
+    child = replace(steps[0], config=steps[0].config.model_copy(update={"name": "child"}), parents=("corpora.one",))  # fmt: skip
+    grows = lambda: ClusterSize(0.0, 0.0, grows=True)  # noqa: E731
+    Schedule(
+        study, [*steps, child], connect=lambda step, config: None, say=lambda text: None, size=grows
+    ).run()
+
+
+def test_a_fit_on_the_driver_does_not_keep_a_step_with_room_from_starting(tmp_path):
+    together = threading.Barrier(2, timeout=20)
+    study, (one, two) = steps_that(lambda name: together.wait(), tmp_path)
+    fit = replace(one, job=replace(one.job, needs_ray=False))
+    Schedule(
+        study, [fit, two], connect=lambda step, config: None, say=lambda text: None,
+        size=lambda: ClusterSize(8.0),
+    ).run()  # fmt: skip
