@@ -25,7 +25,7 @@ import pydantic
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from rayjobs.cluster import connect
-from rayjobs.stand_ins import details_of
+from rayjobs.mending import details_of
 from synth.config import JobConfig
 from synth.errors import UserError
 from synth.plan import Plan

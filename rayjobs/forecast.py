@@ -280,7 +280,7 @@ def _nothing(study: StudyForecast, config: Any) -> Forecast:
 def total_of(forecasts: Sequence[Forecast], currency: str | None) -> dict[str, object]:
     """Return the sums over steps as facts; a sum with an unknown part says that it is the least.
 
-    `currency` is None when no price is given: then no money is named.
+    `currency` is None when no price is given: then there is no money, and it says how to get some.
     """
     labels = {
         "generated_tokens": "tokens generated",
@@ -293,7 +293,10 @@ def total_of(forecasts: Sequence[Forecast], currency: str | None) -> dict[str, o
     }
     facts: dict[str, object] = {}
     for each in fields(Forecast):
-        if each.name not in labels or (each.name == "money" and currency is None):
+        if each.name not in labels:
+            continue
+        if each.name == "money" and currency is None:
+            facts["price"] = "no price set: give [prices] generation_device_hour and training_device_hour"
             continue
         values = [getattr(forecast, each.name) for forecast in forecasts]
         known = math.fsum(value for value in values if value is not None)

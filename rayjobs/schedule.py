@@ -17,9 +17,9 @@ from typing import Any
 from upath import UPath
 
 from rayjobs.demand import ClusterSize, Demand, cluster_size, demand_of, fitting, placed_within
+from rayjobs.lanes import WarmLanes
 from rayjobs.sharing import take_over
 from rayjobs.study import Step, StudyConfig, steps_of
-from rayjobs.warm_lanes import WarmLanes
 from synth.config import JobConfig
 from synth.errors import first_line
 from synth.plan import Plan

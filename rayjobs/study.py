@@ -25,8 +25,9 @@ from rayjobs import (
 )
 from rayjobs.assumptions import Assumptions
 from rayjobs.cli import BETWEEN_STEPS, Job
+from rayjobs.mending import VARIANTS, Mended, Path, mend
 from rayjobs.references import Mistake, ancestors_of, descendants_of, in_order, mistakes_in, parents_of
-from rayjobs.stand_ins import VARIANTS, Mended, Path, mend
+from rayjobs.rounds import as_written, left_over, unrolled
 from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConfig
 from synth.errors import UserError
 from synth.model_source import STUDY_PREFIX
@@ -56,6 +57,9 @@ class StudyConfig(JobConfig):
     """Roots of other studies. A step that is finished there under the same name, from the same recipe and the same
     parents, is taken over instead of made again; so is every run that a plan, or the beginning of a search or a sweep,
     wants and one of them has."""
+    rounds: int | None = Field(default=None, ge=1, le=1000)
+    """Rounds of a chain in which each generator writes what the next one reads: tables and list items with `{round}` or
+    `{previous}` in their names are spelled out for rounds 1 to this one; null: the study has no rounds."""
     assumptions: Assumptions = Assumptions()
     """What is reckoned with before anything is measured."""
     prices: ReportPrices = ReportPrices()
@@ -90,6 +94,9 @@ class StudyConfig(JobConfig):
         """Name the steps, then raise one ValidationError with the mistakes of all of them and between them."""
         if not isinstance(values, dict):
             return handler(values)
+        rounds, written = values.get("rounds"), values
+        if isinstance(rounds, int):
+            values = unrolled(values, rounds)
         values, mistakes = _with_names(values, cls.model_fields["root"].default)
         try:
             study = handler(values)
@@ -102,6 +109,11 @@ class StudyConfig(JobConfig):
             name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
         }
         mistakes += [_mistake(path, sentence, None) for path, sentence in _hidden_mistakes(values, known)]
+        if isinstance(rounds, int):  # what is wrong in every round is one mistake
+            mistakes = [each | {"loc": as_written(written, each["loc"], rounds)} for each in mistakes]  # type: ignore[misc]
+            mistakes = list({(each["loc"], str(each["type"])): each for each in mistakes}.values())
+        if rounds is None:
+            mistakes += [_mistake(path, "stands for every round: give rounds, how many there are", None) for path in left_over(values)]  # fmt: skip
         if mistakes:
             raise pydantic.ValidationError.from_exception_data(cls.__name__, mistakes)
         return study

@@ -93,6 +93,7 @@ def test_the_sum_says_where_it_is_only_the_least():
     facts = total_of(list(some.values()), "USD")
     assert facts["tokens generated"] == "unknown for 1 of 6 steps, see there"
     assert facts["device-hours of training"] > 0
+    assert total_of(list(some.values()), None)["price"].startswith("no price set: give [prices]")
     everything = total_of(list(forecasts(assumed_study()).values()), "USD")
     assert everything["price, USD"] == pytest.approx(
         sum(each.money for each in forecasts(assumed_study()).values()), rel=1e-3

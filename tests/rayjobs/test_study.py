@@ -177,6 +177,51 @@ def test_a_circle_of_steps_is_refused():
     ]
 
 
+def test_rounds_are_spelled_out_as_many_as_there_are():
+    study = changed("rounds", 3)
+    study = changed("generators.round0", {"corpus": "natural"}, study)
+    learns = {"corpus": "natural", "synthetic": "round{previous}", "natural_fraction": 0.5}
+    study["generators"]["round{previous}"] = learns
+    writes = {"corpus": "natural", "recipes": ["hq"], "engine": {"model": "root:generators/round{previous}"}}
+    study["rephrase"]["round{round}"] = writes
+    study["pack"]["packed"]["sources"]["round{round}"] = {"synthetic": "round{round}"}
+    study["pretrain"]["grid"]["synthetic"] = ["hq", "round{round}"]
+    found = StudyConfig.model_validate(study)
+    assert list(found.generators) == ["round0", "round1", "round2"]
+    assert [each.synthetic for each in found.generators.values()] == [None, "round1", "round2"]
+    engines = [found.rephrase[f"round{number}"].engine.model for number in (1, 2, 3)]
+    assert engines == [f"root:generators/round{number}" for number in (0, 1, 2)]
+    assert found.pretrain["grid"].synthetic == ("hq", "round1", "round2", "round3")
+    chain = [step.key for step in steps_of(found) if "round" in step.key]
+    assert chain == [
+        f"{kind}.round{n + (kind == 'rephrase')}" for n in range(3) for kind in ("generators", "rephrase")
+    ]
+    assert len(StudyConfig.model_validate(study | {"rounds": 7}).rephrase) == 1 + 7
+
+
+def test_what_is_wrong_in_every_round_is_told_once_where_it_is_written():
+    study = changed("rounds", 4)
+    study["rephrase"]["round{round}"] = {
+        "corpus": "wild",
+        "recipes": ["hq"],
+        "engine": {"model": "m"},
+        "sead": 1,
+    }
+    study["pretrain"]["grid"]["synthetic"] = ["hq", "{round}"]
+    told = mistakes(study)
+    assert [each for each in told if each.startswith("rephrase")] == [
+        "rephrase.round{round}.sead is not a field that exists: remove it or mend its spelling (--help lists all fields).",
+        "rephrase.round{round}.corpus: 'wild' is not in [corpora] (there: natural).",
+    ]
+
+
+def test_a_name_for_every_round_without_rounds_is_told():
+    study = changed("pretrain.grid.synthetic", ["round{round}"])
+    said = mistakes(study)
+    assert "pretrain.grid.synthetic.0: stands for every round: give rounds, how many there are." in said
+    assert mistakes(study | {"rounds": 0})[0].startswith("rounds: Input should be greater than or equal to 1")
+
+
 def test_a_chain_of_generators_runs_round_by_round():
     study = changed("generators.first", {"corpus": "natural"})
     study = changed("rephrase.made.engine.model", "root:generators/first", study)
