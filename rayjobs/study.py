@@ -50,6 +50,9 @@ SECTIONS: dict[str, Job[Any]] = {
 """Sections of a study file in the order of the flow, and the job each runs."""
 
 
+MOST_ROUNDS = 100
+
+
 class StudyConfig(JobConfig):
     """`run_study`: every step of a study from one file; finished steps are skipped, the rest is resumed."""
 
@@ -57,7 +60,7 @@ class StudyConfig(JobConfig):
     """Roots of other studies. A step that is finished there under the same name, from the same recipe and the same
     parents, is taken over instead of made again; so is every run that a plan, or the beginning of a search or a sweep,
     wants and one of them has."""
-    rounds: int | None = Field(default=None, ge=1, le=1000)
+    rounds: int | None = Field(default=None, ge=1, le=MOST_ROUNDS)
     """Rounds of a chain in which each generator writes what the next one reads: tables and list items with `{round}` or
     `{previous}` in their names are spelled out for rounds 1 to this one; null: the study has no rounds."""
     assumptions: Assumptions = Assumptions()
@@ -94,9 +97,8 @@ class StudyConfig(JobConfig):
         """Name the steps, then raise one ValidationError with the mistakes of all of them and between them."""
         if not isinstance(values, dict):
             return handler(values)
-        rounds, written = values.get("rounds"), values
-        if isinstance(rounds, int):
-            values = unrolled(values, rounds)
+        written, rounds = values, _rounds_of(values)
+        values = unrolled(values, rounds)
         values, mistakes = _with_names(values, cls.model_fields["root"].default)
         try:
             study = handler(values)
@@ -109,14 +111,23 @@ class StudyConfig(JobConfig):
             name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
         }
         mistakes += [_mistake(path, sentence, None) for path, sentence in _hidden_mistakes(values, known)]
-        if isinstance(rounds, int):  # what is wrong in every round is one mistake
-            mistakes = [each | {"loc": as_written(written, each["loc"], rounds)} for each in mistakes]  # type: ignore[misc]
-            mistakes = list({(each["loc"], str(each["type"])): each for each in mistakes}.values())
-        if rounds is None:
-            mistakes += [_mistake(path, "stands for every round: give rounds, how many there are", None) for path in left_over(values)]  # fmt: skip
+        if written.get("rounds") is None and (first := next(left_over(written), None)):
+            sentence = (
+                f"is missing, and {'.'.join(map(str, first))} stands for every round: give how many there are"
+            )
+            mistakes.append(_mistake(("rounds",), sentence, None))
+        # What is wrong in every round is one mistake.
+        mistakes = [each | {"loc": as_written(written, each["loc"], rounds)} for each in mistakes]  # type: ignore[misc]
+        mistakes = list({(each["loc"], str(each["type"])): each for each in mistakes}.values())
         if mistakes:
             raise pydantic.ValidationError.from_exception_data(cls.__name__, mistakes)
         return study
+
+
+def _rounds_of(values: dict[str, Any]) -> int:
+    """Return how many rounds to spell out; one, to find what else is wrong, where that is missing or no number."""
+    stated = values.get("rounds")
+    return max(1, min(int(stated), MOST_ROUNDS)) if str(stated).isdigit() else 1
 
 
 def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, Any], list[InitErrorDetails]]:
