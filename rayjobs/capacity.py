@@ -43,6 +43,8 @@ class Need:
     """Fields of the configuration that decide it."""
     off_the_gpu_pools: bool = False
     """It keeps off nodes bought for their GPUs."""
+    remedy: str = ""
+    """What else than less of it or more nodes would help."""
 
     def __str__(self) -> str:
         return f"{self.what} takes {self.count} x {shown(self.bundle)} at once ({', '.join(self.fields)})"
@@ -54,7 +56,14 @@ def need_of(config: JobConfig) -> Need | None:
     fields: tuple[str, ...]
     if isinstance(config, RephraseConfig):
         fields = ("placement.cpus_per_engine", "placement.gpus_per_engine")
-        return Need("an engine", 1, _bundle(placement.cpus_per_engine, placement.gpus_per_engine), fields)
+        if placement.across_nodes:
+            devices = placement.devices_per_engine
+            return Need("an engine across nodes", devices, placement.device_bundle, fields)
+        spread = "or set placement.across_nodes = true, if two nodes together have them"
+        return Need(
+            "an engine", 1, _bundle(placement.cpus_per_engine, placement.gpus_per_engine), fields,
+            remedy=spread if placement.devices_per_engine > 1 and placement.gpus_per_engine else "",
+        )  # fmt: skip
     if isinstance(placement, TrainPlacement):
         per_lane = ("placement.workers_per_lane", "placement.cpus_per_worker", "placement.gpus_per_worker")
         bundle = _bundle(placement.cpus_per_worker, placement.gpus_per_worker)
@@ -103,7 +112,7 @@ def check_capacity(step: str, need: Need, *, may_grow: bool) -> None:
     )
     raise UserError(
         f"{step}: {need}, and this cluster cannot ever hold that: its nodes are {there}, and {why_not}. Lower the placement, "
-        "or give the cluster larger or more nodes (max_workers and node types in cluster.yaml)."
+        f"or give the cluster larger or more nodes (max_workers and node types in cluster.yaml){need.remedy and ', '}{need.remedy}."
     )
 
 

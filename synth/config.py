@@ -211,6 +211,9 @@ class RephrasePlacement(Config):
     """GPUs of a replica each layer is spread over."""
     pipeline_parallel: int = Field(default=1, ge=1)
     """GPUs, or groups of tensor_parallel GPUs, of a replica the layers are dealt out to."""
+    across_nodes: bool = False
+    """Let the GPUs of one engine lie on several nodes, for a model that none holds: they are reserved together as a placement
+    group, close to each other where there is room, and vLLM runs a Ray worker on each."""
     parts_in_flight: int | None = Field(default=None, ge=1)
     """Input parts one replica works on at once; null is as many as keep the engine full while the longest answer of each
     part is waited for, 3 at least."""
@@ -240,7 +243,7 @@ class RephrasePlacement(Config):
     def _fits_together(self) -> Self:
         if self.min_engines is not None and self.min_engines > self.engines:
             raise ValueError(f"min_engines = {self.min_engines} is more than engines = {self.engines}")
-        devices = self.tensor_parallel * self.pipeline_parallel
+        devices = self.devices_per_engine
         shares_a_gpu = devices == 1 and 0 < self.gpus_per_engine < 1
         if self.gpus_per_engine not in (0, devices) and not shares_a_gpu:
             raise ValueError(
@@ -248,7 +251,28 @@ class RephrasePlacement(Config):
                 f"{self.gpus_per_engine:g}: an engine uses so many GPUs, and is paid for what it reserves (more engines of one GPU "
                 "each are `engines`)"
             )
+        if self.across_nodes and (devices == 1 or self.gpus_per_engine == 0):
+            raise ValueError(
+                "across_nodes spreads the GPUs of one engine: give tensor_parallel or pipeline_parallel above 1, and "
+                "gpus_per_engine"
+            )
+        if self.across_nodes and self.min_engines is not None:
+            raise ValueError(
+                "across_nodes keeps the GPUs of every engine until the end: leave min_engines out"
+            )
         return self
+
+    @property
+    def devices_per_engine(self) -> int:
+        """Devices one engine's layers are spread over and dealt out to."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def device_bundle(self) -> dict[str, float]:
+        """What one device of an engine takes of its node: a device and its part of the engine's CPUs."""
+        devices = self.devices_per_engine
+        bundle = {"CPU": self.cpus_per_engine / devices, "GPU": self.gpus_per_engine / devices}
+        return {name: amount for name, amount in bundle.items() if amount}
 
     @property
     def num_seqs(self) -> int:
@@ -395,5 +419,10 @@ class TuneEngineConfig(RephraseConfig):
             raise ValueError(
                 "engine.kind = 'ray_data_llm' cannot be tuned, it does not tell its device time: tune kind 'vllm' and set "
                 "what was found under placement"
+            )
+        if self.placement.across_nodes:
+            raise ValueError(
+                "placement.across_nodes: an engine on several nodes cannot be tuned, a trial is one task: tune settings on one "
+                "node and set what was found under placement"
             )
         return self

@@ -19,6 +19,7 @@ import ray.util.scheduling_strategies
 from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
 from synth.engines.factory import device_name
+from synth.engines.job import EngineGroups, fetch_to_every_node
 from synth.engines.protocol import PASSING_REASONS
 from synth.engines.tuning import (
     SampleWork,
@@ -186,7 +187,8 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     most = min(placement.engines, len(parts))
     at_once = parts_at_a_time(work, placement)
     attempts = ray.remote(**beside_the_driver())(PartAttempts).remote()
-    with _quiet_ray_data():
+    name = f"rephrase_corpus {work.config.name}"
+    with _quiet_ray_data(), EngineGroups(name, placement) as groups:
         dataset = ray.data.from_items(
             [{"part": part} for part in parts], override_num_blocks=len(parts)
         ).map_batches(
@@ -201,8 +203,9 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
             ),
             num_cpus=placement.cpus_per_engine,
             num_gpus=placement.gpus_per_engine or None,
+            ray_remote_args_fn=groups.actor_options if placement.across_nodes else None,
         )
-        dataset.set_name(f"rephrase_corpus {work.config.name}")
+        dataset.set_name(name)
         yield from dataset.iter_rows()
 
 
@@ -308,6 +311,8 @@ class RephrasePart:
         self._attempts, self._failure = attempts, ""
         # Raised from here it would come back as Ray's traceback, after several attempts.
         try:
+            if work.config.placement.across_nodes and work.config.engine.kind == "vllm":
+                fetch_to_every_node(work.model)
             self._worker = RephraseWorker(work)
         except UserError as error:
             self._failure = str(error)

@@ -54,15 +54,14 @@ def processor_fields(work: RephraseWork) -> dict[str, Any]:
     placement, model = work.config.placement, work.model
     engine = VllmEngine(work.config.engine, placement, model)
     settings = engine.settings() | ({"revision": model.revision} if model.revision else {})
-    devices = placement.tensor_parallel * placement.pipeline_parallel
-    bundle = {"CPU": placement.cpus_per_engine / devices, "GPU": placement.gpus_per_engine / devices}
+    bundles = [placement.device_bundle] * placement.devices_per_engine
     return {
         "model_source": model.location, "engine_kwargs": settings, "batch_size": BATCH_ROWS,
         # An int would be a pool that starts with one; a pair is what it says.
         "concurrency": (placement.min_engines or placement.engines, placement.engines),
         # Fewer rows at hand than a quarter more than the engine decodes together would starve it.
         "max_concurrent_batches": max(8, math.ceil(1.25 * placement.num_seqs / BATCH_ROWS)),
-        "placement_group_config": {"bundles": [bundle] * devices}, "runtime_env": {"env_vars": engine.environment()},
+        "placement_group_config": {"bundles": bundles}, "runtime_env": {"env_vars": engine.environment()},
         "should_continue_on_error": True, "log_engine_metrics": False,
         "chat_template_stage": False, "tokenize_stage": False, "detokenize_stage": False,
     }  # fmt: skip

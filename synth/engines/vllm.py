@@ -190,6 +190,8 @@ class VllmEngine:
             chosen |= self._cpu_arguments()
         else:
             chosen["gpu_memory_utilization"] = placement.gpu_memory_utilization
+            # Else vLLM runs its workers as processes of this node, where it finds too few devices or none.
+            chosen["distributed_executor_backend"] = "ray" if placement.across_nodes else None
         chosen |= config.engine_arguments
         return {name: value for name, value in chosen.items() if value is not None}
 

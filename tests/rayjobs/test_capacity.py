@@ -23,6 +23,22 @@ def test_a_rephrasing_needs_one_engine_however_many_are_asked_for():
     assert (need.count, dict(need.bundle)) == (1, {"CPU": 8, "GPU": 1})
 
 
+def test_an_engine_across_nodes_needs_its_devices_together_but_not_on_one_node():
+    placement = {"tensor_parallel": 8, "pipeline_parallel": 2, "gpus_per_engine": 16, "cpus_per_engine": 32}
+    nodes = [{"CPU": 192, "GPU": 8}] * 2
+    on_one_node, across = (need_of(rephrase(**placement, across_nodes=choice)) for choice in (False, True))
+    assert most_that_fit(on_one_node.bundle, nodes) < on_one_node.count == 1
+    assert most_that_fit(across.bundle, nodes) == across.count == 16
+    assert most_that_fit(across.bundle, nodes[:1]) < across.count
+    assert str(across).startswith("an engine across nodes takes 16 x 2 CPU + 1 GPU at once")
+
+
+def test_an_engine_that_no_node_holds_is_told_how_to_lie_on_several():
+    need = need_of(rephrase(tensor_parallel=16, gpus_per_engine=16))
+    assert need.remedy == "or set placement.across_nodes = true, if two nodes together have them"
+    assert need_of(rephrase(gpus_per_engine=1)).remedy == ""
+
+
 def test_training_needs_all_workers_of_one_lane_together():
     study = StudyConfig.model_validate(whole_study("root", lanes=8, workers=3))
     needs = {step.job.name: need_of(step.config) for step in steps_of(study)}

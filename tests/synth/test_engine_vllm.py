@@ -66,10 +66,34 @@ def test_a_gpu_engine_is_spread_and_speculates_as_configured(tiny_tokenizer):
     )
 
 
+def test_an_engine_across_nodes_has_vllms_ray_workers_and_one_on_a_node_has_its_choice(tiny_tokenizer):
+    placement = RephrasePlacement(
+        gpus_per_engine=16, cpus_per_engine=32, tensor_parallel=8, pipeline_parallel=2
+    )
+    assert "distributed_executor_backend" not in engine_for(tiny_tokenizer, placement).arguments()
+    across = placement.model_copy(update={"across_nodes": True})
+    arguments = engine_for(tiny_tokenizer, across).arguments()
+    assert arguments["distributed_executor_backend"] == "ray"
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (8, 2)
+    assert (across.devices_per_engine, across.device_bundle) == (16, {"CPU": 2.0, "GPU": 1.0})
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"min_engines": 3, "engines": 2}, "min_engines = 3 is more than engines = 2"),
+        ({"across_nodes": True, "gpus_per_engine": 1}, "give tensor_parallel or pipeline_parallel above 1"),
+        ({"across_nodes": True, "tensor_parallel": 2}, "and gpus_per_engine"),
+        (
+            {
+                "across_nodes": True,
+                "tensor_parallel": 2,
+                "gpus_per_engine": 2,
+                "engines": 2,
+                "min_engines": 1,
+            },
+            "leave min_engines out",
+        ),
         ({"tensor_parallel": 4, "gpus_per_engine": 1}, "needs gpus_per_engine = 4, not 1"),
         (
             {"gpus_per_engine": 4},
