@@ -1,6 +1,8 @@
 """cluster.yaml and its variants are accepted by Ray's own loaders and validators, and keep what their comments promise."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,82 @@ def test_the_pools_that_tasks_without_a_gpu_keep_off_are_the_gpu_pools():
 
 def test_rays_scheduler_keeps_such_tasks_off_the_gpu_pools_when_the_data_pool_is_full(cloud):
     assert best_pool(cloud[1], {"CPU": 1}, {}, without=("data-spot", "data")) is None
+
+
+# --- a node's own disks ----------------------------------------------------------------------------------------
+
+ROOT_DISK = "/dev/nvme0n1 Amazon Elastic Block Store"
+OWN_DISK = "/dev/nvme{}n1 Amazon EC2 NVMe Instance Storage"
+TOOLS = {
+    "mountpoint": 'grep -qx "$2" "$HERE/mounted" 2>/dev/null',
+    "lsblk": 'if [ "$1" = -dnpo ]; then cat "$HERE/disks"; else cat "$HERE/by_the_image"; fi',
+    "sudo": 'echo "$@" >> "$HERE/did"; [ "$1" != mount ] || echo "${@: -1}" >> "$HERE/mounted"',
+    "mdadm": "true",
+}  # fmt: skip
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Return a function that sets a node up as the script sees it and tells what the script did as root."""
+    for name, text in TOOLS.items():
+        tool = tmp_path / name
+        tool.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        tool.chmod(0o755)
+
+    def run(disks, by_the_image=""):
+        (tmp_path / "disks").write_text("\n".join(disks) + "\n")
+        (tmp_path / "by_the_image").write_text(by_the_image)
+        (tmp_path / "did").write_text("")
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        subprocess.run([ROOT / "deploy/local_disk.sh"], check=True, env={"PATH": path, "HERE": str(tmp_path)})
+        return (tmp_path / "did").read_text().splitlines()
+
+    return run
+
+
+def test_a_node_without_disks_of_its_own_is_left_as_it_is(machine):
+    assert machine([ROOT_DISK]) == []
+    assert machine(["/dev/nvme0n1 nvme_card-pd"]) == []
+
+
+@pytest.mark.parametrize("one", [OWN_DISK.format(1), "/dev/nvme1n1 nvme_card "])
+def test_one_disk_is_formatted_and_mounted_once(machine, one):
+    did = machine([ROOT_DISK, one])
+    assert did[1:] == [
+        "mkfs.ext4 -q -F -m 0 -E nodiscard /dev/nvme1n1", "mount -o noatime /dev/nvme1n1 /mnt/local", "chmod 1777 /mnt/local",
+    ]  # fmt: skip
+    assert machine([ROOT_DISK, one]) == [], "what is mounted is never formatted again"
+
+
+def test_several_disks_become_one_file_system(machine):
+    did = machine([ROOT_DISK, *(OWN_DISK.format(number) for number in range(1, 9))])
+    assert did[1].startswith(
+        "mdadm --create /dev/md/local --run --force --level=0 --raid-devices=8 /dev/nvme1n1 "
+    )
+    assert "/dev/nvme0n1" not in " ".join(did)
+    assert "mount -o noatime /dev/md/local /mnt/local" in did
+
+
+def test_disks_the_image_has_mounted_are_not_formatted(machine):
+    did = machine([ROOT_DISK, OWN_DISK.format(1)], by_the_image="\n/opt/dlami/nvme\n")
+    assert "mount --bind /opt/dlami/nvme /mnt/local" in did
+    assert not any("mkfs" in each for each in did)
+
+
+def test_workers_cache_on_their_own_disks_where_they_have_some(cloud, tmp_path):
+    """Runs the very words that start a worker, with a `ray` that tells where its processes would cache."""
+    assert cloud[1]["worker_setup_commands"] == ["~/synthscale/deploy/local_disk.sh"]
+    (start,) = [command for command in cloud[1]["worker_start_ray_commands"] if "ray start" in command]
+    for name, text in {"ray": 'echo "$TMPDIR $HF_HOME"', "mountpoint": "exit ${NONE:-0}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    told = {}
+    for none in ("0", "1"):
+        env = {
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "RAY_HEAD_IP": "head",
+            "NONE": none,
+        }
+        told[none] = subprocess.run(["bash", "-c", start], env=env, capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    assert told == {"0": "/mnt/local /mnt/local/huggingface", "1": ""}
