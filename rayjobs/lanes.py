@@ -46,7 +46,8 @@ class WarmLanes:
             from train.lanes.job import Lanes
 
             placement = _lanes_of(user)
-            self._open = (placement, self._stack.enter_context(Lanes(user.config.root, placement)))
+            lanes = Lanes(user.config.root, placement, step=f"{user.job.name}-{user.config.name}")
+            self._open = (placement, self._stack.enter_context(lanes))
         self._user = user.key
         return {user.key: {"lanes": self._open[1]}}
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from synth.corpus import CorpusBuild
 from synth.identity import read_manifest
 from synth.recipe import Sampling, load_recipe
 from synth.storage import study_path
+from tests.assets.object_store import object_store
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -27,21 +29,12 @@ CONTRIBUTOR = ROOT / "docs/tutorials/contributor.md"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 
-NEEDS_A_CLUSTER = {
-    "ray",
-    "kubectl",
-    "helm",
-    "kind",
-    "docker",
-    "terraform",
-    "aws",
-    "gcloud",
-    "gsutil",
-    "export",
-}
-"""First words of commands that a cluster or a cloud account is needed for: read, not run."""
-OF_THE_CHECKOUT = {"bash", "source", "cd", "cp", "tensorboard", ".venv/bin/pre-commit", "curl", "watch", "jq"}
-"""Commands of the shell and of tools, nothing of ours to parse."""
+MARK = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\n+\Z")
+"""Before a block of commands: which of them no test of this file runs, as numbers from 1 or `all`, and why."""
+NEEDS = ("needs a GPU", "needs a cloud", "needs the hub")
+"""Why a command can be run nowhere here. Any other reason is where it is run: a test by its id, or `.ci/run`."""
+OF_THE_SHELL = ("source", "export")
+"""They only matter for the lines after them."""
 
 
 def name_of(path):
@@ -90,17 +83,44 @@ def test_pictures_are_small_and_described():
 # --- commands --------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Command:
+    page: Path
+    words: tuple[str, ...]
+    why_not: str | None = None
+    """Why no test of this file runs it."""
+
+    def __str__(self):
+        return f"{self.page.name}: {' '.join(self.words)[:80]}"
+
+
 def commands_in(page):
     """Yield every command of the shell blocks of a page, continuation lines joined, comments taken off."""
-    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
-        if language in ("sh", "bash", "shell", "console"):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                if words:
-                    yield words
+    text = page.read_text(encoding="utf-8")
+    for block in FENCE.finditer(text):
+        if block.group(1) not in ("sh", "bash", "shell", "console"):
+            continue
+        lines = (
+            shlex.split(line.removeprefix("$ "), comments=True)
+            for line in block.group(2).replace("\\\n", " ").splitlines()
+        )
+        mark = MARK.search(text[: block.start()])
+        reasons = reasons_of(mark.group(1)) if mark else {}
+        for number, words in enumerate(filter(None, lines), 1):
+            yield Command(page, tuple(words), reasons.pop(str(number), reasons.get("all")))
+        assert not reasons.keys() - {"all"}, (
+            f"{page.name}: the mark names commands that are not there: {reasons}"
+        )
 
 
-COMMANDS = [(page, words) for page in PAGES for words in commands_in(page)]
+def reasons_of(mark):
+    """Return number -> reason of `1 2 (needs a GPU), 3 (tests/a.py::b)`."""
+    found = re.findall(r"([\d ]+|all) \(([^)]+)\)", mark)
+    return {number: reason for numbers, reason in found for number in numbers.split()}
+
+
+COMMANDS = [command for page in PAGES for command in commands_in(page)]
+RUN = [command for command in COMMANDS if command.why_not is None and command.words[0] not in OF_THE_SHELL]
 
 
 def named_files(page):
@@ -109,30 +129,75 @@ def named_files(page):
     return dict(re.findall(r"^`([\w.-]+\.toml)`.*?:\n+```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), COMMANDS, ids=[f"{name_of(page)}: {' '.join(words)[:70]}" for page, words in COMMANDS]
-)
-def test_every_command_is_one_a_person_can_give(page, words, tmp_path, monkeypatch):
-    """Jobs are parsed and validated as they would be, make targets must exist, the rest must be known tools."""
+def lay_out(page, directory):
+    """Put there what a person has who follows the page: the checkout, and the files the pages spell out."""
+    for each in (*PAGES, page):  # a page may go on with another's file; its own comes first
+        for name, text in named_files(each).items():
+            (directory / name).write_text(text)
+    for name in ("rayjobs", "Makefile"):
+        (directory / name).symlink_to(ROOT / name)
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Serve the buckets of the pages, as a cloud would."""
+    with object_store() as client:
+        client.create_bucket(Bucket="my-bucket")
+        yield
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Stand in a directory with what the pages go on from: a corpus, and a table of runs."""
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(4):
+        (text / f"{number}.txt").write_text(f"number {number} " + "word " * 60)
+    build = CorpusBuild(CorpusConfig.model_validate({"held_out_fraction": 0.0, "sources": [{"kind": "files", "paths": ["text"]}]}))  # fmt: skip
+    for stage in build.stages():
+        for task in stage.todo:
+            stage.work(task)
+    build.finish()
+    rows = ((n, d, 1.7 + 400 / n**0.34 + 410 / d**0.28) for n in (1e7, 1e8, 1e9) for d in (1e8, 1e9, 1e10))
+    (tmp_path / "runs.csv").write_text("num_params,train_tokens,loss\n" + "".join(f"{n:.0f},{d:.0f},{loss:.6f}\n" for n, d, loss in rows))  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("command", RUN, ids=str)
+def test_a_command_does_what_the_page_says(command, checkout):
+    """Runs it, in this process: the jobs share a command line, and starting Python takes longer than most of them."""
+    lay_out(command.page, checkout)
+    (python, module, name), argv = command.words[:3], list(command.words[3:])
+    assert (Path(python).name, module) == ("python", "-m"), f"{command}: mark it with why it is not run"
+    assert importlib.import_module(name).main(argv) == 0
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.why_not], ids=str)
+def test_a_command_that_is_not_run_is_one_a_person_can_give(command, tmp_path, monkeypatch):
+    """Jobs are parsed and validated as they would be, and where it is said to be run it is."""
+    lay_out(command.page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = list(command.words)
     if words[0] == "ray" and "--" in words:
         words = words[words.index("--") + 1 :]
-    program = Path(words[0]).name
-    if program.startswith("python") and words[1:2] == ["-m"] and words[2].startswith("rayjobs."):
-        for each in (*PAGES, page):  # a page may go on with another's file; its own comes first
-            for name, text in named_files(each).items():
-                (tmp_path / name).write_text(text)
-        (tmp_path / "rayjobs").symlink_to(ROOT / "rayjobs")
-        monkeypatch.chdir(tmp_path)
+    if words[:2] == ["python", "-m"]:
         check_job(words[2], words[3:])
-    elif program == "make":
-        targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(words[1:]) <= set(targets)
-    elif program.startswith("python"):
-        assert (ROOT / words[1]).exists(), words
-    else:
-        assert (
-            program in NEEDS_A_CLUSTER | OF_THE_CHECKOUT or words[0] in OF_THE_CHECKOUT or "=" in words[0]
-        ), words
+    if command.why_not in NEEDS:
+        return
+    if command.why_not == ".ci/run":
+        assert set(steps_of_make(words[1])) <= set(re.findall(r"^step (\S+)", (ROOT / ".ci/run").read_text(), re.MULTILINE))  # fmt: skip
+        return
+    path, _, test = command.why_not.partition("::")
+    assert f"def {test}(" in (ROOT / path).read_text(), f"{command}: there is no test {command.why_not}"
+
+
+def steps_of_make(target):
+    """Return the targets a target is made of, or itself when it has a recipe of its own."""
+    rule = re.search(rf"^{target}:([^#\n]*)##.*\n(\t)?", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert rule, f"there is no target {target}"
+    return [target] if rule.group(2) else rule.group(1).split()
 
 
 def check_job(module, argv):
@@ -144,12 +209,20 @@ def check_job(module, argv):
         cli.parse(job.JOB, argv)
 
 
-def test_the_check_of_commands_sees_a_wrong_one(tmp_path, monkeypatch):
+def test_the_check_of_commands_sees_a_wrong_one(tmp_path):
     with pytest.raises(Exception, match="--confg is not a flag"):
         check_job("rayjobs.run_study", ["--confg", "my.toml"])
     page = tmp_path / "page.md"
-    page.write_text("```sh\nmake demo  # comment\npython -m rayjobs.run_study \\\n  --dry-run\n```\n")
-    assert list(commands_in(page)) == [["make", "demo"], ["python", "-m", "rayjobs.run_study", "--dry-run"]]
+    page.write_text(
+        "<!-- not run: 1 (.ci/run) -->\n```sh\nmake demo  # comment\npython -m rayjobs.run_study \\\n  --dry-run\n```\n"
+    )
+    assert [(each.words, each.why_not) for each in commands_in(page)] == [
+        (("make", "demo"), ".ci/run"), (("python", "-m", "rayjobs.run_study", "--dry-run"), None),
+    ]  # fmt: skip
+    page.write_text("<!-- not run: 2 (needs a GPU) -->\n```sh\nmake demo\n```\n")
+    with pytest.raises(AssertionError, match="not there"):
+        list(commands_in(page))
+    assert steps_of_make("check") == ["lint", "types", "test"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

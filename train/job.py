@@ -157,7 +157,7 @@ def sweep_learning_rates(config: RateSweepConfig, lanes: Lanes | None = None) ->
             if lanes is None:
                 width = min(config.placement.lanes, len(missing))
                 placement = config.placement.model_copy(update={"lanes": width})
-                lanes = stack.enter_context(Lanes(config.root, placement))
+                lanes = stack.enter_context(Lanes(config.root, placement, step=f"{SWEEP}-{config.name}"))
             runs = in_training_order(missing, packed.vocab_size)
             progress = _token_progress(SWEEP, runs, runs)
             found |= {record.run_id: record for record in lanes.run_all(runs, progress)}
@@ -176,7 +176,8 @@ def _train_missing(
     if lanes is not None:
         return lanes.run_all(missing, progress)
     width = min(config.placement.lanes, len(missing))
-    with Lanes(config.root, config.placement.model_copy(update={"lanes": width})) as own:
+    placement = config.placement.model_copy(update={"lanes": width})
+    with Lanes(config.root, placement, step=f"pretrain_models-{config.name}") as own:
         return own.run_all(missing, progress)
 
 
@@ -217,7 +218,11 @@ def train_generator(config: GeneratorConfig) -> dict[str, Any]:
     check_placement([run], PackedInfo.read(config.root, run.packed), config.placement)
     if (record := generator.exported_record(config, run)) is None:
         trainer = functools.partial(generator.train_and_export, config)
-        with Lanes(config.root, config.placement.model_copy(update={"lanes": 1}), trainer=trainer) as lanes:
+        placement, step = (
+            config.placement.model_copy(update={"lanes": 1}),
+            f"{generator.MADE_BY}-{config.name}",
+        )
+        with Lanes(config.root, placement, step=step, trainer=trainer) as lanes:
             (record,) = lanes.run_all([run], _token_progress(generator.MADE_BY, [run], [run]))
     tidy_up_after(config.root, [record])
     return generator.finish_generator(config, identity, record)

@@ -107,7 +107,7 @@ def _lanes(config: SearchConfig, lanes: Lanes | None) -> Iterator[Lanes]:
     placement = TrainPlacement(
         **{name: getattr(config.placement, name) for name in TrainPlacement.model_fields}
     )
-    with Lanes(config.root, placement) as own:
+    with Lanes(config.root, placement, step=f"search_mixture-{config.name}") as own:
         yield own
 
 
@@ -122,8 +122,10 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
     storage = search_directory(config) / ".tune"
     _remove(storage)
     searcher = _Searcher(search, progress)
+    trial = ray.tune.with_parameters(_trial, queue=lanes.queue)
+    trial.__name__ = f"trial of search_mixture {config.name}"  # what Ray's dashboard calls its actors
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(ray.tune.with_parameters(_trial, queue=lanes.queue), TRIAL_RESOURCES),
+        ray.tune.with_resources(trial, TRIAL_RESOURCES),
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,

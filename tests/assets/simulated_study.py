@@ -243,7 +243,8 @@ def write_synthetic(root: str, texts: list[str]) -> None:
     recipes = {"hq": tally(8_200, 252, 1), "qa": tally(7_900, 551, 0)}
     finish(
         directory, identity, parts=1, documents=8_460, recipes=recipes, **total, device_seconds=512.5, engine_start_seconds=41.0,
-        accepted_tokens_per_device_second=2_093_000 / 512.5, engine_versions=["vllm 0.29.0"], prompt_formats=["plain"],
+        accepted_tokens_per_device_second=2_093_000 / 512.5,
+        device_hours_per_billion_accepted_tokens=512.5 / 3600 / 2_093_000 * 1e9, engine_versions=["vllm 0.29.0"], prompt_formats=["plain"],
         engine_deaths=1, retries=2,
     )  # fmt: skip
 

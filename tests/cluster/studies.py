@@ -58,9 +58,13 @@ def whole_study(root, *, lanes=1, workers=1, latency_seconds=0.02, documents=96)
     }  # fmt: skip
 
 
-def data_study(root, *, gpus=0, latency_seconds=0.3, documents=96):
-    """Return argv of run_study for the steps up to packed tokens."""
-    return argv_of({"root": str(root), **_data_sections(gpus, latency_seconds, documents)})
+def data_study(root, *, gpus=0, latency_seconds=0.3, documents=96, beside=False):
+    """Return argv of run_study for the steps up to packed tokens; `beside` adds a set that needs nothing of the first."""
+    study = {"root": str(root), **_data_sections(gpus, latency_seconds, documents)}
+    if beside:
+        made = study["rephrase"]["rephrased"]
+        study["rephrase"]["beside"] = made | {"placement": made["placement"] | {"gpus_per_engine": 0}}
+    return argv_of(study)
 
 
 def argv_of(study):

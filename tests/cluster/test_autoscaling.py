@@ -1,5 +1,7 @@
 """cluster.yaml's autoscaler, truly run: nodes come for a study's tasks, one dies and is replaced, all go when idle."""
 
+import json
+import re
 import subprocess
 import sys
 
@@ -23,7 +25,7 @@ def cloud(tmp_path):
 def undisturbed(tmp_path):
     """Return the root of the same study, run on this machine alone."""
     root = tmp_path / "undisturbed"
-    command = [sys.executable, "-m", "rayjobs.run_study", *data_study(root, gpus=0)]
+    command = [sys.executable, "-m", "rayjobs.run_study", *data_study(root, gpus=0, beside=True)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return root
@@ -31,14 +33,18 @@ def undisturbed(tmp_path):
 
 def test_nodes_come_work_die_are_replaced_and_go_and_the_study_is_the_same(undisturbed, cloud, tmp_path):
     root = tmp_path / "study"
-    seen = set()
+    seen, groups = set(), set()
 
     def pools():
         seen.update(cloud.raylets())
+        groups.update(
+            row["name"]
+            for row in json.loads(cloud.get("/api/v0/placement_groups"))["data"]["result"]["result"]
+        )
         return {name.split("/")[0] for name in cloud.raylets()}
 
     assert pools() == {"head"}
-    job = cloud.submit_detached("rayjobs.run_study", *data_study(root, gpus=1), upload=False)
+    job = cloud.submit_detached("rayjobs.run_study", *data_study(root, gpus=1, beside=True), upload=False)
 
     def working():
         pools()
@@ -60,5 +66,11 @@ def test_nodes_come_work_die_are_replaced_and_go_and_the_study_is_the_same(undis
         "no pool but those needed"
     )
     wait_until(lambda: pools() == {"head"}, 60)
+    assert any(
+        re.fullmatch(r"\d/\d (build|rephrase)_corpus \w+: can it be had\?", name) for name in groups
+    ), groups
+    assert re.search(r"rephrase_corpus (beside|rephrased): .* beside rephrase\.", cloud.logs(job)), (
+        "on a cluster without a node both sets were begun at once"
+    )
     assert results_of(root) == results_of(undisturbed)
     assert len(results_of(root)) > 10

@@ -38,13 +38,19 @@ def scraped(head):
 
 
 def names(head, what):
-    """Return names and classes of what Ray's state API lists."""
-    rows = json.loads(head.get(f"/api/v0/{what}?limit=5000"))["data"]["result"]["result"]
-    return {row.get(key) for row in rows for key in ("name", "class_name") if row.get(key)}
+    """Return names and classes of what Ray's state API lists, and what actors call themselves."""
+    rows = json.loads(head.get(f"/api/v0/{what}?limit=5000&detail=1"))["data"]["result"]["result"]
+    return {row.get(key) for row in rows for key in ("name", "class_name", "repr_name") if row.get(key)}
+
+
+def datasets(head, job):
+    """Return names of the datasets of a job, as the dashboard's page of it lists them."""
+    answer = json.loads(head.get(f"/api/data/datasets/{head.job(job)['job_id']}"))
+    return {each["dataset"] for each in answer["datasets"]}
 
 
 def test_a_study_shows_its_numbers_and_says_what_it_does(tmp_path):
-    seen, actors = {}, set()
+    seen, actors, groups = {}, set(), set()
     # Ray's processes hand their numbers on every 10 s, and what is newer when they end is lost.
     with ray_head("--num-cpus=2", RAY_metrics_report_interval_ms="1000") as head:
         job = head.submit_detached("rayjobs.run_study", *argv_of(small(tmp_path / "study")))
@@ -53,11 +59,12 @@ def test_a_study_shows_its_numbers_and_says_what_it_does(tmp_path):
             for sample, value in scraped(head).items():
                 seen[sample] = max(value, seen.get(sample, value))
             actors.update(names(head, "actors"))
+            groups.update(names(head, "placement_groups"))
             return head.status(job) in ("SUCCEEDED", "FAILED")
 
         wait_until(over, 400, lambda: head.logs(job)[-3000:])
         assert head.status(job) == "SUCCEEDED", head.logs(job)[-4000:]
-        tasks = names(head, "tasks")
+        tasks, sets = names(head, "tasks"), datasets(head, job)
         progress = head.job(job)["metadata"]["progress"]
     values = {name: {tuple(dict(labels).values()): value for (found, labels), value in seen.items() if found == name} for name, _ in seen}  # fmt: skip
     rows = {labels: value for (name, labels), value in seen.items() if name == "synthscale_rows_total"}
@@ -91,5 +98,15 @@ def test_a_study_shows_its_numbers_and_says_what_it_does(tmp_path):
     assert progress.startswith("search_mixture: 4/4 trials, 100%")
     for pattern in (r"build_corpus: .+ \d+", r"pack_tokens: hq part-00000-of-\d+", r"pack_tokens: tokenizer"):
         assert any(re.fullmatch(pattern, name) for name in tasks), (pattern, sorted(tasks))
-    for pattern in (r".*RephrasePart.*", r"PartAttempts", r"run queue of lanes-\w+", r"RayTrainWorker.*"):
+    for pattern in (
+        r".*RephrasePart.*",
+        r"PartAttempts",
+        r"run queue of pretrain_models-grid-lanes-\w+",
+        r"RayTrainWorker.*",
+        r"trial of search_mixture share",
+    ):
         assert any(re.fullmatch(pattern, name) for name in actors), (pattern, sorted(actors))
+    assert [re.sub(r"_\d+$", "", name) for name in sets] == ["rephrase_corpus rephrased"], sets
+    assert groups == set(), (
+        "those of ours have names, and none was asked for here; Ray Train's and Tune's have none"
+    )

@@ -120,15 +120,18 @@ class Lanes:
     through `queue`, an actor handle that Tune trials can take along: `ray.get(lanes.queue.submit.remote(run))`.
     """
 
-    def __init__(self, root: str, placement: TrainPlacement, *, trainer: Trainer | None = None) -> None:
-        """Prepare lanes under a study root. `trainer` is called in place of `train.loop.train_run`, with its arguments;
-        it travels to the workers, so its module must load there."""
+    def __init__(
+        self, root: str, placement: TrainPlacement, *, step: str = "training", trainer: Trainer | None = None
+    ) -> None:
+        """Prepare lanes under a study root; `step` is who opens them, such as `pretrain_models-grid`, for their names.
+
+        `trainer` is called in place of `train.loop.train_run`, with its arguments; it travels to the workers, so its module
+        must load there.
+        """
         self.placement = placement
         self._root = str(study_path(root))  # workers run in another directory
         self._trainer = trainer or _train_run
-        self._name = (
-            f"lanes-{uuid.uuid4().hex[:12]}"  # Ray Train resumes under a known name, so each start is its own
-        )
+        self._name = f"{step}-lanes-{uuid.uuid4().hex[:12]}"  # Ray Train resumes under a known name, so each start is its own
         # Ray Train wants a directory even though nothing is reported to it; the controller on this node makes a file there.
         self._scratch = tempfile.TemporaryDirectory(prefix="synthscale-lanes-", ignore_cleanup_errors=True)
         self._threads: list[threading.Thread] = []
