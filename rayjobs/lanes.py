@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from rayjobs.demand import Demand
@@ -21,9 +21,15 @@ class WarmLanes:
     step has them at a time; others beside it open their own.
     """
 
-    def __init__(self, stack: ExitStack, at_work: Mapping[str, Demand]) -> None:
-        """Take what closes them at the end, and a view of the steps at work."""
+    def __init__(
+        self,
+        stack: ExitStack,
+        at_work: Mapping[str, Demand],
+        opened: Callable[[Step, TrainPlacement], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        """Take what closes them at the end, a view of the steps at work, and how lanes are opened for a step."""
         self._stack, self._at_work = stack, at_work
+        self._opened = opened or _lanes_on_ray
         self._user: str | None = None
         self._open: tuple[TrainPlacement, Any] | None = None
 
@@ -43,11 +49,8 @@ class WarmLanes:
         if user is None:
             return {}
         if self._open is None:
-            from train.lanes.job import Lanes
-
             placement = _lanes_of(user)
-            lanes = Lanes(user.config.root, placement, step=f"{user.job.name}-{user.config.name}")
-            self._open = (placement, self._stack.enter_context(lanes))
+            self._open = (placement, self._stack.enter_context(self._opened(user, placement)))
         self._user = user.key
         return {user.key: {"lanes": self._open[1]}}
 
@@ -61,6 +64,12 @@ class WarmLanes:
         """Give the workers back."""
         self._stack.close()
         self._user, self._open = None, None
+
+
+def _lanes_on_ray(step: Step, placement: TrainPlacement) -> AbstractContextManager[Any]:
+    from train.lanes.job import Lanes  # here, so that what only plans loads no Ray
+
+    return Lanes(step.config.root, placement, step=f"{step.job.name}-{step.config.name}")
 
 
 def _lanes_of(step: Step) -> TrainPlacement:
