@@ -85,8 +85,8 @@ class Schedule:
                     self._start_next(lanes)
                     if self._running and (outcome := self._next_outcome()):
                         self._settle(*outcome)
-            except Exception:
-                self._wait_for_the_rest()
+            except Exception as error:
+                self._wait_for_the_rest(error)
                 raise
             finally:
                 over.set()
@@ -180,10 +180,12 @@ class Schedule:
         self._say(f"{step.title}: done in {clock(seconds)}")
         self._note_running()
 
-    def _wait_for_the_rest(self) -> None:
-        """Let the steps that are at work end. Only the first error is raised, so what stops another one is said here."""
+    def _wait_for_the_rest(self, error: Exception) -> None:
+        """Let the steps that are at work end, which can take days, so why nothing follows them is said before. Only the first
+        error is raised; what stops another one is said here."""
         if self._running:
-            self._say(f"waiting for {', '.join(self._running)}")
+            self._say(first_line(error))
+            self._say(f"nothing more is begun; waiting for {', '.join(self._running)}")
         while self._running:
             step, seconds, failure = self._outcomes.get()
             del self._running[step.key]
