@@ -46,6 +46,7 @@ def mend(model: type[C], table: Any, variant: int) -> Mended | None:
     """Return a configuration of this class with the wrong values of `table` replaced; None when it cannot be mended."""
     found: set[tuple[Path, str]] = set()
     replaced: list[Path] = []
+    no_tables: list[Path] = []
     checked = True
     for attempt in range(ROUNDS):
         try:
@@ -53,10 +54,13 @@ def mend(model: type[C], table: Any, variant: int) -> Mended | None:
         except pydantic.ValidationError as error:
             for each in details_of(error):
                 path = each["loc"]
-                if attempt and not any(path[: len(other)] == other for other in replaced):
+                # Of a table that is none nothing is known, so what its surroundings miss in its place is not known either.
+                about_it = any(other[: len(path)] == path for other in no_tables)
+                if attempt and not about_it and not any(path[: len(other)] == other for other in replaced):
                     found.add((path, each["msg"]))
                 if path:
                     replaced.append(path)
+                    no_tables += [path] if each["type"] in ("model_type", "dict_type") else []
                     table = _replaced(model, table, path, variant)
                 else:
                     checked = False

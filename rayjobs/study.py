@@ -117,7 +117,7 @@ class StudyConfig(JobConfig):
             )
             mistakes.append(_mistake(("rounds",), sentence, None))
         # What is wrong in every round is one mistake.
-        mistakes = [each | {"loc": as_written(written, each["loc"], rounds)} for each in mistakes]  # type: ignore[misc]
+        mistakes = [each | {"loc": as_written(written, each["loc"], rounds)} for each in mistakes]
         mistakes = list({(each["loc"], str(each["type"])): each for each in mistakes}.values())
         if mistakes:
             raise pydantic.ValidationError.from_exception_data(cls.__name__, mistakes)
@@ -126,8 +126,8 @@ class StudyConfig(JobConfig):
 
 def _rounds_of(values: dict[str, Any]) -> int:
     """Return how many rounds to spell out; one, to find what else is wrong, where that is missing or no number."""
-    stated = values.get("rounds")
-    return max(1, min(int(stated), MOST_ROUNDS)) if str(stated).isdigit() else 1
+    stated = str(values.get("rounds"))
+    return max(1, min(int(stated), MOST_ROUNDS)) if stated.isdigit() else 1
 
 
 def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, Any], list[InitErrorDetails]]:

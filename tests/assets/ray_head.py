@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -133,6 +134,25 @@ def ray_head(*options: str, port: int | None = None, **env: str) -> Iterator[Hea
                 each.kill()
         process.wait(30)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def closed_by_a_token(directory: Path) -> Iterator[None]:
+    """Close the clusters that this process and its children start by a token.
+
+    Ray reads its mode once, on loading, which may have been long ago, so it is told to read it again.
+    """
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    token = directory / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        reset_auth_token_state()
+        yield
+    reset_auth_token_state()
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.assets.ray_head import ROOT, TOKEN
+from tests.assets.ray_head import ROOT, closed_by_a_token
 from tests.assets.study_results import results_of
 from tests.cluster.studies import argv_of, whole_study
 
@@ -23,12 +23,7 @@ def cluster(tmp_path):
     """Start a head without CPUs and three nodes of two, closed by a token; every node is a raylet of this machine."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        token = tmp_path / "token"
-        token.write_text(TOKEN)
-        token.chmod(0o600)
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    with closed_by_a_token(tmp_path), pytest.MonkeyPatch.context() as patch:
         # A driver that runs while raylets die writes their fate to its log; the study's own lines are what matters.
         patch.setenv("RAY_health_check_period_ms", "1000")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

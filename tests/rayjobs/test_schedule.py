@@ -203,7 +203,10 @@ def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):
     said = []
     with pytest.raises(UserError, match="cannot ever hold that"):
         Schedule(study, steps, connect=connect, say=said.append, size=lambda: ClusterSize(8.0)).run()
-    assert said[-2:] == ["this cluster cannot ever hold that", "nothing more is begun; waiting for corpora.one"]
+    assert said[-2:] == [
+        "this cluster cannot ever hold that",
+        "nothing more is begun; waiting for corpora.one",
+    ]
     assert [entry["name"] for entry in read_log(study.root)] == ["one"]
 
 

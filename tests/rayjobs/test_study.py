@@ -128,6 +128,10 @@ def test_mistakes_of_all_kinds_are_told_at_once():
             {"pack.packed.sources": 5},
             ["pack.packed.sources: Input should be a valid dictionary"],
         ),
+        (  # of a table that is none it must not be told that it lacks something
+            {"pretrain.grid.run": {"branching": True, "optimizer": 5}},
+            ["pretrain.grid.run.optimizer: Input should be a valid dictionary"],
+        ),
         (  # a wrong engine must not be told that it takes no endpoint
             {"rephrase.made.engine": {"model": "m", "kind": "htpp", "endpoint": "http://node:1/v1"}},
             ["rephrase.made.engine.kind: Input should be 'vllm'"],

@@ -156,7 +156,7 @@ def every_other_job(finished, made):
 @pytest.mark.slow
 def test_every_other_job_runs_under_ray_job_submit(cluster, tmp_path):
     finished, made = tmp_path / "finished", tmp_path / "made"
-    simulate_study(str(finished), SMALL | {"shares": (0.0, 1 / 3, 2 / 3)}, bootstrap_samples=20)
+    simulate_study(str(finished), SMALL | {"shares": (0.0, 1 / 3, 2 / 3, 1.0)}, bootstrap_samples=20)
     build(CorpusConfig.model_validate({"root": str(made), "sources": [{"kind": "docstrings", "packages": ["optuna"]}], "max_documents": 48}))  # fmt: skip
     jobs = every_other_job(str(finished), str(made))
     submitted = {name: cluster.submit_detached(f"rayjobs.{name}", *argv) for name, argv in jobs.items()}

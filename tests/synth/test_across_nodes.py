@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from synth.ledger import open_synthetic
-from tests.assets.ray_head import TOKEN
+from tests.assets.ray_head import closed_by_a_token
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,12 +47,7 @@ def two_nodes(tmp_path):
     """Start a head without devices and two nodes of one each."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        token = tmp_path / "token"
-        token.write_text(TOKEN)
-        token.chmod(0o600)
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    with closed_by_a_token(tmp_path):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         for _ in range(2):
             cluster.add_node(num_cpus=1, num_gpus=1)
