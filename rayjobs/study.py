@@ -127,7 +127,7 @@ class StudyConfig(JobConfig):
 def _rounds_of(values: dict[str, Any]) -> int:
     """Return how many rounds to spell out; one, to find what else is wrong, where that is missing or no number."""
     stated = str(values.get("rounds"))
-    return max(1, min(int(stated), MOST_ROUNDS)) if stated.isdigit() else 1
+    return max(1, min(int(stated), MOST_ROUNDS)) if stated.isdecimal() else 1
 
 
 def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, Any], list[InitErrorDetails]]:

@@ -1,6 +1,7 @@
 """Which steps run beside each other, and what is said of them while they do."""
 
 import os
+import queue
 import threading
 import time
 from dataclasses import replace
@@ -185,6 +186,21 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
             size=lambda: ClusterSize(8.0, 0.0),
         ).run()
     assert [entry["name"] for entry in read_log(study.root)] == ["two"]
+
+
+def test_a_step_that_waited_in_vain_for_a_queue_of_its_own_has_failed(tmp_path):
+    def work(name):
+        queue.Queue().get(timeout=0.01)
+
+    study, steps = steps_that(work, tmp_path)
+    with pytest.raises(queue.Empty):
+        Schedule(
+            study,
+            steps,
+            connect=lambda step, config: None,
+            say=lambda text: None,
+            size=lambda: ClusterSize(2.0),
+        ).run()
 
 
 def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rayjobs.cli import Job
+from rayjobs.demand import ClusterSize
 from rayjobs.schedule import Schedule
 from rayjobs.sharing import take_over
 from rayjobs.study import Step
@@ -43,7 +44,7 @@ def test_a_step_done_again_is_not_taken_over(text, tmp_path):
     step, said = first_step(ours), []
     done_here = Step("corpora", replace(step.job, run=build), step.config)
     Schedule(
-        ours, [done_here], connect=lambda step, config: None, say=said.append, size=lambda: (2.0, 0.0), redone=[done_here],
+        ours, [done_here], connect=lambda step, config: None, say=said.append, size=lambda: ClusterSize(2.0), redone=[done_here],
     ).run()  # fmt: skip
     assert not any("taken over" in line for line in said)
     assert step.plan().finished
