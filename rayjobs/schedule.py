@@ -21,7 +21,7 @@ from rayjobs.lanes import WarmLanes
 from rayjobs.sharing import take_over
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.config import JobConfig
-from synth.errors import first_line
+from synth.errors import UserError, first_line
 from synth.plan import Plan
 from synth.progress import clock
 from synth.storage import list_names, read_json, study_path, write_json_atomic
@@ -67,6 +67,7 @@ class Schedule:
         self._plans: dict[str, Plan] = {}
         self._running: dict[str, Demand] = {}
         self._connected: set[str] = set()
+        self._refused: set[str] = set()
         self._began_at: dict[str, str] = {}
         self._log = StudyLog(study.root)
         self._outcomes: queue.Queue[_Outcome] = queue.Queue()
@@ -95,11 +96,14 @@ class Schedule:
 
     def _start_next(self, lanes: WarmLanes) -> None:
         """Start every step that is ready and has room, each in a thread of its own."""
-        ready = sorted(self._ready(), key=lambda step: step.job.needs_ray)
+        ready = [step for step in self._ready() if step.key not in self._refused]
+        ready.sort(key=lambda step: step.job.needs_ray)
         if not self._connected and (first := next((step for step in ready if step.job.needs_ray), None)):
-            self._connect_for(first)
+            self._can_begin(first)
         size = self._size() if self._connected else ClusterSize()
-        started = fitting([(step, demand_of(step)) for step in ready], list(self._running.values()), size)
+        fit = fitting([(step, demand_of(step)) for step in ready], list(self._running.values()), size)
+        # All are asked for before one begins: what one has asked for and not yet got is not there for the next.
+        started = [(step, need) for step, need in fit if self._can_begin(step)]
         placed = [replace(step, config=placed_within(step.config, need)) for step, need in started]
         options = lanes.for_steps(placed)
         for (step, need), each in zip(started, placed, strict=True):
@@ -140,17 +144,28 @@ class Schedule:
         return plan.finished
 
     def _start(self, step: Step, demand: Demand, config: Any, options: dict[str, Any]) -> None:
-        if step.job.needs_ray:
-            self._connect_for(step)
         self._begin(step, demand)
         arguments = (step, config, options)
         threading.Thread(target=self._work, args=arguments, name=step.key, daemon=True).start()
 
-    def _connect_for(self, step: Step) -> None:
-        """Connect to Ray for a step, once: the cluster is asked whether it can hold what the step needs."""
-        if step.key not in self._connected:
-            self._connected.add(step.key)
+    def _can_begin(self, step: Step) -> bool:
+        """Connect to Ray for a step, once, and return whether the cluster can hold what the step needs.
+
+        Nodes that are on their way to a step at work are not there for another one, so a refusal beside others is not the
+        last word: the cluster is asked again when one of them has ended.
+        """
+        if step.key in self._connected or not step.job.needs_ray:
+            return True
+        try:
             self._connect(self._numbered(step), step.config)
+        except UserError as error:
+            if not any(need.cpus or need.gpus for need in self._running.values()):
+                raise
+            self._refused.add(step.key)
+            self._say(f"{step.title} waits for another step to end: {error}")
+            return False
+        self._connected.add(step.key)
+        return True
 
     def _work(self, step: Step, config: Any, options: dict[str, Any]) -> None:
         began, failure = time.monotonic(), None
@@ -173,6 +188,7 @@ class Schedule:
 
     def _settle(self, step: Step, seconds: float, failure: BaseException | None) -> None:
         del self._running[step.key]
+        self._refused.clear()
         if failure is not None:
             self._say(f"{step.title} has stopped")
             raise failure

@@ -1,7 +1,7 @@
 """`tune_engine`: find the engine settings under which `rephrase_corpus` makes most accepted tokens per second."""
 
 from rayjobs.cli import Job, lazily, main_of
-from synth.config import TuneEngineConfig
+from synth.engines.search import TuneEngineConfig
 
 JOB = Job(
     name="tune_engine",

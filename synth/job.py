@@ -16,11 +16,12 @@ import ray.data
 import ray.util.metrics
 import ray.util.scheduling_strategies
 
-from synth.config import CorpusConfig, RephraseConfig, TuneEngineConfig
+from synth.config import CorpusConfig, RephraseConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
 from synth.engines.factory import device_name
 from synth.engines.job import EngineGroups, fetch_to_every_node
 from synth.engines.protocol import PASSING_REASONS
+from synth.engines.search import TuneEngineConfig
 from synth.engines.tuning import (
     SampleWork,
     SettingsSearch,

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from upath import UPath
 
-from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
+from synth.config import RephrasePlacement
+from synth.engines.search import EngineSearch, TuneEngineConfig
 from synth.engines.tunings import (
     TUNINGS,
     EngineSettings,

@@ -1,5 +1,6 @@
 """Which steps run beside each other, and what is said of them while they do."""
 
+import itertools
 import os
 import queue
 import threading
@@ -177,15 +178,13 @@ def test_a_step_that_fails_waits_for_the_one_beside_it_and_then_says_why(tmp_pat
         time.sleep(0.05)  # still at work when the other has failed
 
     study, steps = steps_that(work, tmp_path)
+    said = []
     with pytest.raises(UserError, match="the disk is full"):
         Schedule(
-            study,
-            steps,
-            connect=lambda step, config: None,
-            say=lambda text: None,
-            size=lambda: ClusterSize(8.0, 0.0),
+            study, steps, connect=lambda step, config: None, say=said.append, size=lambda: ClusterSize(8.0)
         ).run()
-    assert [entry["name"] for entry in read_log(study.root)] == ["two"]
+    assert said[-2:] == ["the disk is full", "nothing more is begun; waiting for corpora.two"]
+    assert study_log_of(study) == ["two"]
 
 
 def test_a_step_that_waited_in_vain_for_a_queue_of_its_own_has_failed(tmp_path):
@@ -203,27 +202,62 @@ def test_a_step_that_waited_in_vain_for_a_queue_of_its_own_has_failed(tmp_path):
         ).run()
 
 
-def test_a_step_that_cannot_begin_waits_for_the_one_at_work(tmp_path):
-    refused = threading.Event()
+def beside_a_step_at_work(study, steps, connect, monkeypatch, said):
+    """Run a schedule whose second step is ready to begin while the first is at work."""
+    monkeypatch.setattr(schedule, "LOOK_AGAIN_SECONDS", 0.01)
+    sizes = itertools.chain([2.0], itertools.repeat(8.0))  # room for one, until nodes come
+    Schedule(study, steps, connect=connect, say=said.append, size=lambda: ClusterSize(next(sizes))).run()
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_a_step_refused_while_others_have_asked_for_nodes_is_asked_for_again_when_one_has_ended(
+    tmp_path, monkeypatch, refusals
+):
+    refused, said = [], []
 
     def connect(step, config):
-        if config.name == "two":
-            refused.set()
+        if config.name == "two" and len(refused) < refusals:
+            refused.append(list(study_log_of(study)))
             raise UserError("this cluster cannot ever hold that")
 
     def work(name):
-        assert refused.wait(20)
-        time.sleep(0.05)  # still at work when the other is refused
+        if name == "one":
+            wait_for(lambda: refused)
+            time.sleep(0.05)  # still at work when the schedule looks again
 
     study, steps = steps_that(work, tmp_path)
-    said = []
+    if refusals == 1:
+        beside_a_step_at_work(study, steps, connect, monkeypatch, said)
+    else:  # the last word, once nothing is at work
+        with pytest.raises(UserError, match="cannot ever hold that"):
+            beside_a_step_at_work(study, steps, connect, monkeypatch, said)
+    assert refused == [[], ["one"]][:refusals], "asked once beside the first step, and again after it"
+    assert study_log_of(study) == ["one", "two"][: 3 - refusals]
+    waits = "build_corpus two waits for another step to end: this cluster cannot ever hold that"
+    assert said.count(waits) == 1
+
+
+def test_nothing_begins_beside_a_step_that_can_never_begin(tmp_path):
+    def connect(step, config):
+        if config.name == "two":
+            raise UserError("this cluster cannot ever hold that")
+
+    study, steps = steps_that(lambda name: None, tmp_path)
     with pytest.raises(UserError, match="cannot ever hold that"):
-        Schedule(study, steps, connect=connect, say=said.append, size=lambda: ClusterSize(8.0)).run()
-    assert said[-2:] == [
-        "this cluster cannot ever hold that",
-        "nothing more is begun; waiting for corpora.one",
-    ]
-    assert [entry["name"] for entry in read_log(study.root)] == ["one"]
+        Schedule(study, steps, connect=connect, say=print, size=lambda: ClusterSize(8.0)).run()
+    assert study_log_of(study) == []
+
+
+def study_log_of(study):
+    return [entry["name"] for entry in read_log(study.root)]
+
+
+def wait_for(happened):
+    for _ in range(2000):
+        if happened():
+            return
+        time.sleep(0.01)
+    pytest.fail("it has not happened within 20 s")
 
 
 def test_what_stops_a_second_step_is_said_too(tmp_path):

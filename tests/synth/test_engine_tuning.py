@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from upath import UPath
 
-from synth.config import EngineSearch, RephrasePlacement, TuneEngineConfig
+from synth.config import RephrasePlacement
+from synth.engines.search import EngineSearch, TuneEngineConfig
 from synth.engines.tuning import (
     SettingsSearch,
     choose,

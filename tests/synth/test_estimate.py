@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from synth.config import TuneEngineConfig
 from synth.engines.factory import open_engine
+from synth.engines.search import TuneEngineConfig
 from synth.engines.tuning import make_tunings, run_trial, sample_of
 from synth.engines.tunings import EngineSettings, write_tuning
 from synth.estimate import plan_rephrase

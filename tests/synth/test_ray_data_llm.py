@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from synth.config import RephraseConfig, TuneEngineConfig
+from synth.config import RephraseConfig
+from synth.engines.search import TuneEngineConfig
 from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
 from synth.rephrase import finish_work, open_work
