@@ -140,6 +140,6 @@ def test_prompts_are_counted_by_the_models_own_tokenizer_where_it_is_at_hand(nat
     facts = plan_rephrase(config).facts
     assert (
         facts["prompt tokens rest on"]
-        == "4 documents of the first part, the model's tokenizer, chat marks aside"
+        == "24 documents of 6 of these parts, the model's tokenizer, chat marks aside"
     )
     assert facts["prompt tokens, estimated"] > 24 * 100
