@@ -93,11 +93,11 @@ def verdict_on(
     )
     if not len(ratios):
         return Verdict("unclear", f"{says}, but the laws have no intervals")
-    low, high = np.quantile(ratios, ((1 - confidence) / 2, (1 + confidence) / 2), method="inverted_cdf")
-    interval = f"{confidence:.0%} interval {_times_as_much(float(low))} to {_times_as_much(float(high))}"
+    ratio = interval_from(value, ratios, confidence)
+    low, high = (float("inf") if end is None else end for end in (ratio.low, ratio.high))
+    interval = f"{confidence:.0%} interval {_times_as_much(low)} to {_times_as_much(high)}"
     pays: Literal["yes", "no", "unclear"] = "yes" if low > 1.0 else "no" if high < 1.0 else "unclear"
-    ratio = interval_from(value, ratios, confidence) if np.isfinite(value) else None
-    return Verdict(pays, f"{says} ({interval})", ratio)
+    return Verdict(pays, f"{says} ({interval})", ratio if np.isfinite(value) else None)
 
 
 def _in_one_unit(share: Costs, natural: Costs) -> tuple[float | None, float | None, str]:

@@ -214,6 +214,7 @@ def test_what_pays_is_the_recommended_share_and_not_the_mixture_nearest_to_it(ea
     assert found.best_group == "natural"
     assert found.pays_reason.startswith("a share of ")
     ratio = found.natural_cost_ratio
+    assert f"interval {ratio.low:.3g} times as much to {ratio.high:.3g} times as much" in found.pays_reason
     assert ratio.low < 1.0 < ratio.high
     assert found.pays == "unclear"
     # Natural text would need as many times more tokens as the truth says, within the interval of what is known of it.
