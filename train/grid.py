@@ -109,7 +109,7 @@ def run_of(
 def plan_runs(config: PretrainConfig, packed: PackedInfo) -> tuple[PlannedRun, ...]:
     """Return every run of the plan once, in the order of its axes, sources, shares and seeds.
 
-    Raises UserError for an unknown model or source, a budget below one step, or a plan without a run.
+    Raises UserError for an unknown model or source, or a budget below one step.
     """
     _check_sources(config, packed)
     sources = config.synthetic or (None,)
@@ -123,8 +123,6 @@ def plan_runs(config: PretrainConfig, packed: PackedInfo) -> tuple[PlannedRun, .
                             run = _run(config, packed, name, train_tokens, synthetic, share, seed)
                             label = synthetic if share > 0 else None
                             planned.setdefault(run.run_id, PlannedRun(run, name, label, share))
-    if not planned:
-        raise UserError("the plan has no run: give at least one share and one seed.")
     return tuple(planned.values())
 
 

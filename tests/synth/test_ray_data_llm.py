@@ -157,7 +157,7 @@ def test_the_processor_gets_the_engine_of_kind_vllm_and_what_it_may_take_of_the_
         return processor_fields(open_work(config.model_copy(update={"placement": config.placement.model_copy(update=placement)})))  # fmt: skip
 
     cpu = fields(engines=3, min_engines=1, max_num_seqs=512)
-    assert cpu["placement_group_config"] == {"bundles": [{"CPU": 1.0, "GPU": 0.0}]}
+    assert cpu["placement_group_config"] == {"bundles": [{"CPU": 1.0}]}
     assert cpu["concurrency"] == (1, 3)
     assert cpu["max_concurrent_batches"] * cpu["batch_size"] >= 1.25 * 512
     assert cpu["engine_kwargs"]["enable_chunked_prefill"] is False

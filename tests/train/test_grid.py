@@ -2,6 +2,7 @@
 
 import json
 
+import pydantic
 import pytest
 
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
@@ -116,6 +117,12 @@ def test_training_order_does_not_depend_on_the_order_given(config, packed):
     assert in_training_order([], packed.vocab_size) == ()
 
 
+@pytest.mark.parametrize("field", ["shares", "seeds"])
+def test_a_plan_without_a_run_is_refused_with_its_field(config, field):
+    with pytest.raises(pydantic.ValidationError, match=f"{field}\n  Tuple should have at least 1 item"):
+        config(**{field: ()})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -132,7 +139,6 @@ def test_training_order_does_not_depend_on_the_order_given(config, packed):
             {"axes": ({"models": ("12k",), "train_tokens": (200 * ROW + STEP,)},)},
             ["passes over source", "max_epochs"],
         ),
-        ({"shares": ()}, ["no run"]),
         ({"placement": {"workers_per_lane": 3}}, ["rows_per_step = 8", "workers_per_lane = 3"]),
         ({"placement": {"workers_per_lane": 2, "gpus_per_worker": 0.5}}, ["gpus_per_worker = 0.5", "lanes"]),
         (
