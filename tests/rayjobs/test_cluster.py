@@ -53,6 +53,8 @@ def test_the_address_a_killed_cluster_has_left_is_said_with_its_file(dead, tmp_p
     left.write_text(dead)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
+    # Ray prefers a cluster whose processes it sees, and another test may have one on this machine.
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
     with pytest.raises(
         UserError, match=rf"{left}: no Ray cluster answers at {dead} .*run `ray stop` or delete"
     ):

@@ -219,4 +219,5 @@ def test_a_model_that_does_not_load_is_one_sentence_of_vllms_own(start, vllm_con
     assert job.wait() == 2, job.said()[-4000:]
     (line,) = [line for line in job.said().splitlines() if line.startswith("rephrase_corpus: ")]
     words = line.partition(f"engine.model = {str(broken)!r}: vLLM did not start: ")[2]
-    assert "rror" in words and "whole log: " in words
+    assert "rror" in words
+    assert "whole log: " in words
