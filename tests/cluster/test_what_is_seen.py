@@ -106,7 +106,9 @@ def test_a_study_shows_its_numbers_and_says_what_it_does(tmp_path):
         r"trial of search_mixture share",
     ):
         assert any(re.fullmatch(pattern, name) for name in actors), (pattern, sorted(actors))
-    assert [re.sub(r"_[0-9A-Za-z]{22}_\d+$", "", name) for name in sets] == ["rephrase_corpus rephrased"], sets
+    assert [re.sub(r"_[0-9A-Za-z]{22}_\d+$", "", name) for name in sets] == ["rephrase_corpus rephrased"], (
+        sets
+    )
     assert groups == set(), (
         "those of ours have names, and none was asked for here; Ray Train's and Tune's have none"
     )
