@@ -76,6 +76,10 @@ class Sampling(Config):
     """The answer ends before any of these strings."""
 
 
+Task = Literal["rewrite", "ask", "summarise", "continue", "section"]
+"""What a recipe asks for, as far as the rules of `synth.pairs` can answer it."""
+
+
 class Routing(Config):
     """Which documents a recipe is for, by quality score in [0, 1]: min_quality <= score < max_quality (1 included)."""
 

@@ -18,6 +18,7 @@ MAY_IMPORT_TORCH_AT_TOP = {
         "cross_entropy",
         "loop",
         "training",
+        "counted",
         "distributed",
         "evaluation",
         "universal",

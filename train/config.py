@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from synth.config import Config, Fraction, JobConfig, Name
+from synth.recipe import Task
 from train.placement import TrainPlacement
 from train.run import Mixture, RunTemplate
 
@@ -213,6 +214,9 @@ class GeneratorConfig(JobConfig):
     the next one reads. null: the corpus alone."""
     natural_fraction: Fraction | None = None
     """With `synthetic`: part of its training tokens that comes from the corpus, [0, 1]."""
+    recipes: dict[str, Task] = Field(default_factory=dict)
+    """Recipes it learns to answer, by shipped name or path of a TOML file, each with what rules answer it by: `rewrite`, `ask`,
+    `summarise`, `continue` or `section` (docs/generator.md). Empty: it learns to continue its documents."""
     model: str = "780k"
     """Model size by name, see `train.sizes`."""
     vocab_size: int = Field(default=2048, ge=257)
@@ -235,6 +239,8 @@ class GeneratorConfig(JobConfig):
                 f"sequence_length = {self.sequence_length} is longer than the model's max_position = {self.max_position}: "
                 "lower the one or raise the other"
             )
+        if self.recipes and self.synthetic is not None:
+            raise ValueError("recipes are learnt from the corpus alone: leave out synthetic, or recipes")
         if (self.synthetic is None) != (self.natural_fraction is None):
             raise ValueError("give natural_fraction exactly when synthetic names a set to learn from")
         if self.run.optimizer.learning_rates is not None:
@@ -243,3 +249,25 @@ class GeneratorConfig(JobConfig):
                 "give peak_learning_rate"
             )
         return self
+
+
+# --- assess_generator ------------------------------------------------------------------------------------------
+
+
+class AssessConfig(JobConfig):
+    """`assess_generator`: a generator and what it wrote about documents it never saw -> `assessments/<name>/`: measures, model
+    card, and a release that others can serve.
+    """
+
+    name: Name = "assessment"
+    """Name of the assessment: `assessments/<name>`."""
+    generator: Name
+    """Finished generator that learnt `recipes`, `generators/<generator>`."""
+    synthetic: Name
+    """Finished synthetic set that this generator wrote with the recipes it learnt, from a corpus of packages it never read."""
+    title: str = "A small generator that rephrases docstrings"
+    """Heading of the card."""
+    examples: int = Field(default=20, ge=0)
+    """Rows shown in the card: the first of the set, whatever they are; documents are in the order of a hash."""
+    max_shard_megabytes: float = Field(default=25.0, gt=0)
+    """Largest file of weights in the release, 10^6 bytes."""

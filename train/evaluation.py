@@ -33,7 +33,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure the loss of every row of every domain, rows shared by the workers, and return it on each of them."""
     rows = np.concatenate([domain.rows for domain in domains.values()])
-    nats = _row_nats(module, rows, rows_per_batch, device)
+    flags = [domain.counted for domain in domains.values()]
+    counted = None if flags[0] is None else np.concatenate([each for each in flags if each is not None])
+    nats = _row_nats(module, rows, counted, rows_per_batch, device)
     ends = np.cumsum([len(domain.rows) for domain in domains.values()])
     by_domain = dict(zip(domains, np.split(nats, ends[:-1]), strict=True))
     return summarise(by_domain, domains, train_tokens)
@@ -67,6 +69,7 @@ def summarise(
 def _row_nats(
     module: Pretrainer,
     rows: NDArray[np.uint16] | NDArray[np.uint32],
+    counted: NDArray[np.bool_] | None,
     rows_per_batch: int,
     device: torch.device,
 ) -> NDArray[np.float64]:
@@ -78,8 +81,13 @@ def _row_nats(
         start = min(batch, num_batches - 1) * rows_per_batch
         tokens = torch.from_numpy(rows[start : start + rows_per_batch].astype(np.int64)).to(device)
         with torch.no_grad():
-            _, found = module(tokens, by_row=True)
+            which = None if counted is None else counted[start : start + rows_per_batch]
+            _, found = module(tokens, by_row=True, **_flags_of(which, device))
         if batch < num_batches:
             nats[start : start + rows_per_batch] = found
     result: NDArray[np.float64] = total(nats).cpu().numpy()
     return result
+
+
+def _flags_of(counted: NDArray[np.bool_] | None, device: torch.device) -> dict[str, torch.Tensor]:
+    return {} if counted is None else {"counted": torch.from_numpy(counted).to(device)}

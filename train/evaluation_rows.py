@@ -14,9 +14,9 @@ from synth.errors import UserError
 from synth.storage import exists, write_json_atomic, write_parquet_atomic
 from train.config import PackConfig
 from train.packing import EVALUATED_FILE, packed_directory, write_tokens
-from train.sources import held_out_parts
+from train.sources import PROMPT_CHARACTERS, held_out_parts
 from train.tokenizer import Encoder
-from train.tokens import EVALUATION_FILE, EvaluationInfo
+from train.tokens import EVALUATION_COUNTED_FILE, EVALUATION_FILE, FLAG, EvaluationInfo, in_whole_documents
 
 
 @dataclass
@@ -25,11 +25,14 @@ class _Domain:
 
     doc_ids: list[str] = field(default_factory=list)
     pieces: list[NDArray[Any]] = field(default_factory=list)
+    flags: list[NDArray[Any]] = field(default_factory=list)
+    """Which tokens count when they are predicted; all of them of a document without a prompt."""
     num_tokens: int = 0
 
-    def add(self, doc_id: str, ids: NDArray[Any]) -> None:
+    def add(self, doc_id: str, ids: NDArray[Any], flags: NDArray[Any]) -> None:
         self.doc_ids.append(doc_id)
         self.pieces.append(ids)
+        self.flags.append(flags)
         self.num_tokens += len(ids)
 
 
@@ -45,9 +48,11 @@ def build_evaluation(config: PackConfig) -> None:
     encoder = Encoder.read(packed_directory(config) / "tokenizer")
     length = config.sequence_length
     max_rows = config.max_evaluation_tokens_per_domain // length
+    prompted = any(parts.has_prompts for parts in held_out_parts(config).values())
     found: dict[str, EvaluationInfo] = {}
     left_out: dict[str, str] = {}
     rows: list[NDArray[Any]] = []
+    flags: list[NDArray[Any]] = []
     doc_ids: list[str] = []
     for name, domain in sorted(_held_out_domains(config, encoder, max_rows * length + 1).items()):
         num_rows = min(max_rows, (domain.num_tokens - 1) // length)
@@ -55,12 +60,17 @@ def build_evaluation(config: PackConfig) -> None:
             left_out[name] = f"{domain.num_tokens} tokens of held-out text, one row takes {length + 1}"
             continue
         stream = np.concatenate(domain.pieces)
-        rows += [stream[row * length : row * length + length + 1] for row in range(num_rows)]
-        predicted = stream[1 : num_rows * length + 1]
+        own = _rows_of(stream, num_rows, length)
+        own_flags = _rows_of(np.concatenate(domain.flags), num_rows, length)
+        rows += own
+        flags += own_flags
+        counted = np.array(own_flags, bool)[:, 1:]
+        if prompted:
+            counted = in_whole_documents(np.array(own), np.array(own_flags, bool), encoder.info.eot_id)
         found[name] = EvaluationInfo(
             num_rows=num_rows,
-            num_tokens=num_rows * length,
-            num_bytes=int(encoder.token_bytes[predicted].sum()),
+            num_tokens=int(counted.sum()),
+            num_bytes=int(encoder.token_bytes[np.array(own)[:, 1:][counted]].sum()),
             num_documents=int(np.count_nonzero(stream[: num_rows * length] == encoder.info.eot_id)),
         )
         doc_ids += domain.doc_ids[: found[name].num_documents]
@@ -77,7 +87,14 @@ def build_evaluation(config: PackConfig) -> None:
         "domains": {name: each.model_dump() for name, each in found.items()},
         "left_out": left_out,
     }
+    if prompted:
+        written = write_tokens(directory / EVALUATION_COUNTED_FILE, flags, FLAG)
+        entry["counted_shard"] = written.model_dump()
     write_json_atomic(ledger, entry)
+
+
+def _rows_of(stream: NDArray[Any], num_rows: int, length: int) -> list[NDArray[Any]]:
+    return [stream[row * length : row * length + length + 1] for row in range(num_rows)]
 
 
 def _held_out_domains(config: PackConfig, encoder: Encoder, wanted_tokens: int) -> dict[str, _Domain]:
@@ -96,14 +113,16 @@ def _held_out_domains(config: PackConfig, encoder: Encoder, wanted_tokens: int) 
             names = parts.table(part, ["domain"])["domain"].unique().to_pylist()
             if not any(wanted(name) for name in names):
                 continue
-            columns = parts.table(part, ["doc_id", "domain", "text"]).sort_by("doc_id")
-            documents = zip(
-                *(columns[name].to_pylist() for name in ("doc_id", "domain", "text")), strict=True
-            )
-            candidates = [each for each in documents if wanted(each[1]) and each[0] not in seen]
-            encoded = encoder.encode([text for _, _, text in candidates])
-            for (doc_id, name, _), ids in zip(candidates, encoded, strict=True):
-                if wanted(name):
-                    domains[name].add(doc_id, ids)
-                    seen.add(doc_id)
+            columns = ["doc_id", "domain", "text", *([PROMPT_CHARACTERS] if parts.has_prompts else [])]
+            candidates = [
+                row
+                for row in parts.table(part, columns).sort_by("doc_id").to_pylist()
+                if wanted(row["domain"]) and row["doc_id"] not in seen
+            ]
+            ends = [row.get(PROMPT_CHARACTERS, 0) for row in candidates]
+            encoded = encoder.encode_exchanges([row["text"] for row in candidates], ends)
+            for row, exchange in zip(candidates, encoded, strict=True):
+                if wanted(row["domain"]):
+                    domains[row["domain"]].add(row["doc_id"], exchange.ids, exchange.counted)
+                    seen.add(row["doc_id"])
     return domains

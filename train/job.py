@@ -17,7 +17,7 @@ from synth.job import tasks_at_once
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.storage import study_path
-from train import evaluation_rows, generator, harness, packing, rate_sweep
+from train import evaluation_rows, exchanges, generator, harness, packing, rate_sweep
 from train.branching import in_training_order
 from train.config import EvaluateConfig, GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.grid import (
@@ -212,7 +212,7 @@ def train_generator(config: GeneratorConfig) -> dict[str, Any]:
     directory = generator.generator_directory(config)
     if is_finished(directory):
         return read_manifest(directory, generator.MADE_BY)
-    generator.write_exchanges(config)
+    exchanges.write_exchanges(config)
     pack_tokens(generator.pack_config(config))
     run = generator.run_config(config)
     check_placement([run], PackedInfo.read(config.root, run.packed), config.placement)

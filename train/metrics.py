@@ -6,13 +6,12 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from upath import UPath
 
 from synth.storage import read_bytes, write_text_atomic
-from train.mixture import MixtureSampler
 from train.run import RunConfig
 
 METRICS_FILE = "metrics.jsonl"
@@ -68,13 +67,17 @@ def scalars_of(line: StepMetrics) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+CountTokens = Callable[[int, int], Sequence[int]]
+"""Tokens of each source that the loss counts in some steps: from the first number up to the second."""
+
+
 class SourceLosses:
     """Training losses since the last line, summed by source. Which rows a step has of each source is the sampler's to say,
     so the sums are all there is to keep."""
 
-    def __init__(self, run: RunConfig, sampler: MixtureSampler, nats: Sequence[float] = ()) -> None:
-        self._run, self._sampler = run, sampler
-        self.nats = list(nats) or [0.0] * len(sampler.names)
+    def __init__(self, names: Sequence[str], count_tokens: CountTokens, nats: Sequence[float] = ()) -> None:
+        self._names, self._count_tokens = names, count_tokens
+        self.nats = list(nats) or [0.0] * len(names)
         """Losses summed over tokens, nats, in the order of the sampler's names."""
 
     def add(self, nats: Sequence[float]) -> None:
@@ -82,14 +85,13 @@ class SourceLosses:
         self.nats = [before + more for before, more in zip(self.nats, nats, strict=True)]
 
     def take(self, step: int, num_steps: int) -> dict[str, float | None]:
-        """Return the mean of each source over the last `num_steps` steps, up to `step`, nats per token; begin anew."""
-        rows = self._run.rows_per_step
-        before, now = (self._sampler.counts(steps * rows) for steps in (step - num_steps, step))
+        """Return the mean of each source over the last `num_steps` steps, up to `step`, nats per counted token; begin anew."""
+        counts = self._count_tokens(step - num_steps, step)
         nats, self.nats = self.nats, [0.0] * len(self.nats)
         return {
-            name: finite(total / ((now[name] - before[name]) * self._run.sequence_length))
-            for name, total in zip(self._sampler.names, nats, strict=True)
-            if now[name] > before[name]
+            name: finite(total / count)
+            for name, total, count in zip(self._names, nats, counts, strict=True)
+            if count
         }
 
 

@@ -71,12 +71,24 @@ class Pretrainer(nn.Module):
         self.llama = llama
         self.end_of_text = end_of_text
 
-    def forward(self, rows: torch.Tensor, *, by_row: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self,
+        rows: torch.Tensor,
+        *,
+        by_row: bool = False,
+        counted: torch.Tensor | None = None,
+        counted_tokens: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean cross-entropy, nats per predicted token, float32 scalar, and that of each row summed over its
         tokens, nats, float64 [B], which has no gradient.
 
         With `by_row` the projection runs row by row, so that a row's loss does not depend on the other rows.
+
+        With `counted`, bool [B, T], only these predictions are in either loss, and the others are not projected at all; the
+        first is then their sum over `counted_tokens`, as many as there are here unless told otherwise.
         """
+        if counted is not None:
+            return self._counted_loss(rows, counted, counted_tokens, by_row)
         hidden, targets = self.hidden_states(rows[:, :-1]), rows[:, 1:]
         weight = self.llama.lm_head.weight
         if by_row:
@@ -85,6 +97,23 @@ class Pretrainer(nn.Module):
             return sums.mean() / targets.shape[1], sums.detach().double()
         total, nats = cross_entropy(hidden.flatten(0, 1), weight, targets.flatten())
         return total / targets.numel(), nats.view(targets.shape).sum(dim=1, dtype=torch.float64)
+
+    def _counted_loss(
+        self, rows: torch.Tensor, counted: torch.Tensor, counted_tokens: float | None, by_row: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, targets = self.hidden_states(rows[:, :-1]), rows[:, 1:]
+        weight = self.llama.lm_head.weight
+        over = counted_tokens or max(1, int(counted.sum()))
+        if by_row:
+            each = zip(hidden, targets, counted, strict=True)
+            sums = torch.stack(
+                [summed_cross_entropy(states[which], weight, wanted[which]) for states, wanted, which in each]
+            )
+            return sums.sum() / over, sums.detach().double()
+        total, nats = cross_entropy(hidden[counted], weight, targets[counted])
+        row = counted.nonzero()[:, 0]
+        by_rows = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        return total / over, by_rows.index_add_(0, row, nats.double())
 
     def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows of tokens, int64 [B, T] -> [B, T, H]."""

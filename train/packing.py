@@ -33,6 +33,7 @@ from synth.storage import (
     write_parquet_atomic,
 )
 from train.config import PackConfig
+from train.packed_files import PACKED, ShardInfo
 from train.sources import Document, Source, held_out_parts, open_sources
 from train.tokenizer import (
     TRAINING_BYTES_PER_TOKEN,
@@ -41,13 +42,7 @@ from train.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from train.tokens import (
-    PACKED,
-    PackedInfo,
-    ShardInfo,
-    SourceInfo,
-    shard_name,
-)
+from train.tokens import FLAG, PackedInfo, SourceInfo, shard_name
 
 KIND = "packed"
 
@@ -206,14 +201,23 @@ def tokenize_shard(config: PackConfig, shard: Shard) -> int:
     names: list[str] = []
     num_bytes: list[int] = []
     encoded: list[NDArray[Any]] = []
+    flags: list[NDArray[Any]] = []
     num_altered = num_evaluated = 0
     for part in range(len(shard.source.parts.paths)):
         found = shard.source.read(part)
         documents = [document for document in found if document.doc_id not in evaluated]
         num_evaluated += len(found) - len(documents)
         names += [document.name for document in documents]
-        for texts in _batches(documents):
-            ids = encoder.encode(texts)
+        for batch in _batches(documents):
+            texts = [document.text for document in batch]
+            if shard.source.has_prompts:
+                exchanges = encoder.encode_exchanges(
+                    texts, [document.prompt_characters for document in batch]
+                )
+                ids = [exchange.ids for exchange in exchanges]
+                flags += [exchange.counted for exchange in exchanges]
+            else:
+                ids = encoder.encode(texts)
             num_altered += encoder.count_altered(texts, ids)
             num_bytes += [len(text.encode()) for text in texts]
             encoded += ids
@@ -227,6 +231,9 @@ def tokenize_shard(config: PackConfig, shard: Shard) -> int:
         }
     )
     write_parquet_atomic(target / f"{shard.stem}.parquet", table)
+    counted = (
+        write_tokens(target / f"{shard.stem}.counted", flags, FLAG) if shard.source.has_prompts else None
+    )
     entry = {
         **written.model_dump(),
         "tokenizer": encoder.info.hash,
@@ -236,15 +243,20 @@ def tokenize_shard(config: PackConfig, shard: Shard) -> int:
         "num_evaluated_documents": num_evaluated,
         "inputs": [path.name for path in shard.source.parts.paths],
     }
+    if counted is not None:
+        entry |= {
+            "counted": counted.model_dump(),
+            "num_counted_tokens": int(sum(int(each.sum()) for each in flags)),
+        }
     write_json_atomic(_ledger(config, shard.source_name) / f"{shard.stem}.json", entry)
     return written.num_tokens
 
 
-def _batches(documents: list[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     size = 0
     for document in documents:
-        batch.append(document.text)
+        batch.append(document)
         size += len(document.text)
         if size >= ENCODE_BATCH_CHARACTERS:
             yield batch
@@ -282,6 +294,7 @@ def finish_pack(config: PackConfig) -> dict[str, Any]:
         sources={name: _source_info(config, name, source, tokenizer) for name, source in sources.items()},
         evaluation=evaluation["domains"],
         evaluation_shard=evaluation["shard"],
+        evaluation_counted_shard=evaluation.get("counted_shard"),
         domains_left_out=evaluation["left_out"],
     )
     return finish(directory, info.hash, **info.model_dump(mode="json", exclude={"hash"}))
@@ -309,6 +322,10 @@ def _source_info(config: PackConfig, name: str, source: Source, tokenizer: Token
         num_altered_documents=total["num_altered_documents"],
         num_evaluated_documents=total["num_evaluated_documents"],
         shards=tuple(ShardInfo(num_tokens=entry["num_tokens"], sha256=entry["sha256"]) for entry in entries),
+        num_counted_tokens=total["num_counted_tokens"] if source.has_prompts else None,
+        counted_shards=tuple(
+            ShardInfo.model_validate(entry["counted"]) for entry in entries if "counted" in entry
+        ),
     )
 
 

@@ -22,6 +22,9 @@ from train.config import PackConfig, PackSource
 
 CHUNK_SEPARATOR = "\n\n"
 
+PROMPT_CHARACTERS = "prompt_characters"
+"""Column of a corpus whose manifest says `prompts = true`: how many leading characters of `text` are a prompt."""
+
 
 class Document(NamedTuple):
     """One document to train on."""
@@ -31,6 +34,8 @@ class Document(NamedTuple):
     name: str
     """`doc_id`, or `doc_id/recipe/sample` of a synthetic one."""
     text: str
+    prompt_characters: int = 0
+    """Leading characters that the loss does not count, because they are a prompt."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Parts:
     """Identity of the corpus or synthetic set."""
     made_by: str
     """Job that makes them."""
+    has_prompts: bool = False
+    """Whether documents begin with a prompt, see `Source.has_prompts`."""
 
     def table(self, part: int, columns: list[str]) -> pa.Table:
         """Read some columns of one part. Raises UserError when the file is missing or damaged."""
@@ -68,14 +75,19 @@ class Source:
     is_synthetic: bool
     recipe: str | None
     """Only rows of this recipe; null takes all."""
+    has_prompts: bool = False
+    """Whether its documents begin with a prompt, column `prompt_characters`, and the loss counts what follows it alone."""
 
     def read(self, part: int) -> list[Document]:
         """Return the training documents of one part, by doc_id. Raises UserError when its file cannot be read."""
         if self.is_synthetic:
             return self._read_synthetic(part)
-        table = self.parts.table(part, ["doc_id", "text"]).sort_by("doc_id")
-        ids, texts = table["doc_id"].to_pylist(), table["text"].to_pylist()
-        return [Document(doc_id, doc_id, text) for doc_id, text in zip(ids, texts, strict=True)]
+        columns = ["doc_id", "text", *([PROMPT_CHARACTERS] if self.has_prompts else [])]
+        table = self.parts.table(part, columns).sort_by("doc_id")
+        return [
+            Document(row["doc_id"], row["doc_id"], row["text"], row.get(PROMPT_CHARACTERS, 0))
+            for row in table.to_pylist()
+        ]
 
     def _read_synthetic(self, part: int) -> list[Document]:
         order = ["doc_id", "recipe", "sample", "chunk"]
@@ -105,7 +117,8 @@ def held_out_parts(config: PackConfig) -> dict[str, Parts]:
     found = {}
     for name in config.evaluate_on:
         paths, manifest = open_corpus(config.root, name, "held_out")
-        found[name] = Parts(tuple(paths), manifest["hash"], "build_corpus")
+        has_prompts = manifest.get("prompts", False)
+        found[name] = Parts(tuple(paths), manifest["hash"], "build_corpus", has_prompts)
     return found
 
 
@@ -119,6 +132,7 @@ def _open_source(root: str, name: str, source: PackSource) -> Source:
             num_bytes=counts["bytes"],
             is_synthetic=False,
             recipe=None,
+            has_prompts=manifest.get("prompts", False),
         )
     else:
         assert source.synthetic is not None

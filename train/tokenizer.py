@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -57,6 +57,23 @@ class TokenizerInfo(Record):
     """UTF-8 bytes of text it was trained on; null for one that was loaded."""
 
 
+class Exchange(NamedTuple):
+    """A document that begins with a prompt."""
+
+    ids: NDArray[Any]
+    """`[EOT, p1 .. pm, a1 .. an]`."""
+    prompt_tokens: int
+    """m."""
+
+    @property
+    def counted(self) -> NDArray[np.uint8]:
+        """1 for each token the loss counts when it is predicted, 0 for those of the prompt. The end-of-text token is
+        predicted at the end of the answer before, so it counts: that is how a model learns to stop."""
+        flags = np.ones(len(self.ids), np.uint8)
+        flags[1 : 1 + self.prompt_tokens] = 0
+        return flags
+
+
 class Encoder:
     """Documents to token ids and back, without a special token ever being read out of text."""
 
@@ -89,6 +106,15 @@ class Encoder:
                     "take one whose end-of-text token is special, or train one."
                 )
         return documents
+
+    def encode_exchanges(self, texts: Sequence[str], prompt_characters: Sequence[int]) -> list[Exchange]:
+        """Return `[EOT, prompt, answer]` of each document, prompt and answer cut into tokens apart, as a server does it."""
+        prompts = self.encode([text[:end] for text, end in zip(texts, prompt_characters, strict=True)])
+        answers = self.encode([text[end:] for text, end in zip(texts, prompt_characters, strict=True)])
+        return [
+            Exchange(np.concatenate([prompt, answer[1:]]), len(prompt) - 1)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
 
     def decode(self, document: NDArray[Any]) -> str:
         """Return the text of a document's ids, its end-of-text token left out."""

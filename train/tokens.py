@@ -3,6 +3,7 @@
     packed/<name>/recipe.json                                  what was asked for
     packed/<name>/tokenizer/{tokenizer.json, ..., manifest.json}
     packed/<name>/sources/<source>/part-00000-of-00004.tokens   ids, uint16 or uint32, little-endian, no header
+    packed/<name>/sources/<source>/part-00000-of-00004.counted  of a source with prompts: one byte a token, 1 where it counts
     packed/<name>/sources/<source>/part-00000-of-00004.parquet  its documents: document, num_tokens, num_bytes
     packed/<name>/sources/<source>/ledger/part-00000-of-00004.json  counts and hash; written last, so: this part is done
     packed/<name>/evaluation/{held_out.tokens, documents.parquet, ledger.json}  rows of all domains, one after the other
@@ -15,13 +16,9 @@ tokens[i T : i T + T + 1]: T inputs and, one further, T targets. Rows run across
 from __future__ import annotations
 
 import bisect
-import fcntl
 import functools
-import hashlib
 import itertools
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,26 +28,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from upath import UPath
 
-from synth.errors import UserError
 from synth.identity import read_manifest
-from synth.storage import is_local, list_names, node_cache, read_parquet, study_path
+from synth.storage import list_names, read_parquet, study_path
+from train.packed_files import PACKED, LocalStore, ShardInfo, Tokens
 from train.record import Record
-from train.staging import download, sizes_below
 
-PACKED = "packed"
 EVALUATION_FILE = "held_out.tokens"
+EVALUATION_COUNTED_FILE = "held_out.counted"
 
-Tokens = NDArray[np.unsignedinteger[Any]]
-"""Token ids, uint16 or uint32 by the size of the vocabulary."""
+Flags = NDArray[np.bool_]
+"""Whether the loss counts the prediction of a token."""
 
-
-class ShardInfo(Record):
-    """One file of token ids."""
-
-    num_tokens: int
-    """Ids in the file."""
-    sha256: str
-    """SHA-256 of its bytes, hexadecimal."""
+FLAG = np.dtype(np.uint8)
+"""Type of flags on disk, 0 or 1."""
 
 
 class SourceInfo(Record):
@@ -72,6 +62,10 @@ class SourceInfo(Record):
     """Documents left out because evaluation rows were made of them, or of what they are rephrased from."""
     shards: tuple[ShardInfo, ...]
     """The files of the stream, in order."""
+    num_counted_tokens: int | None = None
+    """Tokens whose prediction the loss counts, those of answers and the end-of-text tokens; null where it counts all."""
+    counted_shards: tuple[ShardInfo, ...] = ()
+    """The files of flags beside `shards`, one byte a token; () where the loss counts all."""
 
 
 class EvaluationInfo(Record):
@@ -80,9 +74,9 @@ class EvaluationInfo(Record):
     num_rows: int
     """Rows of sequence_length predicted tokens."""
     num_tokens: int
-    """Predicted tokens: num_rows x sequence_length."""
+    """Predicted tokens that count: num_rows x sequence_length where there are no prompts."""
     num_bytes: int
-    """UTF-8 bytes the predicted tokens stand for; an end-of-text token stands for none."""
+    """UTF-8 bytes these tokens stand for; an end-of-text token stands for none."""
     num_documents: int
     """Documents with at least one predicted token here."""
 
@@ -105,6 +99,8 @@ class PackedInfo(Record):
     """By held-out domain, sorted; the rows lie in this order in the evaluation file."""
     evaluation_shard: ShardInfo
     """The file with the rows of all domains."""
+    evaluation_counted_shard: ShardInfo | None = None
+    """The file of flags beside it, one byte a token; null where all predictions count."""
     domains_left_out: dict[str, str]
     """Held-out domains without an evaluation set, each with its reason."""
 
@@ -135,6 +131,8 @@ class EvaluationTokens:
     """Predicted tokens: the rows' targets."""
     rows: Tokens
     """Ids [n, T+1]."""
+    counted: Flags | None = None
+    """Which predictions count, [n, T]; None where all do."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -150,7 +148,7 @@ def shard_name(part: int, num_parts: int) -> str:
 class SourceTokens:
     """One training source of a packed set: rows by number. Nothing is mapped or fetched before the first read."""
 
-    def __init__(self, directory: UPath, info: SourceInfo, sequence_length: int, store: _LocalStore) -> None:
+    def __init__(self, directory: UPath, info: SourceInfo, sequence_length: int, store: LocalStore) -> None:
         self.info = info
         self._directory = directory
         self._row_length = sequence_length + 1
@@ -200,14 +198,25 @@ class SourceTokens:
         # A slice that runs over the end of its shard comes out short.
         into[:] = piece if len(piece) == self._row_length else self.tokens(begin, begin + self._row_length)
 
+    def read_flags(self, row: int, into: Flags) -> None:
+        """Write which tokens of one row the loss counts into an array [T+1]; all of them where there are no prompts."""
+        if not self.info.counted_shards:
+            into[:] = True
+            return
+        begin = row * (self._row_length - 1)
+        into[:] = self._across(self._flag_maps, begin, begin + self._row_length)
+
     def tokens(self, start: int, stop: int) -> Tokens:
         """Return the ids start .. stop-1 of the stream, across shards. Raises IndexError beyond its end."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start} .. {stop} are not within 0 .. {self.num_tokens}")
+        return self._across(self._maps, start, stop)
+
+    def _across(self, maps: list[Tokens], start: int, stop: int) -> Tokens:
         first = bisect.bisect_right(self._ends, start)
         last = bisect.bisect_left(self._starts, stop)
         pieces = [
-            self._maps[shard][max(0, start - self._starts[shard]) : stop - self._starts[shard]]
+            maps[shard][max(0, start - self._starts[shard]) : stop - self._starts[shard]]
             for shard in range(first, last)
         ]
         return np.concatenate(pieces) if pieces else np.empty(0, self._store.dtype)
@@ -225,6 +234,14 @@ class SourceTokens:
             for number, shard in enumerate(self.info.shards)
         ]
 
+    @functools.cached_property
+    def _flag_maps(self) -> list[Tokens]:
+        num_shards = len(self.info.shards)
+        return [
+            self._store.map(self._directory / f"{shard_name(number, num_shards)}.counted", shard, FLAG)
+            for number, shard in enumerate(self.info.counted_shards)
+        ]
+
 
 class PackedSet:
     """A finished packed set, opened for reading. Pickles as its address, so it costs a worker nothing to receive."""
@@ -233,7 +250,7 @@ class PackedSet:
         self.info = info
         self._address = (root, name, cache_directory)
         self._directory = study_path(root, PACKED, name)
-        self._store = _LocalStore(self._directory, info, cache_directory)
+        self._store = LocalStore(self._directory, info.dtype, info.hash, cache_directory)
         self.sources: dict[str, SourceTokens] = {
             source: SourceTokens(
                 self._directory / "sources" / source, each, info.sequence_length, self._store
@@ -288,14 +305,25 @@ class PackedSet:
         row_length = self.sequence_length + 1
         path = self._directory / "evaluation" / EVALUATION_FILE
         rows = self._store.map(path, self.info.evaluation_shard).reshape(-1, row_length)
+        flags = self._evaluation_flags(rows)
         found: dict[str, EvaluationTokens] = {}
         begin = 0
         for domain, each in self.info.evaluation.items():
+            own = slice(begin, begin + each.num_rows)
             found[domain] = EvaluationTokens(
-                each.num_bytes, each.num_tokens, rows[begin : begin + each.num_rows]
+                each.num_bytes, each.num_tokens, rows[own], None if flags is None else flags[own]
             )
             begin += each.num_rows
         return found
+
+    def _evaluation_flags(self, rows: Tokens) -> Flags | None:
+        shard = self.info.evaluation_counted_shard
+        if shard is None:
+            return None
+        path = self._directory / "evaluation" / EVALUATION_COUNTED_FILE
+        return in_whole_documents(
+            rows, self._store.map(path, shard, FLAG).reshape(rows.shape).astype(bool), self.eot_id
+        )
 
     def gather(self, names: Sequence[str], sources: NDArray[np.int64], rows: NDArray[np.int64]) -> Tokens:
         """Return ids [n, T+1]: row `rows[i]` of source `names[sources[i]]`, as `MixtureSampler.slots` gives them."""
@@ -305,83 +333,29 @@ class PackedSet:
             readers[source](row, into)
         return out
 
+    def counts_all(self, names: Sequence[str]) -> bool:
+        """Return whether the loss counts every token of these sources: none has prompts."""
+        return not any(self.info.sources[name].counted_shards for name in names)
 
-class _LocalStore:
-    """The files of one packed set as local files: where they lie, or as a copy fetched once per node."""
+    def gather_counted(
+        self, names: Sequence[str], sources: NDArray[np.int64], rows: NDArray[np.int64], tokens: Tokens
+    ) -> Flags:
+        """Return which predictions of some rows count, [n, T]; `tokens` are these rows as `gather` gave them.
 
-    def __init__(self, directory: UPath, info: PackedInfo, cache_directory: Path | None) -> None:
-        self.dtype = info.dtype
-        self._directory = directory
-        self._hash = info.hash
-        self._cache_directory = cache_directory
-
-    def map(self, path: UPath, shard: ShardInfo) -> Tokens:
-        """Map a file of ids, read-only. Raises UserError when it is missing, cut short or damaged on the way."""
-        local = Path(str(path)) if is_local(path) else self._fetched(path, shard.sha256)
-        try:
-            num_bytes = local.stat().st_size
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} is missing: delete {self._directory} and run pack_tokens again."
-            ) from None
-        if num_bytes != shard.num_tokens * self.dtype.itemsize:
-            raise UserError(
-                f"{path} has {num_bytes} bytes where its manifest says {shard.num_tokens * self.dtype.itemsize}: "
-                f"delete {self._directory} and run pack_tokens again."
-            )
-        if not num_bytes:
-            return np.empty(0, self.dtype)
-        # A plain array over the map: slicing numpy's memmap class costs ten times as much.
-        return np.asarray(np.memmap(local, self.dtype, mode="r"))
-
-    def directory(self, path: UPath) -> Path:
-        """Return a local directory with all files below a directory of the set."""
-        if is_local(path):
-            return Path(str(path))
-        for name in sizes_below(path):
-            self._fetched(path / name)
-        return self._local_copy(path)
-
-    def _local_copy(self, path: UPath) -> Path:
-        return self._cache() / path.relative_to(self._directory).as_posix()
-
-    def _fetched(self, path: UPath, sha256: str | None = None) -> Path:
-        local = self._local_copy(path)
-        if local.exists():
-            return local
-        local.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(local.parent / ".lock"):
-            if not local.exists():
-                _copy(path, local, sha256)
-        return local
-
-    def _cache(self) -> Path:
-        # Private: tokens read from a directory that others can write to are not the tokens of the set.
-        base = self._cache_directory or node_cache()
-        return base / PACKED / self._hash
+        In a source with prompts a document whose beginning lies in the row before does not count: what it answers is not
+        there to be read.
+        """
+        flags = np.empty(tokens.shape, bool)
+        readers = [self.sources[name].read_flags for name in names]
+        for source, row, into in zip(sources.tolist(), rows.tolist(), flags, strict=True):
+            readers[source](row, into)
+        prompted = np.array([bool(self.info.sources[name].counted_shards) for name in names])[sources]
+        counted = flags[:, 1:].copy()
+        counted[prompted] = in_whole_documents(tokens[prompted], flags[prompted], self.eot_id)
+        return counted
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between the processes of a node; a process that dies lets go of it."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _copy(remote: UPath, local: Path, sha256: str | None) -> None:
-    temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        download(remote, temporary)
-        if sha256 is not None:
-            with temporary.open("rb") as handle:
-                found = hashlib.file_digest(handle, "sha256").hexdigest()
-            if found != sha256:
-                raise UserError(f"{remote} is damaged: its SHA-256 is {found}, its manifest says {sha256}.")
-        temporary.replace(local)
-    except FileNotFoundError:
-        raise UserError(
-            f"{remote} is missing although its manifest is there: run pack_tokens again."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def in_whole_documents(rows: Tokens, flags: Flags, eot_id: int) -> Flags:
+    """Return the flags [n, T] of the predicted tokens of rows [n, T+1], off where their document begins before the row."""
+    begun: Flags = np.cumsum(rows[:, :-1] == eot_id, axis=1) > 0
+    return flags[:, 1:] & begun

@@ -15,6 +15,7 @@ from synth.identity import provenance
 from train.attempts import Attempts
 from train.checkpoint import CheckpointWriter
 from train.checkpoint_files import RunState
+from train.counted import CountedTokens
 from train.deepspeed_config import rows_per_microbatch
 from train.devices import device_name, memory_in_use, peak_flops
 from train.distributed import leads, rank, set_learning_rate, total, world_size
@@ -52,6 +53,7 @@ class Training:
         self.run, self.packed, self.placement, self.directory = run, packed, placement, directory
         self.engine, self.peak_rate = engine, rate
         self.sampler = MixtureSampler(run.mixture, packed.info.num_rows, run.seed)
+        self.counted = CountedTokens(run, packed, self.sampler)
         self.microbatch = rows_per_microbatch(run, placement, world_size())
         self.evaluate_after = evaluation_steps(run.num_steps, run.evaluations)
         self.metrics = MetricsLog(directory, run)
@@ -67,7 +69,7 @@ class Training:
         self.checkpointed = time.perf_counter()
         self.step = state.step
         self.window = list(state.window_losses)
-        self.by_source = SourceLosses(run, self.sampler, state.window_source_nats)
+        self.by_source = SourceLosses(self.sampler.names, self.counted.by_source, state.window_source_nats)
         self.pending_source_nats = torch.zeros(
             len(self.sampler.names), dtype=torch.float64, device=engine.device
         )
@@ -140,10 +142,11 @@ class Training:
         set_learning_rate(self.engine, rate)
         rows, of_source = self._rows()
         microbatches = rows.split(self.microbatch)
+        options = self.counted.loss_options(self.step, self.microbatch, self.engine.device)
         loss = torch.zeros((), device=self.engine.device)
         row_nats = []
-        for microbatch in microbatches:
-            part, nats = self.engine(microbatch)
+        for microbatch, option in zip(microbatches, options, strict=True):
+            part, nats = self.engine(microbatch, **option)
             self.engine.backward(part)
             self.engine.step()
             loss += part.detach()

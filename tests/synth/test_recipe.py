@@ -88,7 +88,7 @@ def test_a_mistake_in_a_recipe_is_one_sentence_that_names_the_field(mine, change
 
 
 def test_an_unknown_name_says_which_there_are():
-    with pytest.raises(UserError, match=r"no recipe 'hqq' \(shipped: .*hq, math, qa"):
+    with pytest.raises(UserError, match=r"no recipe 'hqq' \(shipped: .*hq, hq_brief, math, qa"):
         load_recipe("hqq")
     with pytest.raises(UserError, match=r"nowhere\.toml cannot be read"):
         load_recipe("nowhere.toml")
@@ -106,6 +106,7 @@ def test_the_shipped_recipes_are_those_of_the_literature_and_fit_a_window_of_409
     assert set(shipped_recipes()) == {
         "hq", "qa", "textbook", "wrap_easy", "wrap_medium", "wrap_hard", "wrap_qa", "cc_wiki", "cc_diverse_qa", "cc_distill",
         "cc_extract", "cc_knowledge_list", "continue", "summarise", "faq", "tutorial", "table", "math", "guided_rewrite",
+        "hq_brief", "qa_brief", "summary_brief",
     }  # fmt: skip
     for name in shipped_recipes():
         recipe = load_recipe(name)

@@ -7,14 +7,8 @@ from synth.errors import IncompleteArtefact
 from synth.identity import read_manifest
 from synth.storage import read_json, read_parquet, study_path
 from train.config import GeneratorConfig
-from train.generator import (
-    ANSWER_LINE,
-    claim_generator,
-    pack_config,
-    plan_generator,
-    run_config,
-    write_exchanges,
-)
+from train.exchanges import ANSWER_LINE, write_exchanges
+from train.generator import claim_generator, pack_config, plan_generator, run_config
 
 TEXT = " ".join(f"Sentence number {n} says something about the value {n * n}." for n in range(40))
 

@@ -123,3 +123,34 @@ def test_cross_entropy_of_bfloat16_is_not_rounded_to_bfloat16():
     targets = torch.randint(0, 512, (256,), generator=generator)
     exact = F.cross_entropy((hidden.double() @ weight.double().T), targets, reduction="sum")
     assert summed_cross_entropy(hidden, weight, targets).item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+def test_only_counted_predictions_are_in_the_loss_and_its_gradient():
+    model = pretrainer()
+    rows = torch.stack([torch.cat(documents(9, 14, 6)), torch.cat(documents(14, 9, 6))])
+    counted = torch.zeros(2, 31, dtype=torch.bool)
+    counted[0, [3, 4, 12]] = True
+    counted[1, 30] = True
+    loss, nats = model(rows, counted=counted)
+    loss.backward()
+    gradient = model.llama.lm_head.weight.grad.clone()
+    model.zero_grad()
+    logits = model.logits(rows[:, :-1])
+    each = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(2, 31)
+    plain = (each * counted).sum() / 4
+    plain.backward()
+    torch.testing.assert_close(loss, plain.detach(), **TOLERANCE)
+    torch.testing.assert_close(nats, (each * counted).sum(dim=1).detach().double(), **TOLERANCE)
+    torch.testing.assert_close(gradient, model.llama.lm_head.weight.grad, **TOLERANCE)
+    half, _ = model(rows, counted=counted, counted_tokens=8.0)
+    torch.testing.assert_close(half, loss / 2, **TOLERANCE)
+
+
+def test_a_row_without_a_counted_prediction_has_no_loss_and_no_gradient():
+    model = pretrainer()
+    rows = torch.cat(documents(9, 14, 6))[None]
+    loss, nats = model(rows, counted=torch.zeros(1, 31, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert nats.tolist() == [0]
+    assert all(each.grad is None or not each.grad.any() for each in model.parameters())
