@@ -67,7 +67,7 @@ def _paths(step: Step) -> Iterator[UPath]:
 
 PLACES = {
     "corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed", "learning_rates": "learning_rates", "pretrain": "plans",
-    "search": "searches", "laws": "laws",
+    "search": "searches", "laws": "laws", "assess": "assessments",
 }  # fmt: skip
 """Section -> where its artefacts lie under the root; a report lies at the root itself."""
 

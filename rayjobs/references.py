@@ -9,7 +9,7 @@ from typing import Any
 from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
 from synth.recipe import load_recipes
-from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
+from train.config import AssessConfig, GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.run import RunTemplate
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
@@ -68,6 +68,11 @@ def _of_rephrase(config: RephraseConfig) -> _Named:
         yield ("engine", "model"), "generators", (config.engine.model.removeprefix(GENERATOR_PREFIX),)
 
 
+def _of_assessment(config: AssessConfig) -> _Named:
+    yield ("generator",), "generators", (config.generator,)
+    yield ("synthetic",), "rephrase", (config.synthetic,)
+
+
 def _of_pack(config: PackConfig) -> _Named:
     yield ("evaluate_on",), "corpora", config.evaluate_on
     for name, source in config.sources.items():
@@ -107,6 +112,7 @@ _FIELDS: dict[str, Any] = {
     "corpora": _of_corpus,
     "generators": _of_generator,
     "rephrase": _of_rephrase,
+    "assess": _of_assessment,
     "pack": _of_pack,
     "learning_rates": _of_sweep,
     "pretrain": _of_training,

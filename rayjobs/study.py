@@ -12,6 +12,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rayjobs import (
+    assess_generator,
     build_corpus,
     fit_laws,
     pack_tokens,
@@ -32,13 +33,14 @@ from synth.config import CorpusConfig, FileSource, JobConfig, Name, RephraseConf
 from synth.errors import UserError
 from synth.model_source import STUDY_PREFIX
 from synth.plan import Plan
-from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
+from train.config import AssessConfig, GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from tune.config import LawsConfig, Prices, RecommendConfig, ReportConfig, ReportPrices, SearchConfig
 
 SECTIONS: dict[str, Job[Any]] = {
     "corpora": build_corpus.JOB,
     "generators": train_generator.JOB,
     "rephrase": rephrase_corpus.JOB,
+    "assess": assess_generator.JOB,
     "pack": pack_tokens.JOB,
     "learning_rates": sweep_learning_rates.JOB,
     "pretrain": pretrain_models.JOB,
@@ -74,6 +76,8 @@ class StudyConfig(JobConfig):
     """`train_generator` for each; a study with a real instruct model has none."""
     rephrase: dict[Name, RephraseConfig] = Field(default_factory=dict)
     """`rephrase_corpus` for each, by name of the synthetic set."""
+    assess: dict[Name, AssessConfig] = Field(default_factory=dict)
+    """`assess_generator` for each, by name of the assessment."""
     pack: dict[Name, PackConfig] = Field(default_factory=dict)
     """`pack_tokens` for each, by name of the packed set."""
     learning_rates: dict[Name, RateSweepConfig] = Field(default_factory=dict)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
@@ -38,6 +39,11 @@ KEPT_BYTES = 64 * 2**20
 BLOCK_BYTES = 4 * 2**20
 
 CONFIG_FILE = "config.json"
+
+CARD_FILE = "card.json"
+"""Beside a model: its files by name, each with `bytes` and `sha256`. A model that has one is checked against it."""
+
+NOT_ON_THE_CARD = frozenset({CARD_FILE, "README.md", MARKER, RECIPE_FILE})
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -120,6 +126,7 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     else:
         directory = study_path(reference)
     if patiently(directory, directory.is_dir):
+        check_card(directory)
         found = ModelSource(reference, str(directory), None, _directory_hash(directory))
         _check_window(config, directory / CONFIG_FILE)
         return found
@@ -132,6 +139,46 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     commit = _hub_commit(reference, config.revision)
     _check_window(config, _cached_config(reference, commit))
     return ModelSource(reference, reference, commit, content_hash(["hub", reference, commit]))
+
+
+def write_card(directory: UPath) -> dict[str, dict[str, Any]]:
+    """Write `card.json` for the files of a model; return them by name, each with `bytes` and `sha256`."""
+    files = {name: _described(directory / name) for name in _carded(directory)}
+    write_json_atomic(directory / CARD_FILE, {"files": files})
+    return files
+
+
+def check_card(directory: UPath) -> None:
+    """Do nothing where a model has no card. Raises UserError when a file of it is not the one its card describes."""
+    if not exists(directory / CARD_FILE):
+        return
+    remedy = "fetch the model again, or take its card.json away if the change is your own"
+    try:
+        listed = read_json(directory / CARD_FILE)["files"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"engine.model: {directory / CARD_FILE} cannot be read as a card: {remedy}."
+        ) from None
+    there = _carded(directory)
+    for name in sorted({*listed, *there}):
+        if name not in there:
+            raise UserError(f"engine.model: {directory} lacks {name}, which its card lists: {remedy}.")
+        if name not in listed:
+            raise UserError(f"engine.model: {directory / name} is not on the model's card: {remedy}.")
+        if _described(directory / name) != listed[name]:
+            raise UserError(
+                f"engine.model: {directory / name} is not the file that the model's card describes (another SHA-256 or size): "
+                f"{remedy}."
+            )
+
+
+def _carded(directory: UPath) -> list[str]:
+    return [name for name in _model_files(directory) if name not in NOT_ON_THE_CARD]
+
+
+def _described(path: UPath) -> dict[str, Any]:
+    digest = patiently(path, functools.partial(_copy, path, None))
+    return {"bytes": patiently(path, path.stat).st_size, "sha256": digest}
 
 
 def _directory_hash(directory: UPath) -> str:

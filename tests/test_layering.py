@@ -19,6 +19,7 @@ MAY_IMPORT_TORCH_AT_TOP = {
         "loop",
         "training",
         "counted",
+        "release",
         "distributed",
         "evaluation",
         "universal",

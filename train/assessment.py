@@ -11,12 +11,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upath import UPath
+
+from synth.config import EngineConfig
 from synth.corpus import open_corpus
-from synth.ledger import open_synthetic
+from synth.errors import UserError
+from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
+from synth.ledger import open_synthetic, synthetic_directory
+from synth.model_source import STUDY_PREFIX, ModelSource, find_model
+from synth.plan import Plan
 from synth.quality.verdict import words_of
-from synth.recipe import Recipe, Task
-from synth.storage import read_parquet
+from synth.recipe import Task, Thresholds
+from synth.storage import read_json, read_parquet, study_path, write_json_atomic, write_text_atomic
 from train.config import AssessConfig
+from train.generator import MADE_BY as TRAINED_BY
+from train.model_card import Answered, card_of
+
+KIND = "assessment"
+MADE_BY = "assess_generator"
+EVALUATION_FILE = "evaluation.json"
+CARD = "README.md"
+RELEASE = "release"
+
+FORMAT = 1
+"""Raised whenever the same rows would give other measures; part of the identity."""
 
 LENGTH_RATIO = (0.5, 1.5)
 """Lengths a rewriting may have, answer over source."""
@@ -34,20 +52,6 @@ _FUNCTION_WORDS = frozenset(
     "that this these those with from into than then them they their there what when where which while will would shall "  # noqa: SIM905
     "should could must have does been being were also only such each other more most some very used using".split()
 )
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One row of the synthetic set that was asked, with its source."""
-
-    recipe: str
-    doc_id: str
-    domain: str
-    source: str
-    text: str
-    """As generated."""
-    row: Mapping[str, Any]
-    """Its columns, `synth.rows.REPHRASED_SCHEMA`."""
 
 
 def answered_rows(config: AssessConfig, corpus: str) -> Iterator[Answered]:
@@ -82,11 +86,11 @@ def supported(answer: str, source: str) -> bool:
     return bool(words) and set(words) <= set(words_of(source))
 
 
-def evaluate(rows: Sequence[Answered], recipes: Mapping[str, tuple[Recipe, Task]]) -> dict[str, Any]:
+def evaluate(rows: Sequence[Answered], recipes: Mapping[str, tuple[Task, Thresholds]]) -> dict[str, Any]:
     """Return the measures of a generator's rows, by recipe and in all; a fraction of nothing is null."""
     by_recipe = {
-        name: _of_recipe([each for each in rows if each.recipe == name], recipe, task)
-        for name, (recipe, task) in recipes.items()
+        name: _of_recipe([each for each in rows if each.recipe == name], task, thresholds)
+        for name, (task, thresholds) in recipes.items()
     }
     return {
         "rows": len(rows),
@@ -95,13 +99,13 @@ def evaluate(rows: Sequence[Answered], recipes: Mapping[str, tuple[Recipe, Task]
         "ends_with_stop_fraction": _fraction([each.row["finish_reason"] == "stop" for each in rows]),
         "refusals": sum(bool(each.row["is_refusal"]) for each in rows),
         "prompt_echoes": sum(
-            each.row["prompt_echo"] > recipes[each.recipe][0].thresholds.max_prompt_echo for each in rows
+            each.row["prompt_echo"] > recipes[each.recipe][1].max_prompt_echo for each in rows
         ),
         "recipes": by_recipe,
     }
 
 
-def _of_recipe(rows: Sequence[Answered], recipe: Recipe, task: Task) -> dict[str, Any]:
+def _of_recipe(rows: Sequence[Answered], task: Task, limits: Thresholds) -> dict[str, Any]:
     found: dict[str, Any] = {
         "task": task,
         "rows": len(rows),
@@ -120,7 +124,6 @@ def _of_recipe(rows: Sequence[Answered], recipe: Recipe, task: Task) -> dict[str
             "content_words_in_source_fraction": _words_in_source(answers),
         }
     if task == "rewrite":
-        limits = recipe.thresholds
         found["in_band_fraction"] = _fraction([
             LENGTH_RATIO[0] <= each.row["length_ratio"] <= LENGTH_RATIO[1]
             and limits.min_source_words <= each.row["source_words"]
@@ -157,3 +160,102 @@ def _fraction(values: Sequence[bool]) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+# --- the artefact ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What an assessment is about."""
+
+    model: ModelSource
+    """The generator's checkpoint."""
+    generator: dict[str, Any]
+    """Its manifest."""
+    recipe: dict[str, Any]
+    """Its configuration, as it is in its identity."""
+    synthetic: dict[str, Any]
+    """Manifest of the set it wrote."""
+    corpus: str
+    """Corpus the set was written from."""
+    tasks: dict[str, tuple[Task, Thresholds]]
+    """Recipe -> what it was taught, and what the set's verdicts went by."""
+
+
+def assessment_directory(config: AssessConfig) -> UPath:
+    """Return `assessments/<name>` under the study root."""
+    return study_path(config.root, "assessments", config.name)
+
+
+def open_assessed(config: AssessConfig) -> Assessed:
+    """Find what is assessed.
+
+    Raises IncompleteArtefact when the generator or the set is not finished, UserError when the set was written by another
+    model, or with no recipe the generator learnt.
+    """
+    directory = study_path(config.root, "generators", config.generator)
+    generator = read_manifest(directory, TRAINED_BY)
+    _, synthetic = open_synthetic(config.root, config.synthetic)
+    model = find_model(config.root, EngineConfig(model=f"{STUDY_PREFIX}generators/{config.generator}"))
+    if synthetic["parents"]["model"] != model.hash:
+        raise UserError(
+            f"synthetic/{config.synthetic} was not written by generators/{config.generator} as it is now: set its engine.model "
+            f"to {model.reference!r} and make it again."
+        )
+    recipe = read_json(directory / RECIPE_FILE)["recipe"]
+    taught = recipe.get("exchanges", {}).get("recipes", {})
+    written = read_json(synthetic_directory(config.root, config.synthetic) / RECIPE_FILE)["recipe"]
+    tasks: dict[str, tuple[Task, Thresholds]] = {
+        name: (taught[name]["task"], Thresholds.model_validate(each["thresholds"]))
+        for name, each in written["recipes"].items()
+        if name in taught
+    }
+    if not tasks:
+        raise UserError(
+            f"synthetic/{config.synthetic} was written with {', '.join(written['recipes'])}, and generators/{config.generator} "
+            f"learnt {', '.join(taught) or 'no recipe'}: give it a recipe that was learnt."
+        )
+    return Assessed(model, generator, recipe, synthetic, written["corpus"], tasks)
+
+
+def _identity(config: AssessConfig, assessed: Assessed) -> tuple[dict[str, Any], dict[str, str]]:
+    parents = {"generator": assessed.generator["hash"], "synthetic": assessed.synthetic["hash"]}
+    return {**config.identity(), "format": FORMAT}, parents
+
+
+def plan_assessment(config: AssessConfig) -> Plan:
+    """Return what assessing would do; nothing is written. Raises as `open_assessed` does, and IdentityMismatch."""
+    directory = assessment_directory(config)
+    assessed = open_assessed(config)
+    if (directory / RECIPE_FILE).exists():
+        claim_directory(directory, KIND, *_identity(config, assessed))
+    facts: dict[str, object] = {"rows": assessed.synthetic["rows"], "recipes": ", ".join(assessed.tasks)}
+    return Plan(MADE_BY, str(directory), is_finished(directory), facts)
+
+
+def assess_generator(config: AssessConfig) -> dict[str, Any]:
+    """Measure, write the card and the release, return the manifest. Raises as `plan_assessment` does."""
+    from train.release import write_release  # torch, only where weights are
+
+    assessed = open_assessed(config)
+    directory = assessment_directory(config)
+    identity = claim_directory(directory, KIND, *_identity(config, assessed))
+    if is_finished(directory):
+        return read_manifest(directory, MADE_BY)
+    rows = [each for each in answered_rows(config, assessed.corpus) if each.recipe in assessed.tasks]
+    evaluation = evaluate(rows, assessed.tasks)
+    write_json_atomic(directory / EVALUATION_FILE, evaluation)
+    card = card_of(
+        config.title,
+        assessed.generator,
+        assessed.recipe,
+        evaluation,
+        reached(evaluation),
+        rows[: config.examples],
+    )
+    write_text_atomic(directory / CARD, card)
+    release = write_release(
+        assessed.model, directory / RELEASE, card, max_shard_megabytes=config.max_shard_megabytes
+    )
+    return finish(directory, identity, evaluation=evaluation, release=release)

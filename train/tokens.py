@@ -108,7 +108,7 @@ class PackedInfo(Record):
     def read(cls, root: str, name: str) -> PackedInfo:
         """Read the description of a packed set. Raises IncompleteArtefact when it is missing or unfinished."""
         manifest = read_manifest(study_path(root, PACKED, name), "pack_tokens")
-        return cls.model_validate({field: manifest[field] for field in cls.model_fields})
+        return cls.model_validate({field: manifest[field] for field in cls.model_fields if field in manifest})
 
     @property
     def num_rows(self) -> dict[str, int]:

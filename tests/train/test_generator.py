@@ -10,7 +10,7 @@ from synth.identity import read_manifest
 from synth.storage import read_parquet, study_path
 from train import generator
 from train.config import GeneratorConfig
-from train.exchanges import ANSWER_LINE, exchanges_of, write_exchanges
+from train.exchanges import ANSWER_LINE, CHAT_TEMPLATE, exchanges_of, write_exchanges
 from train.generator import pack_config, plan_generator, run_config
 from train.lanes.queue import failed_record
 from train.record import read_record, write_record
