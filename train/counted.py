@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.distributed import rank, world_size
 from train.mixture import MixtureSampler
 from train.run import RunConfig
 from train.tokens import PackedSet
@@ -22,18 +21,20 @@ class CountedTokens:
         self.all_count = packed.counts_all(sampler.names)
         """Whether every token counts, so that there is nothing to tell the model."""
 
-    def loss_options(self, step: int, microbatch: int, device: torch.device) -> list[dict[str, Any]]:
-        """Return the further arguments of `Pretrainer.forward` for each of this worker's microbatches of a step.
+    def loss_options(
+        self, step: int, microbatch: int, device: torch.device, *, worker: int, workers: int
+    ) -> list[dict[str, Any]]:
+        """Return the further arguments of `Pretrainer.forward` for each microbatch that one of the workers has in a step.
 
         Which predictions count, and what their sum is divided by: so many that the mean over microbatches and workers is the
         mean over all counted tokens of the step, however many of them each has.
         """
-        share = self._run.rows_per_step // world_size()
+        share = self._run.rows_per_step // workers
         if self.all_count:
             return [{}] * (share // microbatch)
         _, counted = self._flags(step, step + 1)
-        own = torch.from_numpy(counted[rank() * share : (rank() + 1) * share]).to(device).split(microbatch)
-        over = max(1, int(counted.sum())) / (len(own) * world_size())
+        own = torch.from_numpy(counted[worker * share : (worker + 1) * share]).to(device).split(microbatch)
+        over = max(1, int(counted.sum())) / (len(own) * workers)
         return [{"counted": each, "counted_tokens": over} for each in own]
 
     def by_source(self, first: int, last: int) -> list[int]:

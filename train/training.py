@@ -142,7 +142,9 @@ class Training:
         set_learning_rate(self.engine, rate)
         rows, of_source = self._rows()
         microbatches = rows.split(self.microbatch)
-        options = self.counted.loss_options(self.step, self.microbatch, self.engine.device)
+        options = self.counted.loss_options(
+            self.step, self.microbatch, self.engine.device, worker=rank(), workers=world_size()
+        )
         loss = torch.zeros((), device=self.engine.device)
         row_nats = []
         for microbatch, option in zip(microbatches, options, strict=True):

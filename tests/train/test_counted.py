@@ -9,6 +9,8 @@ from train.counted import CountedTokens
 from train.mixture import MixtureSampler
 from train.tokens import PackedSet
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def packed(tmp_path) -> PackedSet:
@@ -44,11 +46,17 @@ def test_every_prediction_of_a_source_without_prompts_counts(packed):
     assert not packed.counts_all(["natural", "synthetic"])
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 8])
-def test_the_mean_over_microbatches_is_the_mean_over_all_counted_tokens(packed, microbatch):
+@pytest.mark.parametrize(("workers", "microbatch"), [(1, 1), (1, 8), (2, 2), (4, 1)])
+def test_the_mean_over_microbatches_and_workers_is_the_mean_over_all_counted_tokens(
+    packed, workers, microbatch
+):
     run = run_on(packed)
     tokens = CountedTokens(run, packed, MixtureSampler(run.mixture, packed.info.num_rows, run.seed))
-    options = tokens.loss_options(3, microbatch, torch.device("cpu"))
+    options = [
+        option
+        for worker in range(workers)
+        for option in tokens.loss_options(3, microbatch, CPU, worker=worker, workers=workers)
+    ]
     assert len(options) == 8 // microbatch
     nats = torch.arange(8 * packed.sequence_length, dtype=torch.float64).view(8, -1)  # any losses
     parts = [
@@ -67,7 +75,11 @@ def test_counts_by_source_are_those_of_the_flags_of_the_steps(packed):
     both = tokens.by_source(2, 5)
     each = [tokens.by_source(step, step + 1) for step in (2, 3, 4)]
     assert both == [sum(counts) for counts in zip(*each, strict=True)]
-    options = [option["counted"].sum() for step in (2, 3, 4) for option in tokens.loss_options(step, 8, torch.device("cpu"))]  # fmt: skip
+    options = [
+        option["counted"].sum()
+        for step in (2, 3, 4)
+        for option in tokens.loss_options(step, 8, CPU, worker=0, workers=1)
+    ]
     assert sum(both) == sum(options)
 
 
@@ -75,5 +87,5 @@ def test_nothing_is_told_to_the_model_where_every_token_counts(tmp_path):
     plain = write_packed_set(tmp_path)
     run = run_on(plain)
     tokens = CountedTokens(run, plain, MixtureSampler(run.mixture, plain.info.num_rows, run.seed))
-    assert tokens.loss_options(0, 4, torch.device("cpu")) == [{}, {}]
+    assert tokens.loss_options(0, 4, CPU, worker=0, workers=1) == [{}, {}]
     assert sum(tokens.by_source(0, 2)) == 2 * 8 * plain.sequence_length
