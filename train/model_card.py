@@ -31,7 +31,7 @@ MEASURES = {
 
 LIMITS = """\
 It has learnt by heart a few frames and about a hundred changes of words, and to copy what is between them from the text it is
-given. It reads the docstrings of Python packages, in English, some 320 characters at a time, behind the prompts of the recipes
+given. It reads the docstrings of Python packages, in English, some 240 characters at a time, behind the prompts of the recipes
 it was trained on; any other prompt, and any other kind of text, it answers badly or not at all. It knows nothing: what is not
 in the text it is given is not to be had from it. It can repeat itself, drop a word, mix up two names and cut a sentence short.
 It is there so that a study of a few minutes on a laptop has synthetic text that is truly made from its source; for a corpus

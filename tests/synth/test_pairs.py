@@ -71,7 +71,7 @@ def test_pairs_are_those_the_recipe_would_keep_and_the_others_are_counted():
     left_out = Counter()
     pairs = list(pairs_of(document, taught("qa_brief", "ask"), left_out))
     assert pairs
-    assert all(pair.chunk in document["text"] and len(pair.chunk) <= 320 for pair in pairs)
+    assert all(pair.chunk in document["text"] and len(pair.chunk) <= 240 for pair in pairs)
     assert list(pairs_of(document, taught("qa_brief", "ask"), Counter())) == pairs
     strict = taught("qa_brief", "ask", thresholds={"min_words": 1000})
     assert list(pairs_of(document, strict, left_out)) == []
