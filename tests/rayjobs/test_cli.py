@@ -10,12 +10,17 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import rayjobs
 from rayjobs import cli, run_study, study
 from synth.config import RephraseConfig
-from synth.storage import StoreAway
+from synth.corpus import corpus_directory
+from synth.documents import DOCUMENT_SCHEMA, document_id
+from synth.identity import claim_directory, finish
+from synth.model_source import write_card
+from synth.storage import StoreAway, study_path, write_parquet_atomic
 
 ROOT = Path(__file__).parent.parent.parent
 JOBS = [name for _, name, _ in pkgutil.iter_modules(rayjobs.__path__) if "_" in name]
@@ -188,3 +193,25 @@ def test_a_curve_has_the_same_bits_however_many_threads_there_are():
         for threads in ("1", "2", "4")
     }  # fmt: skip
     assert len(bits) == 1
+
+
+def test_a_model_that_is_not_as_its_card_says_is_refused_before_ray_starts(tmp_path, capsys, monkeypatch):
+    corpus = corpus_directory(str(tmp_path), "docs")
+    table = {"doc_id": [document_id("Text.")], "text": ["Text."], "domain": ["web"], "source": ["test"]}
+    write_parquet_atomic(
+        corpus / "train" / "part-00000-of-00001.parquet", pa.table(table, schema=DOCUMENT_SCHEMA)
+    )
+    identity = claim_directory(corpus, "corpus", {}, {})
+    finish(corpus, identity, splits={"train": {"parts": 1}, "held_out": {"parts": 0}})
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    write_card(study_path(str(model)))
+    (model / "model.safetensors").write_bytes(b"veights")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    argv = ["--root", str(tmp_path), "--corpus", "docs", '--recipes=["hq"]', "--engine.model", str(model)]
+    assert importlib.import_module("rayjobs.rephrase_corpus").main(argv) == 2
+    complaint = capsys.readouterr().err.strip()
+    assert complaint.count("\n") == 0
+    assert "model.safetensors is not the file that the model's card describes" in complaint
