@@ -24,7 +24,8 @@ from train.grid import check_budgets, plan_runs
 from train.rate_sweep import missing_runs
 from train.run import RunConfig, RunTemplate
 from train.sizes import model_of
-from train.tokens import EvaluationInfo, PackedInfo, ShardInfo, SourceInfo
+from train.packed_files import ShardInfo
+from train.tokens import EvaluationInfo, PackedInfo, SourceInfo
 from tune.cells import Choice, trial_run
 from tune.config import SearchConfig
 

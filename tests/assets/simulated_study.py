@@ -22,7 +22,8 @@ from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, SourceUse, write_record
 from train.run import RunConfig
 from train.sizes import model_of
-from train.tokens import EvaluationInfo, PackedInfo, ShardInfo, SourceInfo
+from train.packed_files import ShardInfo
+from train.tokens import EvaluationInfo, PackedInfo, SourceInfo
 from tune.config import LawsConfig, ReportConfig
 from tune.fitting import fit_laws
 from tune.optimum import fit_curve
