@@ -21,10 +21,10 @@ from train.branching import tokens_to_train
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.flops import count_parameters, train_flops
 from train.grid import check_budgets, plan_runs
+from train.packed_files import ShardInfo
 from train.rate_sweep import missing_runs
 from train.run import RunConfig, RunTemplate
 from train.sizes import model_of
-from train.packed_files import ShardInfo
 from train.tokens import EvaluationInfo, PackedInfo, SourceInfo
 from tune.cells import Choice, trial_run
 from tune.config import SearchConfig

@@ -18,11 +18,11 @@ from synth.study_log import StudyLog
 from train.config import Axis, PackConfig, PackSource, PretrainConfig
 from train.flops import count_parameters, train_flops, train_flops_6nd
 from train.grid import PlannedRun, claim_plan, finish_plan, mix, plan_runs, run_of
+from train.packed_files import ShardInfo
 from train.placement import TrainPlacement
 from train.record import DomainLoss, Evaluation, RunRecord, SourceUse, write_record
 from train.run import RunConfig
 from train.sizes import model_of
-from train.packed_files import ShardInfo
 from train.tokens import EvaluationInfo, PackedInfo, SourceInfo
 from tune.config import LawsConfig, ReportConfig
 from tune.fitting import fit_laws
