@@ -16,6 +16,7 @@ from rayjobs.study import Step, StudyConfig
 from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
 from synth.estimate import BYTES_PER_TOKEN
+from synth.model_source import shipped_num_params
 from synth.recipe import Recipe, load_recipes
 from train.branching import tokens_to_train
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
@@ -132,6 +133,7 @@ class StudyForecast:
             else f"the longest answers the recipes allow; assumptions.rephrase.{config.name} would say how long they are",
         }  # fmt: skip
         num_params = assumed.generator_num_params if assumed else None
+        num_params = num_params or shipped_num_params(config.engine.model)
         flops = None if num_params is None else 2.0 * num_params * (prompt + output)
         return self._generation(config, output, flops, facts)
 

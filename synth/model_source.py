@@ -1,4 +1,5 @@
-"""Where a generator's weights are and which weights they are: a directory, one under the study root, or the hub."""
+"""Where a generator's weights are and which weights they are: a directory, one under the study root, one that comes with
+synthscale, or the hub."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from synth.storage import (
     MARKER,
     exists,
     is_local,
+    list_directories,
     node_cache,
     patiently,
     read_json,
@@ -31,6 +34,9 @@ from synth.storage import (
 
 STUDY_PREFIX = "root:"
 """`root:generators/tiny` is a directory under the study root."""
+
+SHIPPED_PREFIX = "shipped:"
+"""`shipped:docstrings-1m` is a generator that comes with synthscale: a directory of `synth/generators/`."""
 
 DIGESTS_FILE = ".synthscale-sha256.json"
 KEPT_BYTES = 64 * 2**20
@@ -123,6 +129,8 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
         directory = study_path(root, reference.removeprefix(STUDY_PREFIX))
         if not exists(directory / MARKER) and directory.parent.name == "generators":
             raise IncompleteArtefact(str(directory), "train_generator")
+    elif reference.startswith(SHIPPED_PREFIX):
+        directory = _shipped(reference)
     else:
         directory = study_path(reference)
     if patiently(directory, directory.is_dir):
@@ -141,11 +149,32 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     return ModelSource(reference, reference, commit, content_hash(["hub", reference, commit]))
 
 
-def write_card(directory: UPath) -> dict[str, dict[str, Any]]:
-    """Write `card.json` for the files of a model; return them by name, each with `bytes` and `sha256`."""
-    files = {name: _described(directory / name) for name in _carded(directory)}
-    write_json_atomic(directory / CARD_FILE, {"files": files})
-    return files
+def _shipped(reference: str) -> UPath:
+    place, name = UPath(str(files("synth") / "generators")), reference.removeprefix(SHIPPED_PREFIX)
+    there = list_directories(place)
+    if name not in there:
+        raise UserError(
+            f"engine.model = {reference!r}: no generator of this name comes with synthscale; there is "
+            f"{', '.join(SHIPPED_PREFIX + each for each in there) or 'none'}."
+        )
+    return place / name
+
+
+def shipped_num_params(reference: str) -> int | None:
+    """Return all parameters of a shipped generator, as its card says; None for any other model.
+
+    Raises UserError for a name that is not shipped.
+    """
+    if not reference.startswith(SHIPPED_PREFIX):
+        return None
+    return int(read_json(_shipped(reference) / CARD_FILE)["num_params_total"])
+
+
+def write_card(directory: UPath, **facts: Any) -> dict[str, dict[str, Any]]:
+    """Write `card.json` for the files of a model, with further facts; return the files by name, each with `bytes` and `sha256`."""
+    described = {name: _described(directory / name) for name in _carded(directory)}
+    write_json_atomic(directory / CARD_FILE, {**facts, "files": described})
+    return described
 
 
 def check_card(directory: UPath) -> None:

@@ -256,6 +256,10 @@ def assess_generator(config: AssessConfig) -> dict[str, Any]:
     )
     write_text_atomic(directory / CARD, card)
     release = write_release(
-        assessed.model, directory / RELEASE, card, max_shard_megabytes=config.max_shard_megabytes
+        assessed.model,
+        directory / RELEASE,
+        card,
+        num_params_total=assessed.generator["num_params_total"],
+        max_shard_megabytes=config.max_shard_megabytes,
     )
     return finish(directory, identity, evaluation=evaluation, release=release)

@@ -19,7 +19,7 @@ from synth.storage import MARKER, read_bytes, write_bytes_atomic
 
 
 def write_release(
-    generator: ModelSource, out: UPath, card: str, *, max_shard_megabytes: float
+    generator: ModelSource, out: UPath, card: str, *, num_params_total: int, max_shard_megabytes: float
 ) -> dict[str, dict[str, Any]]:
     """Write the release of a finished generator; return its files by name, each with `bytes` and `sha256`."""
     directory = generator.local_directory()
@@ -35,4 +35,4 @@ def write_release(
         out.mkdir(parents=True, exist_ok=True)
         for file in sorted(staging.iterdir()):
             write_bytes_atomic(out / file.name, read_bytes(UPath(file)))
-    return write_card(out)
+    return write_card(out, num_params_total=num_params_total)

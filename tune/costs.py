@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synth.identity import RECIPE_FILE, read_manifest
-from synth.model_source import STUDY_PREFIX
+from synth.model_source import STUDY_PREFIX, shipped_num_params
 from synth.storage import read_json, study_path
 from train.flops import train_flops_6nd
 from train.grid import plan_directory
@@ -156,6 +156,8 @@ def _generator_num_params(
         )
         num_params = int(manifest["num_params_total"])
         return num_params, f"parameters of {model}: {num_params:,}, counted"
+    if (shipped := shipped_num_params(model)) is not None:
+        return shipped, f"parameters of {model}: {shipped:,}, of its card"
     counted = num_params_of(model, engine.get("revision"))
     if counted is not None:
         return counted, f"parameters of {model}: {counted:,}, of its own configuration"

@@ -1,11 +1,16 @@
 """A model that has a card is served only as its card describes it."""
 
+import math
+
 import pytest
+from safetensors import safe_open
 
 from synth.config import EngineConfig
 from synth.errors import UserError
-from synth.model_source import CARD_FILE, find_model, write_card
+from synth.model_source import CARD_FILE, find_model, shipped_num_params, write_card
 from synth.storage import study_path
+
+SHIPPED = "shipped:docstrings-1m"
 
 
 @pytest.fixture
@@ -60,3 +65,20 @@ def test_a_model_without_a_card_is_not_checked(model):
     (model / CARD_FILE).unlink()
     flip(model)
     assert find(model).hash
+
+
+def test_a_shipped_generator_is_found_by_name_and_is_what_its_card_says():
+    found = find_model(".", EngineConfig(model=SHIPPED, max_model_len=512))
+    files = sorted(found.local_directory().glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) <= 25e6
+    num_params = 0
+    for file in files:
+        with safe_open(file, "np") as weights:
+            num_params += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (no dict)
+    assert num_params == shipped_num_params(SHIPPED)
+    assert shipped_num_params("root:generators/tiny") is None
+
+
+def test_a_generator_that_is_not_shipped_is_refused_with_those_that_are():
+    with pytest.raises(UserError, match=rf"'shipped:novels-8b': no generator .*; there is {SHIPPED}"):
+        find_model(".", EngineConfig(model="shipped:novels-8b"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from synth.model_source import shipped_num_params
 from train.flops import train_flops
 from train.record import RunRecord
 from tune.config import ReportPrices
@@ -259,14 +260,17 @@ def _generation_flops(study: Study, synthetic: SyntheticSet) -> float | None:
 
     None also where the engine does not tell which prompt tokens it did not compute.
     """
-    generator, cached = (
-        study.generators.get(synthetic.generator or ""),
-        synthetic.manifest["cached_prompt_tokens"],
+    generator = study.generators.get(synthetic.generator or "")
+    num_params = (
+        generator["num_params_total"]
+        if generator is not None
+        else shipped_num_params(synthetic.manifest["recipe"]["engine"]["model"])
     )
-    if generator is None or cached is None:
+    cached = synthetic.manifest["cached_prompt_tokens"]
+    if num_params is None or cached is None:
         return None
     tokens = synthetic.manifest["prompt_tokens"] - cached
-    return float(2 * generator["num_params_total"] * (tokens + synthetic.manifest["completion_tokens"]))
+    return float(2 * num_params * (tokens + synthetic.manifest["completion_tokens"]))
 
 
 def _training_costs(study: Study) -> Iterator[dict[str, Any]]:
