@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from synth.chunking import Span, chunk_spans, count_characters, count_words
 from synth.docstring_parts import Field, Part, Sentence, parts_of
 from synth.errors import UserError
+from synth.keywords import draw_keywords
 from synth.quality.verdict import measure, reject_reasons
 from synth.recipe import Recipe, Task
 from synth.rewording import close, lower_first, reword, upper_first, verb_phrase
-from synth.rows import draw_keywords, row_seed
+from synth.rows import NO_KEYWORDS, row_seed
 
 MAX_QUESTIONS = 3
 """Most pairs of question and answer of a chunk."""
@@ -90,6 +91,9 @@ def pairs_of(document: Mapping[str, str], taught: TaughtRecipe, left_out: Counte
         if "keywords" in recipe.placeholders:
             seed = row_seed(0, document["doc_id"], number, recipe.name, 0)
             keywords = tuple(draw_keywords(chunk, recipe.num_keywords, seed))
+            if not keywords:
+                left_out[NO_KEYWORDS] += 1
+                continue
         yield Pair(recipe, chunk, keywords, answer)
 
 

@@ -186,15 +186,15 @@ def taught_identity(config: GeneratorConfig) -> dict[str, Any]:
 
 def exchange_of(pair: Pair, domain: str) -> tuple[str, str]:
     """Return prompt and answer of a pair as the chat template writes them, but for the end-of-text token before them."""
-    template = PromptTemplate.of(pair.recipe, _PlainTemplate())
+    tokenizer = _Characters()
+    template = PromptTemplate.of(pair.recipe, tokenizer)
     data = {"document": pair.chunk, "keywords": ", ".join(pair.keywords), "domain": domain}
-    slots = (data[name] for name in template.slots)
-    rest = (datum + piece for datum, piece in zip(slots, template.rendered[1:], strict=True))
-    return template.rendered[0] + "".join(rest), pair.answer
+    prompt = template.fill(dict(zip(data, tokenizer.encode_data(list(data.values())), strict=True)))
+    return "".join(map(chr, prompt)), pair.answer
 
 
-class _PlainTemplate:
-    """CHAT_TEMPLATE without a model, and tokens of nothing: the exchanges are there before any tokenizer is."""
+class _Characters:
+    """CHAT_TEMPLATE without a model, a token a character: the exchanges are there before any tokenizer is."""
 
     prompt_format = "chat_template"
 
@@ -202,10 +202,10 @@ class _PlainTemplate:
         return "".join(f"{message['content'].strip()}\n\n" for message in messages) + f"{ANSWER_LINE}\n"
 
     def encode_markup(self, text: str) -> list[int]:
-        return []
+        return list(map(ord, text))
 
     def encode_data(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[] for _ in texts]
+        return [list(map(ord, text)) for text in texts]
 
 
 def _taught_table(documents: pa.Table, taught: Sequence[TaughtRecipe]) -> pa.Table:
