@@ -49,7 +49,8 @@ CONFIG_FILE = "config.json"
 CARD_FILE = "card.json"
 """Beside a model: its files by name, each with `bytes` and `sha256`. A model that has one is checked against it."""
 
-NOT_ON_THE_CARD = frozenset({CARD_FILE, "README.md", MARKER, RECIPE_FILE})
+NOT_THE_MODEL = frozenset({CARD_FILE, "README.md", MARKER, RECIPE_FILE})
+"""Files beside a model that say what it is and how and when it was made."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -172,7 +173,7 @@ def shipped_num_params(reference: str) -> int | None:
 
 def write_card(directory: UPath, **facts: Any) -> dict[str, dict[str, Any]]:
     """Write `card.json` for the files of a model, with further facts; return the files by name, each with `bytes` and `sha256`."""
-    described = {name: _described(directory / name) for name in _carded(directory)}
+    described = {name: _described(directory / name) for name in _model_files(directory)}
     write_json_atomic(directory / CARD_FILE, {**facts, "files": described})
     return described
 
@@ -188,7 +189,7 @@ def check_card(directory: UPath) -> None:
         raise UserError(
             f"engine.model: {directory / CARD_FILE} cannot be read as a card: {remedy}."
         ) from None
-    there = _carded(directory)
+    there = _model_files(directory)
     for name in sorted({*listed, *there}):
         if name not in there:
             raise UserError(f"engine.model: {directory} lacks {name}, which its card lists: {remedy}.")
@@ -199,10 +200,6 @@ def check_card(directory: UPath) -> None:
                 f"engine.model: {directory / name} is not the file that the model's card describes (another SHA-256 or size): "
                 f"{remedy}."
             )
-
-
-def _carded(directory: UPath) -> list[str]:
-    return [name for name in _model_files(directory) if name not in NOT_ON_THE_CARD]
 
 
 def _described(path: UPath) -> dict[str, Any]:
@@ -222,15 +219,14 @@ def _directory_hash(directory: UPath) -> str:
 
 
 def _model_files(directory: UPath) -> list[str]:
-    """Return the files that make the model; how and when it was made is left out."""
-    ours = {MARKER, RECIPE_FILE}
+    """Return the files that make the model."""
     return sorted(
         patiently(
             directory,
             lambda: [
                 p.name
                 for p in directory.iterdir()
-                if not p.name.startswith(".") and p.name not in ours and p.is_file()
+                if not p.name.startswith(".") and p.name not in NOT_THE_MODEL and p.is_file()
             ],
         )
     )

@@ -33,11 +33,9 @@ def flip(directory):
     (directory / "model.safetensors").write_bytes(weights)
 
 
-def test_a_model_as_its_card_describes_it_is_found(model):
+def test_a_model_as_its_card_describes_it_is_found_whatever_is_written_about_it(model):
     before = find(model).hash
     (model / "README.md").write_text("what it can do")
-    assert find(model).hash != ""
-    (model / "README.md").unlink()
     assert find(model).hash == before
 
 
