@@ -31,7 +31,7 @@ LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 
 MARK = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\n+\Z")
 """Before a block of commands: which of them no test of this file runs, as numbers from 1 or `all`, and why."""
-NEEDS = ("needs a GPU", "needs a cloud", "needs the hub")
+NEEDS = ("needs a GPU", "needs a cloud", "needs the hub", "needs most of an hour")
 """Why a command can be run nowhere here. Any other reason is where it is run: a test by its id, or `.ci/run`."""
 OF_THE_SHELL = ("source", "export")
 """They only matter for the lines after them."""
