@@ -23,7 +23,7 @@ _KIND_OF_RECIPE: dict[str, str | None] = {
     **dict.fromkeys(("hq", "wrap_easy", "wrap_medium", "wrap_hard", "cc_wiki", "cc_distill", "guided_rewrite"), "rephrased"),
     **dict.fromkeys(("qa", "wrap_qa", "cc_diverse_qa", "faq"), "question_answer"),
     "textbook": "textbook",
-    **dict.fromkeys(("cc_extract", "cc_knowledge_list", "continue", "math", "summarise", "table", "tutorial")),
+    **dict.fromkeys(("cc_extract", "cc_knowledge_list", "continue", "math", "summarise", "summary_brief", "table", "tutorial")),
 }  # fmt: skip
 """Shipped recipes: the kind of the paper's that each makes; None for those it has no counterpart of."""
 _FIRST = {"hq", "qa", "textbook"}

@@ -23,10 +23,11 @@ def own_recipe(prompt, shape="free"):
 def test_every_shipped_recipe_has_its_place():
     kinds = {name: kind_of(name, load_recipe(name).identity()) for name in shipped_recipes()}
     assert {name for name, kind in kinds.items() if kind == "rephrased"} == {
-        "hq", "wrap_easy", "wrap_medium", "wrap_hard", "cc_wiki", "cc_distill", "guided_rewrite",
+        "hq", "hq_brief", "wrap_easy", "wrap_medium", "wrap_hard", "cc_wiki", "cc_distill", "guided_rewrite",
     }  # fmt: skip
     assert {name for name, kind in kinds.items() if kind == "question_answer"} == {
         "qa",
+        "qa_brief",
         "wrap_qa",
         "cc_diverse_qa",
         "faq",
