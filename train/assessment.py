@@ -22,7 +22,7 @@ from synth.model_source import STUDY_PREFIX, ModelSource, find_model
 from synth.plan import Plan
 from synth.quality.verdict import words_of
 from synth.recipe import Task, Thresholds
-from synth.storage import read_json, read_parquet, study_path, write_json_atomic, write_text_atomic
+from synth.storage import exists, read_json, read_parquet, study_path, write_json_atomic, write_text_atomic
 from train.config import AssessConfig
 from train.generator import MADE_BY as TRAINED_BY
 from train.model_card import Answered, card_of
@@ -228,7 +228,7 @@ def plan_assessment(config: AssessConfig) -> Plan:
     """Return what assessing would do; nothing is written. Raises as `open_assessed` does, and IdentityMismatch."""
     directory = assessment_directory(config)
     assessed = open_assessed(config)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, *_identity(config, assessed))
     facts: dict[str, object] = {"rows": assessed.synthetic["rows"], "recipes": ", ".join(assessed.tasks)}
     return Plan(MADE_BY, str(directory), is_finished(directory), facts)

@@ -24,6 +24,7 @@ from upath import UPath
 from synth.chunking import chunk_spans, count_characters
 from synth.corpus import Split, corpus_directory, open_corpus
 from synth.documents import DOCUMENT_SCHEMA, document_id
+from synth.engines.fake import CharacterTokenizer
 from synth.identity import claim_directory, finish, is_finished
 from synth.ledger import open_synthetic
 from synth.pairs import Pair, TaughtRecipe, check_taught, pairs_of
@@ -190,22 +191,16 @@ def exchange_of(pair: Pair, domain: str) -> tuple[str, str]:
     template = PromptTemplate.of(pair.recipe, tokenizer)
     data = {"document": pair.chunk, "keywords": ", ".join(pair.keywords), "domain": domain}
     prompt = template.fill(dict(zip(data, tokenizer.encode_data(list(data.values())), strict=True)))
-    return "".join(map(chr, prompt)), pair.answer
+    return tokenizer.decode(prompt), pair.answer
 
 
-class _Characters:
+class _Characters(CharacterTokenizer):
     """CHAT_TEMPLATE without a model, a token a character: the exchanges are there before any tokenizer is."""
 
     prompt_format = "chat_template"
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         return "".join(f"{message['content'].strip()}\n\n" for message in messages) + f"{ANSWER_LINE}\n"
-
-    def encode_markup(self, text: str) -> list[int]:
-        return list(map(ord, text))
-
-    def encode_data(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(map(ord, text)) for text in texts]
 
 
 def _taught_table(documents: pa.Table, taught: Sequence[TaughtRecipe]) -> pa.Table:
