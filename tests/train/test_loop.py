@@ -7,9 +7,10 @@ import torch
 
 from synth.errors import UserError
 from tests.assets.packed_set import run_on, write_packed_set
+from tests.assets.record_contents import results
 from tests.assets.worker_group import NEVER, start_group
 from train.placement import TrainPlacement
-from train.record import RunRecord, read_record, run_directory
+from train.record import read_record, run_directory
 from train.run import OptimizerConfig
 
 pytestmark = pytest.mark.drill
@@ -39,20 +40,6 @@ def losses(root, run) -> list[tuple]:
     found = [json.loads(line) for line in lines]
     numbers = ("step", "loss_nats_per_token", "gradient_norm", "learning_rate", "loss_by_source")
     return [tuple(line[name] for name in numbers) for line in found]
-
-
-def results(record: RunRecord) -> dict:
-    """What a record says, without where, when and how fast."""
-    timing = {
-        "wall_seconds",
-        "device_seconds",
-        "tokens_per_second",
-        "attempts",
-        "placement",
-        "provenance",
-        "device",
-    }
-    return record.model_dump(exclude=timing)
 
 
 @pytest.fixture(scope="module")
