@@ -1,15 +1,17 @@
 """Training tokens a second: Ray Train + DeepSpeed against a bare PyTorch loop, same model and machine, taking turns.
 
     python benchmarks/train_throughput.py [--sizes 330k 780k] [--steps 12] [--pairs 5] [--out FILE.json]
-    python benchmarks/train_throughput.py --device cuda --sizes 125m 350m 1b --sequence-length 2048 --rows 16 \\
-        --rows-per-microbatch 8 --vocab-size 32768 --precision bf16 [--no-ray] [--variants plain compiled ...]
+    python benchmarks/train_throughput.py --device cuda --sizes 125m 350m 1b --sequence-length 2048 --rows 32 \\
+        --rows-per-microbatch 16 --vocab-size 32768 --precision bf16 --compile [--no-ray] [--variants plain masked ...]
 
 `ours` is a run in a warm lane, as `pretrain_models` trains it; the speed is that of its record, which leaves evaluation
 out. `bare` is a plain loop in a process of its own: the same module and rows, torch's AdamW, clipping, the same number of
 steps from fresh weights, no Ray and no DeepSpeed. The turns alternate; `ratio` is the median over pairs of ours / bare,
 the target 0.95 on a CPU. Variants of the bare loop tell what a choice is worth: `plain` is what most people would write
 (transformers' own loss over all logits, no document mask), `all_logits` has the mask and a loss over all logits, `eager`
-spells attention out, `recompute` keeps only each layer's input, `compiled` is torch.compile (compiling not counted).
+spells attention out, `masked` attends by a mask over all pairs where `bare` need not, `recompute` keeps only each layer's
+input, `compiled` compiles the layers. With `--compile` ours and `bare` compile theirs and `uncompiled` does not. Compiling is
+not counted: the first turn of each side is left out.
 Model FLOPs utilisation counts every matrix product (`train.flops.train_flops`) against the device's peak; a CPU has no
 known one. The target is 0.50 for 1b in bf16 on one H200. With `--no-ray` ours is `train.loop.train_run` in the bare
 loop's process, for a machine that Ray cannot be brought to.
@@ -43,8 +45,8 @@ from train.run import RunConfig
 from train.sizes import model_of
 from train.tokens import PackedSet
 
-SETTINGS = ("rows", "rows_per_microbatch", "steps", "precision", "device", "threads")
-VARIANTS = ("plain", "all_logits", "eager", "recompute", "compiled")
+SETTINGS = ("rows", "rows_per_microbatch", "steps", "precision", "device", "threads", "compile")
+VARIANTS = ("plain", "all_logits", "eager", "masked", "recompute", "compiled", "uncompiled")
 
 
 def make_run(packed: PackedSet, size: str, options: argparse.Namespace, seed: int) -> RunConfig:
@@ -72,6 +74,7 @@ def placement_of(options: argparse.Namespace) -> TrainPlacement:
         threads_per_worker=options.threads,
         rows_per_microbatch=options.rows_per_microbatch,
         zero_stage=1,
+        compile_layers=options.compile,
     )
 
 
@@ -148,13 +151,18 @@ def _loop(run: RunConfig, packed: PackedSet, how: str, options: dict[str, Any]) 
     """Train a run from fresh weights by a plain loop; return tokens per second."""
     import torch
 
+    from train.attention import choose_attention
     from train.mixture import MixtureSampler
-    from train.model import Pretrainer, Vocabulary, build_llama
+    from train.model import Pretrainer, Vocabulary, build_llama, compile_layers
 
     device = torch.device(options["device"])
     vocabulary = Vocabulary(packed.vocab_size, packed.eot_id)
     llama = build_llama(run.model, vocabulary, run.sequence_length, run.seed).to(device)
     module: Any = Pretrainer(llama, vocabulary.end_of_text)
+    if how not in ("plain", "eager", "masked"):
+        choose_attention(llama, device, run.precision)
+    if how == "compiled" or (options["compile"] and how == "bare"):
+        compile_layers(llama)
     forward = _forward(how, llama, module)
     in_bf16 = run.precision == "bf16"
     masters = (
@@ -175,13 +183,6 @@ def _loop(run: RunConfig, packed: PackedSet, how: str, options: dict[str, Any]) 
     )  # fmt: skip
     sampler = MixtureSampler(run.mixture, packed.info.num_rows, run.seed)
     num_parts = run.rows_per_step // min(options["rows_per_microbatch"], run.rows_per_step)
-    if how == "compiled":  # not counted: it happens once for a shape
-        forward(
-            torch.ones(
-                run.rows_per_step // num_parts, run.sequence_length + 1, dtype=torch.int64, device=device
-            )
-        ).backward()
-        module.zero_grad()
     began = time.perf_counter()
     for step in range(run.num_steps):
         slots = sampler.slots(step * run.rows_per_step, (step + 1) * run.rows_per_step)
@@ -218,8 +219,6 @@ def _forward(how: str, llama: Any, module: Any) -> Callable[[Any], Any]:
         llama.config._attn_implementation = "eager"
     if how == "recompute":
         llama.gradient_checkpointing_enable({"use_reentrant": False})
-    if how == "compiled":
-        return torch.compile(lambda rows: module(rows)[0])
     return lambda rows: module(rows)[0]
 
 
@@ -314,6 +313,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="compute threads of either side")
     parser.add_argument(
         "--no-ray", action="store_true", help="train ours without Ray, for machines it cannot be brought to"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers of ours and of the bare loop"
     )
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["plain"], help="of the bare loop")
     parser.add_argument("--out", type=Path, help="also write the result to this file")

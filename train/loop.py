@@ -17,6 +17,7 @@ from upath import UPath
 from synth.errors import UserError
 from synth.storage import write_json_atomic
 from train.attempts import Attempts, begin_attempt
+from train.attention import choose_attention
 from train.deepspeed_config import deepspeed_config
 from train.distributed import (
     agreed,
@@ -32,7 +33,7 @@ from train.flops import count_parameters
 from train.leftovers import tidy_up
 from train.memory import MicrobatchTooLarge, note_smaller_microbatch, read_fit
 from train.mixture import check_epochs
-from train.model import Pretrainer, Vocabulary, build_llama
+from train.model import Pretrainer, Vocabulary, build_llama, compile_layers
 from train.placement import TrainPlacement
 from train.record import MODEL_DIRECTORY, RECORD_FILE, RunRecord
 from train.run import RunConfig
@@ -73,7 +74,7 @@ def train_run(
     record = None
     while record is None:
         try:
-            record = _train_if_it_fits(run, packed, placement, directory, attempts, report, deliver)
+            record = _train_if_it_fits(run, packed, placement, directory, device, attempts, report, deliver)
         finally:
             gc.collect()  # an engine is full of cycles, and the next run wants its memory
     if leads():
@@ -87,6 +88,7 @@ def _train_if_it_fits(
     packed: PackedSet,
     placement: TrainPlacement,
     directory: UPath,
+    device: torch.device,
     attempts: Attempts | None,
     report: Callable[[int], None] | None,
     deliver: Callable[[LlamaForCausalLM], None] | None,
@@ -96,15 +98,15 @@ def _train_if_it_fits(
     assert fit is not None
     placed = fit.placed(placement, run.rows_per_step // world_size())
     try:
-        record = _train(run, packed, placed, directory, attempts, report, deliver)
+        record = _train(run, packed, placed, directory, device, attempts, report, deliver)
     except torch.OutOfMemoryError as error:
         note_smaller_microbatch(run, placed, world_size(), directory, fit, error)
         if world_size() > 1:  # another worker may be waiting for this one, and cannot be told
             raise MicrobatchTooLarge(f"no memory for {placed.rows_per_microbatch} rows at once") from error
         return None
     if record.device is not None and fit.did_not_fit:
-        device = record.device.model_copy(update={"did_not_fit": fit.did_not_fit})
-        record = record.model_copy(update={"device": device})
+        use = record.device.model_copy(update={"did_not_fit": fit.did_not_fit})
+        record = record.model_copy(update={"device": use})
     return record
 
 
@@ -113,12 +115,14 @@ def _train(
     packed: PackedSet,
     placement: TrainPlacement,
     directory: UPath,
+    device: torch.device,
     attempts: Attempts | None,
     report: Callable[[int], None] | None,
     deliver: Callable[[LlamaForCausalLM], None] | None,
 ) -> RunRecord:
     rate = peak_learning_rate(run.optimizer, count_parameters(run.model, packed.vocab_size).non_embedding)
-    with open_engine(_fresh_module(run, packed, placement), run, placement, rate) as engine:
+    module = _fresh_module(run, packed, placement, device)
+    with open_engine(module, run, placement, rate) as engine:
         training = Training(run, packed, placement, directory, engine, rate, attempts)
         ended = "interrupted"
         try:
@@ -148,11 +152,16 @@ def _keep_model(llama: LlamaForCausalLM, run: RunConfig, packed: PackedSet, dire
     )
 
 
-def _fresh_module(run: RunConfig, packed: PackedSet, placement: TrainPlacement) -> Pretrainer:
+def _fresh_module(
+    run: RunConfig, packed: PackedSet, placement: TrainPlacement, device: torch.device
+) -> Pretrainer:
     vocabulary = Vocabulary(packed.vocab_size, packed.eot_id)
     llama = build_llama(run.model, vocabulary, run.sequence_length, run.seed)
+    choose_attention(llama, device, run.precision)
     if placement.recompute_activations:
         llama.gradient_checkpointing_enable({"use_reentrant": False})
+    if placement.compile_layers:
+        compile_layers(llama)
     return Pretrainer(llama, vocabulary.end_of_text)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from train.attention import attention_options
 from train.cross_entropy import cross_entropy, summed_cross_entropy
 from train.run import ModelConfig
 
@@ -57,6 +58,17 @@ def build_llama(model: ModelConfig, vocabulary: Vocabulary, max_position: int, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(llama_config(model, vocabulary, max_position))
+
+
+def compile_layers(llama: LlamaForCausalLM) -> None:
+    """Let torch.compile compile the model's layers, when they are first called with rows of a shape.
+
+    They are compiled one by one: one graph serves all of them, so it takes as long as for one.
+    """
+    # A lane trains models of many shapes, and beyond this many graphs a layer would go back to being slow without a word.
+    torch._dynamo.config.recompile_limit = 128
+    for layer in llama.model.layers:
+        layer.compile()
 
 
 class Pretrainer(nn.Module):
@@ -117,9 +129,9 @@ class Pretrainer(nn.Module):
 
     def hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states of rows of tokens, int64 [B, T] -> [B, T, H]."""
-        mask = document_mask(tokens, self.end_of_text, self.llama.dtype)
+        options = attention_options(self.llama, tokens, self.end_of_text)
         states: torch.Tensor = self.llama.model(
-            input_ids=tokens, attention_mask=mask, use_cache=False
+            input_ids=tokens, use_cache=False, **options
         ).last_hidden_state
         return states
 
@@ -127,20 +139,3 @@ class Pretrainer(nn.Module):
         """Return the logits of rows of tokens, int64 [B, T] -> [B, T, V]."""
         logits: torch.Tensor = self.llama.lm_head(self.hidden_states(tokens))
         return logits
-
-
-def document_mask(tokens: torch.Tensor, end_of_text: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return the additive attention mask [B, 1, T, T]: 0 where a position may look, minus infinity elsewhere.
-
-    A position sees itself and earlier positions of its own document. The end-of-text token belongs to the document
-    after it, so a model meets every document as it will be prompted: end-of-text first. Positions are not counted
-    anew in each document: the rotary embedding depends on distances alone.
-    """
-    document = (tokens == end_of_text).cumsum(dim=1)
-    same = document[:, :, None] == document[:, None, :]
-    length = tokens.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=tokens.device).masked_fill_(
-        ~(same & causal), -torch.inf
-    )
-    return mask[:, None]

@@ -131,3 +131,17 @@ def test_recomputed_activations_give_the_same_bits(tmp_path, packed):
     again = train(tmp_path / "again", packed, run, recompute_activations=True)
     assert losses(tmp_path / "again", run) == losses(tmp_path / "kept", run)
     assert again.final == kept.final
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_plain_ones_but_for_float_noise(tmp_path, packed):
+    run = run_on(packed, evaluations=1)
+    plain = train(tmp_path / "plain", packed, run)
+    compiled = train(tmp_path / "compiled", packed, run, compile_layers=True)
+    assert compiled.status == "complete"
+    assert compiled.final.loss_nats_per_token == pytest.approx(plain.final.loss_nats_per_token, abs=2e-5)
+
+
+def test_compiled_layers_and_weights_taken_apart_are_refused():
+    with pytest.raises(ValueError, match=r"compile_layers = true does not go with zero_stage = 3"):
+        TrainPlacement(compile_layers=True, zero_stage=3)

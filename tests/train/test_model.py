@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from train.attention import choose_attention, document_bounds, document_mask
 from train.cross_entropy import summed_cross_entropy
-from train.model import Pretrainer, Vocabulary, build_llama, document_mask
+from train.model import Pretrainer, Vocabulary, build_llama
 from train.sizes import SIZES
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 EOT = 0
 VOCABULARY = Vocabulary(128, EOT)
@@ -58,6 +61,28 @@ def test_mask_of_a_small_row():
         [0, 0, 1, 1, 0],
         [0, 0, 0, 0, 1],
     ]
+
+
+def test_bounds_of_small_rows():
+    rows = torch.tensor([[5, 6, EOT, 7, EOT], [EOT, 1, 2, EOT, 3]])
+    assert document_bounds(rows, EOT).tolist() == [0, 2, 4, 5, 8, 10]
+    assert document_bounds(rows[:1, :2], EOT).tolist() == [0, 2]
+
+
+@gpu
+def test_attention_by_bounds_is_attention_by_mask():
+    found = {}
+    for chosen in (False, True):
+        model = Pretrainer(build_llama(SIZES["125m"], VOCABULARY, 512, seed=1), EOT).cuda().bfloat16()
+        if chosen:
+            choose_attention(model.llama, torch.device("cuda"), "bf16")
+        rows = torch.randint(0, 128, (3, 512), generator=torch.Generator().manual_seed(2)).cuda()
+        loss, _ = model(rows)
+        loss.backward()
+        found[chosen] = loss.item(), torch.cat([each.grad.flatten() for each in model.parameters()])
+    (loss, gradient), (other_loss, other_gradient) = found[False], found[True]
+    assert other_loss == pytest.approx(loss, rel=2e-3)
+    assert (gradient - other_gradient).norm() < 0.02 * gradient.norm()
 
 
 def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state_alone():
