@@ -14,6 +14,7 @@ MODULES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*
 MAY_IMPORT_TORCH_AT_TOP = {
     f"train/{name}.py"
     for name in (
+        "attention",
         "model",
         "cross_entropy",
         "loop",
