@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -301,6 +300,9 @@ class PartAttempts:
 PUBLISH_SECONDS = 2.0
 """How often an engine shows how full it is."""
 
+CLOSE_SECONDS = 25.0
+"""Time an engine has to end when its actor does: longer than it takes itself, shorter than Ray waits for an actor."""
+
 
 class RephrasePart:
     """One engine in one Ray actor; Ray Data calls it once a part, several calls at a time.
@@ -318,12 +320,23 @@ class RephrasePart:
         except UserError as error:
             self._failure = str(error)
         self._showing: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __del__(self) -> None:
+        """End the engine: all Ray Data does at the end of an actor is to let go of this object, outside its event loop.
+
+        Left to the end of the process, an engine's own processes would be taken from it, which it reports as their death.
+        """
+        if self._loop is not None:
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(CLOSE_SECONDS)
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
         if self._failure:
             return {"entry": [""], "failure": [self._failure]}
-        self._showing = self._showing or asyncio.create_task(_show_load(weakref.ref(self._worker)))
+        self._loop = asyncio.get_running_loop()
+        self._showing = self._showing or asyncio.create_task(_show_load(self._worker))
         part = int(batch["part"][0])
         try:
             if await self._attempts.begin.remote(part) > PART_ATTEMPTS:
@@ -340,11 +353,9 @@ class RephrasePart:
         return {"entry": [entry.model_dump_json()], "failure": [""]}
 
 
-async def _show_load(of: weakref.ref[RephraseWorker]) -> None:
-    # Held weakly: Ray Data ends an engine by letting go of it, and a task that holds it leaves it to be killed, aloud.
-    while (worker := of()) is not None:
+async def _show_load(worker: RephraseWorker) -> None:
+    while True:
         publish(of_engine(worker.work.config.name, *worker.load))
-        del worker
         await asyncio.sleep(PUBLISH_SECONDS)
 
 
