@@ -17,7 +17,7 @@ from synth.errors import UserError
 from synth.ledger import LEDGER, synthetic_directory
 from synth.plan import Plan
 from synth.progress import clock
-from synth.storage import MARKER, list_names, read_json
+from synth.storage import MARKER, exists, list_names, read_json
 from synth.study_log import read_log
 from train.placement import TrainPlacement
 from train.record import records_of
@@ -167,7 +167,7 @@ def _device_seconds(step: Step, counted: set[str]) -> float | None:
     """
     if step.section == "rephrase":
         directory = synthetic_directory(step.config.root, step.config.name)
-        found = [directory / MARKER] if (directory / MARKER).exists() else [
+        found = [directory / MARKER] if exists(directory / MARKER) else [
             directory / LEDGER / name for name in list_names(directory / LEDGER, ".json")
         ]  # fmt: skip
         entries = [read_json(path) for path in found]

@@ -315,7 +315,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         facts = {"documents": manifest["documents_kept"], "rows read": manifest["rows_read"]}
         return Plan(MADE_BY, str(directory), finished=True, facts=facts)
     build = CorpusBuild(config)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, config.identity(), build.parents)
         build.check_layout()
     read = build.read_stage()
@@ -350,7 +350,7 @@ def finished_manifest(config: CorpusConfig) -> dict[str, Any] | None:
 def remove_intermediates(config: CorpusConfig) -> None:
     """Remove what only an unfinished corpus needs, if it is there."""
     scratch = corpus_directory(config.root, config.name) / SCRATCH
-    if scratch.exists():
+    if exists(scratch):
         scratch.fs.rm(scratch.path, recursive=True)
 
 
