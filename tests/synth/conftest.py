@@ -1,5 +1,6 @@
 """A finished corpus in a moment, without the job that builds one, and what the rephrasing tests share."""
 
+import asyncio
 import hashlib
 import json
 
@@ -10,9 +11,11 @@ from synth import shuffle
 from synth.config import RephraseConfig
 from synth.documents import DOCUMENT_SCHEMA
 from synth.identity import claim_directory, finish
+from synth.rephrase import open_work
 from synth.rows import finished_row, finished_table
 from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
+from synth.worker import RephraseWorker
 
 TOPICS = (
     "harbour",
@@ -41,6 +44,22 @@ def table_of(drafts, outcomes, provenance, held_out=None):
     """The part that drafts and their outcomes make."""
     pairs = zip(drafts, outcomes, strict=True)
     return finished_table([finished_row(draft, outcome, provenance, held_out) for draft, outcome in pairs])
+
+
+def make_one_part(config, engine):
+    """Make the first part of a set on an engine; return the set's work."""
+    work = open_work(config)
+    work.claim()
+
+    async def everything():
+        worker = RephraseWorker(work, engine)
+        try:
+            await worker.make_part(0)
+        finally:
+            await worker.close()
+
+    asyncio.run(everything())
+    return work
 
 
 @pytest.fixture
