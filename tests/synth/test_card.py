@@ -255,7 +255,7 @@ def test_a_set_of_which_nothing_was_kept_has_a_card(fake_config):
     assert finish_work(work)["kept"] == 0
     text = (work.directory / "card.html").read_text()
     assert Page(text).open == []
-    assert "0.0%" in text
+    assert "0.0 %" in text
     assert "–" in text, "a rate that was not measured is a dash"
 
 
@@ -272,10 +272,10 @@ def test_a_price_is_shown_where_one_is_given(fake_config):
 def test_a_few_in_a_million_are_not_nothing():
     assert [percent(value) for value in (None, 0.0, 0.0001, 0.0005, 0.5)] == [
         "–",
-        "0.0%",
-        "<0.1%",
-        "0.1%",
-        "50.0%",
+        "0.0 %",
+        "<0.1 %",
+        "0.1 %",
+        "50.0 %",
     ]
 
 

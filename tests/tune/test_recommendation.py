@@ -12,6 +12,7 @@ import pytest
 
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.identity import claim_directory, finish
+from synth.percentage import percentage
 from synth.storage import read_json, study_path, write_json_atomic
 from tests.assets.packed_set import write_packed_set
 from train.config import PretrainConfig
@@ -191,7 +192,7 @@ def test_a_gain_that_may_be_nothing_is_said_first(early):
     assert 0.0 < found.best_share.value < 1 / 6  # nearer to natural text than to the first share trained
     assert found.best_share.low <= 0.15 <= found.best_share.high
     assert found.gain.low <= 0.0 < found.gain.high
-    assert found.headline.startswith("Natural text alone is not shown to be worse: 0% to ")
+    assert found.headline.startswith("Natural text alone is not shown to be worse: 0 % to ")
     assert any("no gain was measured: the law of hq 33 %" in each for each in found.warnings)
 
 
@@ -203,10 +204,10 @@ def test_a_share_far_from_every_trained_one_is_said_to_be_the_curves(study, earl
     for name, root, share in (("half", study, 0.5), ("third", study, 1 / 3), ("tenth", early, 0.1)):
         write_search(root, name, sure.model_copy(update={"value": share}), TARGET_N, TARGET_D)
     half = recommend_mixture(asked(study, name="half", searches=("half",)))
-    assert "50% of hq lies between 33% and 67%" in " ".join(half.warnings)
+    assert "50 % of hq lies between 33 % and 67 %" in " ".join(half.warnings)
     assert not says(recommend_mixture(asked(study, name="third", searches=("third",))))
     tenth = recommend_mixture(asked(early, name="tenth", searches=("tenth",)))
-    assert "10% of hq lies between 0% and 33%" in " ".join(tenth.warnings)
+    assert "10 % of hq lies between 0 % and 33 %" in " ".join(tenth.warnings)
 
 
 def test_what_pays_is_the_recommended_share_and_not_the_mixture_nearest_to_it(early):
@@ -309,7 +310,7 @@ def test_a_search_moves_the_share_and_one_of_another_source_does_not(study):
     near = recommend_mixture(asked(study, name="with-near", searches=("near",)))
     assert near.best_share.value == pytest.approx(0.1, abs=0.03)
     assert near.best_share.high - near.best_share.low < alone.high - alone.low
-    assert any("searches/near found 10%" in each for each in near.warnings)
+    assert any("searches/near found 10 %" in each for each in near.warnings)
     write_search(study, "other", Interval(value=0.9, standard_error=0.01), TARGET_N, TARGET_D, synthetic="qa")
     other = recommend_mixture(asked(study, name="with-other", searches=("other",)))
     assert other.best_share == alone
@@ -459,7 +460,7 @@ def test_scarce_natural_text_raises_the_share_and_says_so(study):
     scarce = recommend_mixture(asked(study, name="scarce", natural_tokens_available=100_000))
     assert scarce.best_share.value == pytest.approx(0.6)  # four passes over 100,000 are 40 % of the target
     assert scarce.natural_passes == pytest.approx(4.0)
-    assert any("the share is raised to 60%" in each for each in scarce.warnings)
+    assert any("the share is raised to 60 %" in each for each in scarce.warnings)
     assert scarce.least_share == scarce.best_share.value
     plenty = recommend_mixture(asked(study, name="plenty", natural_tokens_available=10**9))
     assert plenty.best_share.value < 0.55
@@ -479,6 +480,11 @@ def test_natural_text_that_does_not_suffice_is_never_the_answer(study):
     assert short.least_share == pytest.approx(least)
     assert short.headline.startswith("Mix in ")
     assert not short.natural_text_may_do
+    lowest, highest = enough.equally_good_shares
+    assert lowest < least < highest
+    assert short.equally_good_shares == (short.least_share, highest)
+    flat = f"flat optimum: shares of hq from {percentage(least)} to {percentage(highest)} "
+    assert any(each.startswith(flat) for each in short.warnings)
 
 
 def test_says_what_would_change_the_answer(study):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from synth.errors import UserError
+from synth.percentage import percentage
 from tune.laws import Isoflop, isoflop
 from tune.laws.identify import NEGLIGIBLE_SHARE
 from tune.report.format import percent
@@ -297,6 +298,6 @@ def trust_tables(study: Study) -> list[Table]:
     tables = [*_selection_tables(study), *_exponent_tables(study)]
     if rows := profile_rows(study):
         confidence = study.laws.file.fits[0].confidence
-        caption = f"Profile likelihood: values of one parameter that fit about equally well when all others follow it ({confidence:.0%})"
+        caption = f"Profile likelihood: values of one parameter that fit about equally well when all others follow it ({percentage(confidence)})"
         tables.append(Table("profiles", caption, PROFILE_COLUMNS, tuple(rows)))
     return tables
