@@ -27,24 +27,19 @@ from synth.identity import (
     read_manifest,
 )
 from synth.inputs import CorpusUnit, Unit, list_source
+from synth.parts import COUNTS, PartsTask, add_counts, part_name, plan_parts, write_parts
 from synth.plan import Plan
 from synth.shuffle import (
-    COUNTS,
     ROWS_PER_GROUP,
     RUN_BYTES,
     SCRATCH,
     MergeTask,
-    PartsTask,
     ReadTask,
     Workspace,
-    add_counts,
     lowest_documents,
     merge_bucket,
-    part_name,
-    plan_parts,
     read_entries,
     read_unit,
-    write_parts,
 )
 from synth.storage import exists, list_names, read_json, study_path, write_json_atomic
 

@@ -11,9 +11,9 @@ from synth import shuffle
 from synth.config import RephraseConfig
 from synth.documents import DOCUMENT_SCHEMA
 from synth.identity import claim_directory, finish
+from synth.parts import part_name
 from synth.rephrase import open_work
 from synth.rows import finished_row, finished_table
-from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
 from synth.worker import RephraseWorker
 

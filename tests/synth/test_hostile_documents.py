@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from synth.assignment import heuristic_quality
 from synth.chunking import chunk_spans, count_characters, count_words
 from synth.documents import DOCUMENT_SCHEMA
+from synth.drafts import draft_rows, prepare_recipe
 from synth.engines.fake import CharacterTokenizer
 from synth.engines.protocol import GenerationResult
 from synth.quality.answer_format import count_items
 from synth.quality.verdict import measure, post_process, words_of
 from synth.recipe import PostProcessing, Thresholds, load_recipe
-from synth.rows import REPHRASED_SCHEMA, Provenance, draft_rows, prepare_recipe, tally_rows
+from synth.rows import REPHRASED_SCHEMA, Provenance, tally_rows
 from tests.synth.conftest import table_of
 
 TOKENIZER = CharacterTokenizer()

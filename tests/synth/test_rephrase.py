@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synth.config import EngineConfig
-from synth.engines import supervisor
+from synth.engines import retries
 from synth.engines.factory import open_engine
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.estimate import plan_rephrase
@@ -25,7 +25,7 @@ from tests.synth.conftest import text_of
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(supervisor, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 def make_parts(work, parts=None, behaviour=None):

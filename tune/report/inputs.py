@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from synth.errors import IncompleteArtefact, UserError
 from synth.identity import RECIPE_FILE
 from synth.model_source import GENERATOR_PREFIX
-from synth.shuffle import part_name
+from synth.parts import part_name
 from synth.storage import MARKER, read_bytes, study_path
 from synth.study_log import LOG, read_log
 from train.grid import PLAN_FILE
