@@ -10,9 +10,10 @@ import pytest
 from synth import shuffle
 from synth.config import RephraseConfig
 from synth.documents import DOCUMENT_SCHEMA
+from synth.engines.factory import open_engine
 from synth.identity import claim_directory, finish
+from synth.ledger import missing_parts
 from synth.parts import part_name
-from synth.rephrase import open_work
 from synth.rows import finished_row, finished_table
 from synth.storage import study_path, write_parquet_atomic
 from synth.worker import RephraseWorker
@@ -46,20 +47,20 @@ def table_of(drafts, outcomes, provenance, held_out=None):
     return finished_table([finished_row(draft, outcome, provenance, held_out) for draft, outcome in pairs])
 
 
-def make_one_part(config, engine):
-    """Make the first part of a set on an engine; return the set's work."""
-    work = open_work(config)
+def make_parts(work, parts=None, engine=None):
+    """Make parts (all that are missing) together on one worker, as an actor does; return (entries, engine)."""
     work.claim()
+    engine = engine or open_engine(work.config.engine, work.config.placement, work.model)
 
     async def everything():
         worker = RephraseWorker(work, engine)
+        todo = missing_parts(work.directory, work.num_parts) if parts is None else parts
         try:
-            await worker.make_part(0)
+            return await asyncio.gather(*(worker.make_part(part) for part in todo))
         finally:
             await worker.close()
 
-    asyncio.run(everything())
-    return work
+    return asyncio.run(everything()), engine
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 import pytest
 
-from synth.engines.fake import FakeEngine
 from synth.keywords import MOST_CHARACTERS, draw_keywords, find_common_words
-from synth.rephrase import finish_work
+from synth.rephrase import finish_work, open_work
 from synth.storage import read_parquet
-from tests.synth.conftest import make_one_part
+from tests.synth.conftest import make_parts
 
 CHINESE = "量子计算机利用量子比特进行计算，与传统计算机不同。量子比特可以同时处于多个状态，因此量子计算在密码学领域有应用前景。"
 JAPANESE = "量子コンピュータは、量子力学の原理を用いて計算を行う機械である。従来の機械とは異なる。"
@@ -53,8 +52,8 @@ def test_a_document_without_keywords_is_a_rejected_row_that_nobody_was_asked_for
     root = str(tmp_path / "few")
     make_corpus(root, ["1234 56 " * 50, CHINESE, "The harbour has lanterns and quarries.", "a b c d"])
     config = fake_config(root=root, recipes=("textbook",))
-    engine = FakeEngine.from_config(config.engine)
-    work = make_one_part(config, engine)
+    work = open_work(config)
+    _, engine = make_parts(work, [0])
     rows = read_parquet(work.directory / "part-00000-of-00001.parquet").to_pylist()
     assert [row["reject_reasons"] == ["no_keywords"] for row in rows] == [True, False, False, True]
     assert (rows[0]["verdict"], rows[0]["prompt_tokens"]) == ("rejected", 0)

@@ -5,7 +5,8 @@ import random
 
 from synth import worker as worker_module
 from synth.engines.fake import FakeBehaviour, FakeEngine
-from tests.synth.conftest import make_one_part, text_of
+from synth.rephrase import open_work
+from tests.synth.conftest import make_parts, text_of
 
 SEQUENCES = 4
 
@@ -49,8 +50,8 @@ class SteppingEngine(FakeEngine):
 
 def made(config):
     """Make the one part of a set; return (engine steps, tokens, bytes of the part)."""
-    engine = SteppingEngine()
-    work = make_one_part(config, engine)
+    work, engine = open_work(config), SteppingEngine()
+    make_parts(work, [0], engine)
     return engine.steps, engine.tokens, (work.directory / "part-00000-of-00001.parquet").read_bytes()
 
 
