@@ -149,6 +149,7 @@ class StudyForecast:
         )
         facts["device-hours"] = _shown(hours, f"rephrase.{config.name}.cost.tokens_per_device_second, or run tune_engine first")  # fmt: skip
         if hours is not None:
+            assert assumed.model_flops_utilization is not None  # it is part of the speed
             facts["device-hours rest on"] = (
                 f"{rate:,g} output tokens a device-second, assumed (cost.tokens_per_device_second)"
             )
@@ -256,6 +257,7 @@ class StudyForecast:
         facts |= {"tokens": round(tokens), "FLOP": float(f"{flops:.3g}")}
         facts["device-hours"] = _shown(hours, "assumptions.training.peak_flops_per_device_second and model_flops_utilization")  # fmt: skip
         if hours is not None:
+            assert assumed.model_flops_utilization is not None  # it is part of the speed
             facts["device-hours rest on"] = (
                 f"{percentage(assumed.model_flops_utilization)} of {assumed.peak_flops_per_device_second:.3g} FLOP/s a device, assumed"
             )
