@@ -149,7 +149,6 @@ class StudyForecast:
         )
         facts["device-hours"] = _shown(hours, f"rephrase.{config.name}.cost.tokens_per_device_second, or run tune_engine first")  # fmt: skip
         if hours is not None:
-            assert assumed.model_flops_utilization is not None  # it is part of the speed
             facts["device-hours rest on"] = (
                 f"{rate:,g} output tokens a device-second, assumed (cost.tokens_per_device_second)"
             )
