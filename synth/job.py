@@ -299,6 +299,7 @@ class RephrasePart:
     """
 
     def __init__(self, work: RephraseWork, attempts: Any) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._attempts, self._failure = attempts, ""
         # Raised from here it would come back as Ray's traceback, after several attempts.
         try:
@@ -308,7 +309,6 @@ class RephrasePart:
         except UserError as error:
             self._failure = str(error)
         self._showing: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __del__(self) -> None:
         """End the engine: all Ray Data does at the end of an actor is to let go of this object, outside its event loop.
