@@ -21,7 +21,7 @@ from tune.report.format import percent
 from tune.report.page import environment_of_report, with_script
 from tune.report.style import open_panel, write_heading
 from tune.report.svg import PALETTE, Drawing, finish_drawing, house_style, light
-from tune.report.tables import Column, Table
+from tune.report.table import Column, Table
 from tune.results import Interval
 
 MADE_BY = "compare_studies"

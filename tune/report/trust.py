@@ -12,7 +12,7 @@ from tune.laws import Isoflop, isoflop
 from tune.laws.identify import NEGLIGIBLE_SHARE
 from tune.report.format import percent
 from tune.report.inputs import Study
-from tune.report.tables import Column, Table
+from tune.report.table import Column, Table
 from tune.results import Interval, Recommendation, Selection, Sensitivity
 
 AS_RECOMMENDED = "as recommended"

@@ -33,7 +33,7 @@ from tune.report.figures import (
 from tune.report.format import amount, flops, percent, show, significant, size
 from tune.report.style import share_looks, source_looks
 from tune.report.svg import PALETTE, Drawing, finish_drawing, house_style, light
-from tune.report.tables import Column, to_csv
+from tune.report.table import Column, to_csv
 from tune.results import CellOptimum, FitFile, HeldOutPoint, Interval, LawFit, Recommendation, TrialResult
 
 
