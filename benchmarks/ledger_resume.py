@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from synth.config import RephraseConfig
 from synth.identity import claim_directory, finish, provenance
 from synth.ledger import LedgerEntry, Tally, entry_path, missing_parts, read_entries, summarise
-from synth.shuffle import part_name
+from synth.parts import part_name
 from synth.storage import study_path, write_parquet_atomic
 
 SET_PARTS = (10, 100)

@@ -42,12 +42,12 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.config import RephraseConfig
+from synth.drafts import draft_rows, prepare_recipe
 from synth.engines.vllm import VllmEngine, sampling_arguments
 from synth.identity import claim_directory, finish, provenance
 from synth.ledger import entry_path, read_entries, summarise
+from synth.parts import part_name
 from synth.rephrase import RephraseWork, open_work
-from synth.rows import draft_rows, prepare_recipe
-from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
 
 VOCABULARY = 2048

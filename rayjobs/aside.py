@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from upath import UPath
 
 from rayjobs.study import Step
-from synth.storage import MARKER, is_local, list_directories, read_json, study_path
+from synth.storage import MARKER, exists, is_local, list_directories, read_bytes, read_json, study_path
 from train.attempts import CONFIG_FILE
 from train.grid import PLAN_FILE
 from train.rates import RATES_FILE
@@ -25,7 +25,7 @@ ASIDE = "aside"
 
 def what_is_there(step: Step) -> list[UPath]:
     """Return the directories and files a step has left so far, runs and trunks that are its own included."""
-    return [path for path in dict.fromkeys(_paths(step)) if path.exists()]
+    return [path for path in dict.fromkeys(_paths(step)) if exists(path)]
 
 
 def move_aside(root: str, step: Step) -> list[tuple[UPath, UPath]]:
@@ -84,14 +84,14 @@ def runs_of(step: Step) -> list[str]:
 
 
 def _runs_in(section: str, directory: UPath) -> Iterator[str]:
-    if section == "generators" and (directory / MARKER).exists():
+    if section == "generators" and exists(directory / MARKER):
         yield read_json(directory / MARKER)["run_id"]
-    if section == "pretrain" and (directory / PLAN_FILE).exists():
+    if section == "pretrain" and exists(directory / PLAN_FILE):
         yield from (run["run_id"] for run in read_json(directory / PLAN_FILE)["runs"])
     if section == "search":
         for cell in list_directories(directory):
             yield from (json.loads(line)["run_id"] for line in _lines(directory / cell / TRIALS_FILE))
-    if section == "learning_rates" and (directory / RATES_FILE).exists():
+    if section == "learning_rates" and exists(directory / RATES_FILE):
         sizes = read_json(directory / RATES_FILE)["sizes"]
         yield from (trial["run_id"] for size in sizes for trial in size["trials"])
 
@@ -121,12 +121,12 @@ def planned_runs(root: str) -> set[str]:
 
 
 def _lines(path: UPath) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return read_bytes(path).decode("utf-8").splitlines() if exists(path) else []
 
 
 def _of_run(root: str, run_id: str) -> Iterator[UPath]:
     directory = run_directory(root, run_id)
-    if (directory / CONFIG_FILE).exists():
+    if exists(directory / CONFIG_FILE):
         trunk = RunConfig.model_validate(read_json(directory / CONFIG_FILE)).trunk_id
         if trunk is not None:
             yield study_path(root, "trunks", trunk)

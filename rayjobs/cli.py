@@ -2,7 +2,7 @@
 
 `--config FILE` gives values, every field of the job's configuration is also a flag (`--placement.engines 2`), flags
 win. `--dry-run` prints the resolved configuration and the plan without starting Ray. What a person can mend is one
-sentence on stderr and exit code 2; anything else is a traceback and exit code 1.
+sentence on stderr and exit code 2; Ctrl-C is one, too, and exit code 130; anything else is a traceback and exit code 1.
 """
 
 from __future__ import annotations
@@ -113,9 +113,29 @@ def main_of(job: Job[Any]) -> Main:
     """Return the `main(argv) -> exit code` of a job."""
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return guarded(job.name, lambda: _run(job, list(sys.argv[1:] if argv is None else argv)))
+        try:
+            return guarded(job.name, lambda: _run(job, list(sys.argv[1:] if argv is None else argv)))
+        except KeyboardInterrupt:
+            if argv is not None:  # it is for the caller, whose process this is
+                raise
+            _leave(f"{job.name}: interrupted: what is done stays done, run it again to go on.")
 
     return main
+
+
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C has ended, by the custom of shells: 128 and the signal's number."""
+
+
+def _leave(sentence: str) -> NoReturn:
+    """End this process now, with a sentence: Ray and all it started for the process end after it, as after a kill.
+
+    An orderly end would take Ray from under steps that are at work in threads, which would see failures in that.
+    """
+    print(sentence, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def guarded(name: str, action: Callable[[], int]) -> int:

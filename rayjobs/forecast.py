@@ -17,6 +17,7 @@ from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
 from synth.estimate import BYTES_PER_TOKEN
 from synth.model_source import shipped_num_params
+from synth.percentage import percentage
 from synth.recipe import Recipe, load_recipes
 from train.branching import tokens_to_train
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
@@ -255,8 +256,9 @@ class StudyForecast:
         facts |= {"tokens": round(tokens), "FLOP": float(f"{flops:.3g}")}
         facts["device-hours"] = _shown(hours, "assumptions.training.peak_flops_per_device_second and model_flops_utilization")  # fmt: skip
         if hours is not None:
+            assert assumed.model_flops_utilization is not None  # it is part of the speed
             facts["device-hours rest on"] = (
-                f"{assumed.model_flops_utilization:.0%} of {assumed.peak_flops_per_device_second:.3g} FLOP/s a device, assumed"
+                f"{percentage(assumed.model_flops_utilization)} of {assumed.peak_flops_per_device_second:.3g} FLOP/s a device, assumed"
             )
         if price is not None:
             facts[f"price, {self._study.prices.currency}"] = _shown(money, None)

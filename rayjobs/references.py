@@ -8,14 +8,13 @@ from typing import Any
 
 from synth.config import CorpusConfig, RephraseConfig
 from synth.errors import UserError
+from synth.model_source import GENERATOR_PREFIX
 from synth.recipe import load_recipes
 from train.config import AssessConfig, GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.run import RunTemplate
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
 from tune.observations import mixture_label
-
-GENERATOR_PREFIX = "root:generators/"
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Section of a study file -> name -> configuration of the step; only steps that are valid by themselves."""

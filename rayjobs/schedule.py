@@ -79,7 +79,7 @@ class Schedule:
         over = threading.Event()
         beat = threading.Thread(target=self._beat, args=(over,), name="beat", daemon=True)
         beat.start()
-        with ExitStack() as stack:
+        with ExitStack() as stack, _left_open_if_interrupted(stack):
             lanes = WarmLanes(stack, self._running)
             try:
                 while self._waiting or self._running:
@@ -235,6 +235,16 @@ class Schedule:
         while not over.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # a store that is away stops no step by this
                 self._note_running()
+
+
+@contextlib.contextmanager
+def _left_open_if_interrupted(stack: ExitStack) -> Iterator[None]:
+    """Leave what a stack would close to the end of the process after Ctrl-C: lanes are closed by waiting for them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stack.pop_all()
+        raise
 
 
 def _now() -> str:

@@ -20,7 +20,16 @@ from rayjobs.aside import OWN_NAMES, directory_of
 from rayjobs.study import Step
 from synth.errors import UserError
 from synth.identity import is_finished
-from synth.storage import MARKER, is_local, read_json, study_path, write_bytes_atomic
+from synth.storage import (
+    MARKER,
+    exists,
+    is_local,
+    patiently,
+    read_bytes,
+    read_json,
+    study_path,
+    write_bytes_atomic,
+)
 from train.config import PretrainConfig, RateSweepConfig
 from train.grid import plan_runs
 from train.rate_sweep import missing_runs
@@ -70,7 +79,7 @@ def _same_there(step: Step, root: str, steps: Mapping[str, Step]) -> bool:
 
 def _hash(root: str, step: Step) -> Any:
     marker = directory_of(step, root) / MARKER
-    return read_json(marker)["hash"] if marker.exists() else None
+    return read_json(marker)["hash"] if exists(marker) else None
 
 
 def _take_artefact(step: Step, root: str) -> None:
@@ -101,24 +110,27 @@ def _wanted_runs(step: Step) -> list[str]:
 
 
 def _take_run(root: str, own: str, run_id: str) -> None:
-    if (run_directory(root, run_id) / RECORD_FILE).exists():
+    if exists(run_directory(root, run_id) / RECORD_FILE):
         _copy_tree(run_directory(root, run_id), run_directory(own, run_id), RECORD_FILE)
 
 
 def _copy_tree(source: UPath, target: UPath, last: str) -> None:
     """Copy a finished directory, the file that makes it finished last; what is there already is left."""
-    if not (source / last).exists() or (target / last).exists():
+    if not exists(source / last) or exists(target / last):
         return
-    files = [path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    files = patiently(
+        source,
+        lambda: [path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")],
+    )
     for path in sorted(files, key=lambda path: (path == source / last, str(path))):
         _copy_file(path, target.joinpath(*path.relative_to(source).parts))
 
 
 def _copy_file(source: UPath, target: UPath) -> None:
-    if target.exists():
+    if exists(target):
         return
     if not (is_local(source) and is_local(target)):
-        write_bytes_atomic(target, source.read_bytes())
+        write_bytes_atomic(target, read_bytes(source))
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     # Artefacts are replaced whole and never written into, so two studies can hold the same file.

@@ -15,9 +15,10 @@ from rayjobs.schedule import running_now
 from rayjobs.study import Step, StudyConfig, steps_of
 from synth.errors import UserError
 from synth.ledger import LEDGER, synthetic_directory
+from synth.percentage import percentage
 from synth.plan import Plan
 from synth.progress import clock
-from synth.storage import MARKER, list_names, read_json
+from synth.storage import MARKER, exists, list_names, read_json
 from synth.study_log import read_log
 from train.placement import TrainPlacement
 from train.record import records_of
@@ -167,7 +168,7 @@ def _device_seconds(step: Step, counted: set[str]) -> float | None:
     """
     if step.section == "rephrase":
         directory = synthetic_directory(step.config.root, step.config.name)
-        found = [directory / MARKER] if (directory / MARKER).exists() else [
+        found = [directory / MARKER] if exists(directory / MARKER) else [
             directory / LEDGER / name for name in list_names(directory / LEDGER, ".json")
         ]  # fmt: skip
         entries = [read_json(path) for path in found]
@@ -232,7 +233,7 @@ def _as_table(study: StudyConfig, rows: list[StepStatus]) -> str:
 
 
 def _cells(row: StepStatus) -> tuple[str, ...]:
-    done = "" if row.done_fraction is None else f"{row.done_fraction:.0%}"
+    done = "" if row.done_fraction is None else percentage(row.done_fraction)
     wall = clock(row.wall_seconds) if row.wall_seconds else ""
     finished = row.state == "finished"
     spent = _hours(row.device_hours)

@@ -7,7 +7,7 @@ JOB = Job(
     name="tune_engine",
     config=TuneEngineConfig,
     plan=lazily("synth.engines.tuning:plan_tuning"),
-    run=lazily("synth.job:tune_engine"),
+    run=lazily("synth.engines.job:tune_engine"),
 )
 main = main_of(JOB)
 

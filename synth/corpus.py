@@ -27,24 +27,19 @@ from synth.identity import (
     read_manifest,
 )
 from synth.inputs import CorpusUnit, Unit, list_source
+from synth.parts import COUNTS, PartsTask, add_counts, part_name, plan_parts, write_parts
 from synth.plan import Plan
 from synth.shuffle import (
-    COUNTS,
     ROWS_PER_GROUP,
     RUN_BYTES,
     SCRATCH,
     MergeTask,
-    PartsTask,
     ReadTask,
     Workspace,
-    add_counts,
     lowest_documents,
     merge_bucket,
-    part_name,
-    plan_parts,
     read_entries,
     read_unit,
-    write_parts,
 )
 from synth.storage import exists, list_names, read_json, study_path, write_json_atomic
 
@@ -315,7 +310,7 @@ def plan_corpus(config: CorpusConfig) -> Plan:
         facts = {"documents": manifest["documents_kept"], "rows read": manifest["rows_read"]}
         return Plan(MADE_BY, str(directory), finished=True, facts=facts)
     build = CorpusBuild(config)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, config.identity(), build.parents)
         build.check_layout()
     read = build.read_stage()
@@ -350,7 +345,7 @@ def finished_manifest(config: CorpusConfig) -> dict[str, Any] | None:
 def remove_intermediates(config: CorpusConfig) -> None:
     """Remove what only an unfinished corpus needs, if it is there."""
     scratch = corpus_directory(config.root, config.name) / SCRATCH
-    if scratch.exists():
+    if exists(scratch):
         scratch.fs.rm(scratch.path, recursive=True)
 
 

@@ -18,6 +18,7 @@ from upath import UPath
 from synth.card.survey import spaced
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
+from synth.drafts import Draft, draft_rows, prepare_recipe
 from synth.engines.factory import open_engine
 from synth.engines.tunings import TUNINGS, find_measured_speed
 from synth.identity import RECIPE_FILE, is_finished, read_manifest
@@ -26,7 +27,6 @@ from synth.plan import Plan
 from synth.prompt import plain_concatenation
 from synth.recipe import Recipe
 from synth.rephrase import RephraseWork, count_documents, open_work
-from synth.rows import Draft, draft_rows, prepare_recipe
 from synth.storage import MARKER, exists, list_directories, study_path
 
 BYTES_PER_TOKEN = 4

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -18,20 +17,8 @@ import ray.util.scheduling_strategies
 
 from synth.config import CorpusConfig, RephraseConfig
 from synth.corpus import CorpusBuild, Stage, finished_manifest, remove_intermediates
-from synth.engines.factory import device_name
 from synth.engines.job import EngineGroups, fetch_to_every_node
 from synth.engines.protocol import PASSING_REASONS
-from synth.engines.search import TuneEngineConfig
-from synth.engines.tuning import (
-    SampleWork,
-    SettingsSearch,
-    failed_trial,
-    make_tunings,
-    placement_with,
-    run_trial,
-    sample_of,
-)
-from synth.engines.tunings import EngineSettings, Trial, Tuning, write_tuning
 from synth.errors import UserError, first_line
 from synth.identity import is_finished, read_manifest, reopen
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts, parts_to_retry
@@ -301,6 +288,9 @@ class PartAttempts:
 PUBLISH_SECONDS = 2.0
 """How often an engine shows how full it is."""
 
+CLOSE_SECONDS = 25.0
+"""Time an engine has to end when its actor does: longer than it takes itself, shorter than Ray waits for an actor."""
+
 
 class RephrasePart:
     """One engine in one Ray actor; Ray Data calls it once a part, several calls at a time.
@@ -309,6 +299,7 @@ class RephrasePart:
     """
 
     def __init__(self, work: RephraseWork, attempts: Any) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._attempts, self._failure = attempts, ""
         # Raised from here it would come back as Ray's traceback, after several attempts.
         try:
@@ -319,11 +310,21 @@ class RephrasePart:
             self._failure = str(error)
         self._showing: asyncio.Task[None] | None = None
 
+    def __del__(self) -> None:
+        """End the engine: all Ray Data does at the end of an actor is to let go of this object, outside its event loop.
+
+        Left to the end of the process, an engine's own processes would be taken from it, which it reports as their death.
+        """
+        if self._loop is not None:
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._worker.close(), self._loop).result(CLOSE_SECONDS)
+
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Make one part. A failure a person can act on comes back as a sentence, not through Ray's tracebacks."""
         if self._failure:
             return {"entry": [""], "failure": [self._failure]}
-        self._showing = self._showing or asyncio.create_task(_show_load(weakref.ref(self._worker)))
+        self._loop = asyncio.get_running_loop()
+        self._showing = self._showing or asyncio.create_task(_show_load(self._worker))
         part = int(batch["part"][0])
         try:
             if await self._attempts.begin.remote(part) > PART_ATTEMPTS:
@@ -340,64 +341,7 @@ class RephrasePart:
         return {"entry": [entry.model_dump_json()], "failure": [""]}
 
 
-async def _show_load(of: weakref.ref[RephraseWorker]) -> None:
-    # Held weakly: Ray Data ends an engine by letting go of it, and a task that holds it leaves it to be killed, aloud.
-    while (worker := of()) is not None:
+async def _show_load(worker: RephraseWorker) -> None:
+    while True:
         publish(of_engine(worker.work.config.name, *worker.load))
-        del worker
         await asyncio.sleep(PUBLISH_SECONDS)
-
-
-# --- tune_engine --------------------------------------------------------------------------------------------------
-
-
-def tune_engine(config: TuneEngineConfig) -> list[Tuning]:
-    """Try engine settings on a sample of a corpus and keep the best under `tunings/`; return them, fastest first.
-
-    Raises UserError (nothing worked, what the configuration names is not there), IncompleteArtefact.
-    """
-    work = open_work(config)
-    search = SettingsSearch(config.search, config.placement, config.seed)
-    progress = Progress("tune_engine", search.left, "trials")
-    sample = sample_of(work, config.search.sample_documents)
-    while (settings := search.ask()) is not None:
-        trial = _run_trial(sample, settings, config.search.trial_timeout_seconds)
-        search.tell(trial)
-        rate = trial.accepted_tokens_per_device_second
-        said = trial.detail or f"{rate or 0:,.0f} accepted tokens/s/device"
-        progress.set(len(search.trials), note=f"{_shown(settings)}: {trial.status}, {said}")
-    device = ray.get(_on_an_engines_node(config).remote(config.engine, config.placement))
-    tunings = make_tunings(work, device, search.trials, config.search.tolerance)
-    for tuning in tunings:
-        path = write_tuning(config.root, tuning)
-        progress.say(
-            f"{_shown(tuning.settings)}: {tuning.accepted_tokens_per_device_second:,.0f} accepted tokens/s/device -> {path}"
-        )
-    return tunings
-
-
-def _run_trial(sample: SampleWork, settings: EngineSettings, timeout_seconds: float) -> Trial:
-    """Run a trial in a process of its own, so that a device is empty when the next one begins."""
-    placement = placement_with(sample.config.placement, settings)
-    task = ray.remote(
-        num_cpus=placement.cpus_per_engine, num_gpus=placement.gpus_per_engine, max_calls=1, max_retries=0
-    )(run_trial)
-    try:
-        trial: Trial = ray.get(
-            task.options(name="tune_engine trial").remote(sample, settings, timeout_seconds)
-        )
-    # The second is Ray's own watch over the node's memory.
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        return failed_trial(settings, first_line(error))
-    return trial
-
-
-def _on_an_engines_node(config: TuneEngineConfig) -> Any:
-    placement = config.placement
-    return ray.remote(num_cpus=placement.cpus_per_engine, num_gpus=placement.gpus_per_engine)(device_name)
-
-
-def _shown(settings: EngineSettings) -> str:
-    return ", ".join(
-        f"{name} = {value}" for name, value in settings.model_dump().items() if value is not None
-    )

@@ -17,7 +17,7 @@ from upath import UPath
 from synth.engines.protocol import PASSING_REASONS
 from synth.errors import UserError
 from synth.identity import read_manifest
-from synth.shuffle import part_name
+from synth.parts import part_name
 from synth.storage import list_names, patiently, read_json, study_path, write_json_atomic
 
 MADE_BY = "rephrase_corpus"

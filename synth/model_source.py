@@ -9,7 +9,7 @@ import hashlib
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +33,10 @@ from synth.storage import (
 )
 
 STUDY_PREFIX = "root:"
-"""`root:generators/tiny` is a directory under the study root."""
+"""`root:models/mine` is a directory under the study root."""
+
+GENERATOR_PREFIX = f"{STUDY_PREFIX}generators/"
+"""`root:generators/tiny` is the generator that the study trains under the name `tiny`."""
 
 SHIPPED_PREFIX = "shipped:"
 """`shipped:docstrings-1m` is a generator that comes with synthscale: a directory of `synth/generators/`."""
@@ -135,8 +138,7 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     else:
         directory = study_path(reference)
     if patiently(directory, directory.is_dir):
-        check_card(directory)
-        found = ModelSource(reference, str(directory), None, _directory_hash(directory))
+        found = ModelSource(reference, str(directory), None, _checked_hash(directory))
         _check_window(config, directory / CONFIG_FILE)
         return found
     looks_local = reference.startswith((STUDY_PREFIX, "/", ".", "~")) or "://" in reference
@@ -178,10 +180,25 @@ def write_card(directory: UPath, **facts: Any) -> dict[str, dict[str, Any]]:
     return described
 
 
-def check_card(directory: UPath) -> None:
-    """Do nothing where a model has no card. Raises UserError when a file of it is not the one its card describes."""
-    if not exists(directory / CARD_FILE):
-        return
+def _checked_hash(directory: UPath) -> str:
+    """Return the hash of the model's files by name and content, every byte of it: fine-tunes differ anywhere.
+
+    Raises UserError when they are not those on the model's card, where it has one, or no checkpoint.
+    """
+    names = _model_files(directory)
+    if CONFIG_FILE not in names:
+        raise UserError(
+            f"engine.model: {directory} holds no config.json: give the directory of a Hugging Face checkpoint "
+            "(config.json, *.safetensors, tokenizer.json)."
+        )
+    described = _described_files(directory, names)
+    if exists(directory / CARD_FILE):
+        _check_card(directory, described)
+    return content_hash({name: each["sha256"] for name, each in described.items()})
+
+
+def _check_card(directory: UPath, there: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError when a file of a model, given as described, is not the one its card describes."""
     remedy = "fetch the model again, or take its card.json away if the change is your own"
     try:
         listed = read_json(directory / CARD_FILE)["files"]
@@ -189,13 +206,12 @@ def check_card(directory: UPath) -> None:
         raise UserError(
             f"engine.model: {directory / CARD_FILE} cannot be read as a card: {remedy}."
         ) from None
-    there = _model_files(directory)
     for name in sorted({*listed, *there}):
         if name not in there:
             raise UserError(f"engine.model: {directory} lacks {name}, which its card lists: {remedy}.")
         if name not in listed:
             raise UserError(f"engine.model: {directory / name} is not on the model's card: {remedy}.")
-        if _described(directory / name) != listed[name]:
+        if there[name] != listed[name]:
             raise UserError(
                 f"engine.model: {directory / name} is not the file that the model's card describes (another SHA-256 or size): "
                 f"{remedy}."
@@ -205,17 +221,6 @@ def check_card(directory: UPath) -> None:
 def _described(path: UPath) -> dict[str, Any]:
     digest = patiently(path, functools.partial(_copy, path, None))
     return {"bytes": patiently(path, path.stat).st_size, "sha256": digest}
-
-
-def _directory_hash(directory: UPath) -> str:
-    """Return the hash of the model's files by name and content, every byte of it: fine-tunes differ anywhere."""
-    names = _model_files(directory)
-    if CONFIG_FILE not in names:
-        raise UserError(
-            f"engine.model: {directory} holds no config.json: give the directory of a Hugging Face checkpoint "
-            "(config.json, *.safetensors, tokenizer.json)."
-        )
-    return content_hash(_digests(directory, names))
 
 
 def _model_files(directory: UPath) -> list[str]:
@@ -232,8 +237,11 @@ def _model_files(directory: UPath) -> list[str]:
     )
 
 
-def _digests(directory: UPath, names: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file. Those of large files are kept beside them where that is allowed, by size and time."""
+def _described_files(directory: UPath, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return `bytes` and `sha256` of files of a model by name.
+
+    The SHA-256 of large files is kept beside them where that is allowed, by size and time.
+    """
     kept = directory / DIGESTS_FILE
     try:
         known = read_json(kept)
@@ -246,10 +254,10 @@ def _digests(directory: UPath, names: Sequence[str]) -> dict[str, str]:
         version = [status.st_size, getattr(status, "st_mtime_ns", None) or status.st_mtime]
         entry = known.get(name)
         if not (isinstance(entry, dict) and entry.get("version") == version and version[1]):
-            entry = {"version": version, "sha256": patiently(path, functools.partial(_copy, path, None))}
+            entry = {"version": version, "sha256": _described(path)["sha256"]}
             if status.st_size >= KEPT_BYTES:
                 new[name] = entry
-        found[name] = str(entry["sha256"])
+        found[name] = {"bytes": status.st_size, "sha256": str(entry["sha256"])}
     if new:
         with contextlib.suppress(OSError):  # a directory that is read-only is read again the next time
             write_json_atomic(kept, {name: each for name, each in {**known, **new}.items() if name in names})

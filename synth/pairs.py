@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from synth.chunking import Span, chunk_spans, count_characters, count_words
 from synth.docstring_parts import Field, Part, Sentence, parts_of
+from synth.drafts import NO_KEYWORDS, row_seed
 from synth.errors import UserError
 from synth.keywords import draw_keywords
 from synth.quality.verdict import measure, reject_reasons
 from synth.recipe import Recipe, Task
 from synth.rewording import close, lower_first, reword, upper_first, verb_phrase
-from synth.rows import NO_KEYWORDS, row_seed
 
 MAX_QUESTIONS = 3
 """Most pairs of question and answer of a chunk."""

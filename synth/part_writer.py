@@ -14,25 +14,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from synth.companions import common_words_of, index_held_out
+from synth.drafts import Draft, PreparedRecipe, draft_rows, prepare_recipe
 from synth.engines.protocol import PASSING_REASONS, GenerationResult
 from synth.engines.supervisor import Outcome, Quarantined
 from synth.errors import UserError, first_line
 from synth.ledger import LedgerEntry, Tally, known_sum, quarantine_path, remove_entry, write_entry
+from synth.parts import part_name
 from synth.prompt import Tokenizer
 from synth.quality.decontamination import NgramIndex
 from synth.quality.near_duplicates import write_fingerprints
 from synth.rephrase import RephraseWork
-from synth.rows import (
-    Draft,
-    PreparedRecipe,
-    Provenance,
-    draft_rows,
-    finished_row,
-    finished_table,
-    prepare_recipe,
-    tally_rows,
-)
-from synth.shuffle import part_name
+from synth.rows import Provenance, finished_row, finished_table, tally_rows
 from synth.storage import read_bytes, read_json, write_json_atomic, write_parquet_atomic
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from synth.companions import common_words_of
 from synth.config import RephraseConfig
+from synth.drafts import Draft, draft_rows, prepare_recipe
 from synth.engines.factory import open_engine
 from synth.prompt import ReadableTokenizer, Tokenizer
 from synth.recipe import Recipe, load_recipe, shipped_recipes
 from synth.rephrase import RephraseWork, open_work
-from synth.rows import Draft, draft_rows, prepare_recipe
 
 COUNTED_DOCUMENTS = 64
 """Documents whose tokens are counted, besides those that are shown."""

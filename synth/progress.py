@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from synth.percentage import percentage
+
 
 def clock(seconds: float) -> str:
     """Return a duration as `m:ss` or `h:mm:ss`."""
@@ -77,7 +79,7 @@ class Progress:
         share = self.done / self.total if self.total else 1.0
         pace = self._seconds_per_unit(now)
         eta = "unknown" if pace is None else clock(pace * (self.total - self.done))
-        return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}, {share:.0%}, {clock(elapsed)} elapsed, ETA {eta}"
+        return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}, {percentage(share)}, {clock(elapsed)} elapsed, ETA {eta}"
 
     def _seconds_per_unit(self, now: float) -> float | None:
         """Return the pace since the first work was seen done: what came before it is start-up, which does not recur."""

@@ -23,8 +23,8 @@ from synth.errors import UserError, first_line
 from synth.identity import claim_directory, finish, is_finished, read_manifest
 from synth.ledger import MADE_BY, read_entries, summarise, synthetic_directory
 from synth.model_source import ModelSource, find_model
+from synth.parts import part_name
 from synth.recipe import Recipe, load_recipes
-from synth.shuffle import part_name
 from synth.storage import patiently, read_parquet
 
 KIND = "synthetic"

@@ -1,11 +1,11 @@
-"""From rows in any order to parts sorted by document id, without duplicates, in bounded memory.
+"""From rows in any order to documents sorted by id, without duplicates, in bounded memory.
 
 Stages, each a set of independent tasks whose files have fixed names under `corpora/<name>/.work`:
 
 1. `read`: a unit of input becomes sorted runs, one row group for each bucket (a range of ids), and a ledger entry.
 2. `merge`: a bucket's row groups of all runs become one sorted file for each split, every document once.
 3. `index` and `compare` (`synth.held_out`), unless they are off: what is too much like the held-out split is left out.
-4. `write`: the parts that begin in a bucket are cut from the sorted files; their bytes depend on the documents alone.
+4. `write` (`synth.parts`): the parts that begin in a bucket are cut from the sorted files; their bytes depend on the documents alone.
 
 A ledger entry (`<stage>/<number>.json`) is written after the task's files: a task with an entry is never redone.
 Runs are named in the order of the sources, so the first copy of a document is the one that stays; the ids of the
@@ -21,7 +21,7 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,6 @@ from synth.storage import (
     write_bytes_atomic,
     write_json_atomic,
 )
-from synth.storage import write_parquet_atomic as write_parquet
 
 RUN_BYTES = 128 * 2**20
 """Text a reading task holds before it writes a run, and about the text of one bucket: the memory of a task."""
@@ -56,17 +55,6 @@ ROWS_PER_GROUP = 1024
 BUCKETS_KEY = b"buckets"
 SCRATCH = ".work"
 """Directory inside the corpus that holds the intermediates."""
-
-COUNTS = ("documents", "characters", "bytes")
-"""What is counted of every split and domain; bytes are of UTF-8."""
-
-
-class Slice(NamedTuple):
-    """Rows [start, stop) of the merged file of a bucket."""
-
-    bucket: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -123,22 +111,6 @@ class MergeTask:
     space: Workspace
     number: int
     held_out_fraction: float
-
-
-@dataclass(frozen=True)
-class PartsTask:
-    """Write the parts that begin in one bucket."""
-
-    space: Workspace
-    number: int
-    documents_per_part: int
-    num_parts: dict[str, int]
-    """Split -> parts in all, which the names carry."""
-    first_part: dict[str, int]
-    slices: dict[str, tuple[Slice, ...]]
-    """Split -> the rows of its parts, in order."""
-    compared: bool
-    """Whether training documents are those that a comparison with the held-out split has left."""
 
 
 # --- read -------------------------------------------------------------------------------------------------------
@@ -241,6 +213,15 @@ def write_sorted(path: UPath, documents: pa.Table) -> None:
     write_bytes_atomic(path, buffer.getvalue())
 
 
+def read_sorted(path: UPath, start: int, stop: int) -> pa.Table:
+    """Return the rows [start, stop) of such a file, reading no more row groups than they lie in."""
+    groups = range(start // ROWS_PER_GROUP, -(-stop // ROWS_PER_GROUP))
+    with path.open("rb") as handle, pq.ParquetFile(handle) as documents:
+        rows = documents.read_row_groups(list(groups)).cast(DOCUMENT_SCHEMA)
+    first = groups.start * ROWS_PER_GROUP
+    return rows[start - first : stop - first]
+
+
 def _row_groups(space: Workspace, bucket: int) -> Iterator[pa.Table]:
     """Yield an empty table, then the bucket's rows of every run, in the order of the runs."""
     yield RUN_SCHEMA.empty_table()
@@ -293,127 +274,6 @@ def lowest_documents(space: Workspace, kept: list[dict[str, int]], limit: int) -
         lowest.append(counts)
         left -= sum(counts.values())
     return lowest
-
-
-# --- write ------------------------------------------------------------------------------------------------------
-
-
-def plan_parts(
-    space: Workspace, kept: list[dict[str, int]], documents_per_part: int, *, compared: bool = False
-) -> tuple[dict[str, int], list[PartsTask]]:
-    """Return the parts of each split in all, and the tasks that write them: one for each bucket a part begins in.
-
-    `kept[bucket][split]` is the number of documents to take from the start of that bucket's sorted file.
-    """
-    num_parts: dict[str, int] = {}
-    first_part: dict[str, list[int]] = {}
-    slices: dict[str, list[tuple[Slice, ...]]] = {}
-    for split in SPLITS:
-        ends = np.cumsum([0] + [counts[split] for counts in kept])
-        total = int(ends[-1])
-        num_parts[split] = -(-total // documents_per_part)
-        # Bucket b holds the documents [ends[b], ends[b + 1]); a part belongs to the bucket of its first document.
-        first = [min(-(-int(end) // documents_per_part), num_parts[split]) for end in ends]
-        first_part[split] = first
-        slices[split] = [
-            tuple(
-                _slices(
-                    ends,
-                    bucket,
-                    first[bucket] * documents_per_part,
-                    min(total, first[bucket + 1] * documents_per_part),
-                )
-            )
-            for bucket in range(len(kept))
-        ]
-    tasks = [
-        PartsTask(
-            space=space,
-            number=bucket,
-            documents_per_part=documents_per_part,
-            num_parts=num_parts,
-            first_part={split: first_part[split][bucket] for split in SPLITS},
-            slices={split: slices[split][bucket] for split in SPLITS},
-            compared=compared,
-        )
-        for bucket in range(len(kept))
-        if any(slices[split][bucket] for split in SPLITS)
-    ]
-    return num_parts, tasks
-
-
-def _slices(ends: Any, bucket: int, start: int, stop: int) -> Iterator[Slice]:
-    while start < stop:
-        if ends[bucket + 1] > start:
-            upto = min(stop, int(ends[bucket + 1]))
-            yield Slice(bucket, start - int(ends[bucket]), upto - int(ends[bucket]))
-            start = upto
-        bucket += 1
-
-
-def write_parts(task: PartsTask) -> None:
-    """Write the parts that begin in one bucket and their ledger entry: documents, characters, bytes by domain."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for split in SPLITS:
-        counts[split] = {}
-        for position, part in enumerate(_parts(task, split)):
-            name = part_name(task.first_part[split] + position, task.num_parts[split])
-            write_parquet(task.space.directory / split / name, part)
-            add_counts(counts[split], _count(part))
-    write_json_atomic(task.space.ledger("write", task.number), counts)
-
-
-def part_name(part: int, num_parts: int) -> str:
-    """Return the file name of a part, counted from 0: `part-00000-of-00012.parquet`."""
-    return f"part-{part:05d}-of-{num_parts:05d}.parquet"
-
-
-def _parts(task: PartsTask, split: str) -> Iterator[pa.Table]:
-    pending = DOCUMENT_SCHEMA.empty_table()
-    for piece in _sliced(task, split):
-        pending = pa.concat_tables([pending, piece])
-        while pending.num_rows >= task.documents_per_part:
-            yield pending.slice(0, task.documents_per_part).combine_chunks()
-            pending = pending.slice(task.documents_per_part)
-    if pending.num_rows:
-        yield pending.combine_chunks()
-
-
-def _sliced(task: PartsTask, split: str) -> Iterator[pa.Table]:
-    for bucket, start, stop in task.slices[split]:
-        path = task.space.merged(split, bucket)
-        if task.compared and split == "train":
-            path = task.space.compared(bucket)
-        yield patiently(path, functools.partial(_rows_between, path, start, stop))
-
-
-def _rows_between(path: UPath, start: int, stop: int) -> pa.Table:
-    groups = range(start // ROWS_PER_GROUP, -(-stop // ROWS_PER_GROUP))
-    with path.open("rb") as handle, pq.ParquetFile(handle) as documents:
-        rows = documents.read_row_groups(list(groups)).cast(DOCUMENT_SCHEMA)
-    first = groups.start * ROWS_PER_GROUP
-    return rows[start - first : stop - first]
-
-
-def _count(part: pa.Table) -> dict[str, dict[str, int]]:
-    sizes = pa.table(
-        {
-            "domain": part["domain"],
-            "documents": pa.array(np.ones(part.num_rows, dtype=np.int64)),
-            "characters": pc.utf8_length(part["text"]),
-            "bytes": pc.binary_length(part["text"]),
-        }
-    )
-    sums = sizes.group_by("domain").aggregate([(name, "sum") for name in COUNTS]).to_pylist()
-    return {row["domain"]: {name: row[f"{name}_sum"] for name in COUNTS} for row in sums}
-
-
-def add_counts(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:
-    """Add counts by domain to others, in place."""
-    for domain, counts in more.items():
-        into = total.setdefault(domain, dict.fromkeys(counts, 0))
-        for name, count in counts.items():
-            into[name] += count
 
 
 def read_entries(space: Workspace, stage: str) -> list[Any]:

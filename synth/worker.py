@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from synth.config import RephrasePlacement
+from synth.drafts import Draft
 from synth.engines.factory import device_name, open_engine
 from synth.engines.protocol import FATAL_REASONS, Engine
 from synth.engines.supervisor import Outcome, Quarantined, Supervisor, TooManyDeaths
@@ -17,7 +18,6 @@ from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
 from synth.part_writer import DraftedPart, Finished, GeneratedBy, PartCost, PartWriter
 from synth.rephrase import RephraseWork
-from synth.rows import Draft
 from synth.storage import list_names, study_path
 
 IN_FLIGHT_PER_SEQUENCE = 2.0

@@ -28,9 +28,9 @@ from synth.engines.fake import CharacterTokenizer
 from synth.identity import claim_directory, finish, is_finished
 from synth.ledger import open_synthetic
 from synth.pairs import Pair, TaughtRecipe, check_taught, pairs_of
+from synth.parts import part_name
 from synth.prompt import PromptTemplate
 from synth.recipe import load_recipes
-from synth.shuffle import part_name
 from synth.storage import exists, read_parquet, write_parquet_atomic
 from train.config import GeneratorConfig, PackConfig, PackSource
 from train.sources import PROMPT_CHARACTERS, open_sources

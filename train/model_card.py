@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from synth.percentage import percentage
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -74,7 +76,7 @@ def _measured(
     yield "| measure | aim | reached |"
     yield "|---|---|---|"
     for name, (value, target) in reached.items():
-        yield f"| {MEASURES[name]} | {target:.0%} | {_percent(value)} |"
+        yield f"| {MEASURES[name]} | {percentage(target)} | {_percent(value)} |"
     yield f"| refusals | 0 | {evaluation['refusals']} |"
     yield f"| answers that echo the prompt | 0 | {evaluation['prompt_echoes']} |"
     yield ""
@@ -99,4 +101,4 @@ def _examples(examples: Sequence[Answered]) -> Iterator[str]:
 
 
 def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.1%}"
+    return "not measured" if value is None else percentage(value, 1)

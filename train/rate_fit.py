@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from synth.percentage import percentage
 from train.rates import RateTrial
 
 Floats = NDArray[np.float64]
@@ -150,14 +151,14 @@ class _Parabola:
             return (
                 None,
                 None,
-                f"no {confidence:.0%} interval: the losses are too noisy to tell the bend from a line",
+                f"no {percentage(confidence)} interval: the losses are too noisy to tell the bend from a line",
             )
         root = np.sqrt(max(0.0, b**2 - 4 * a * c))
         low, high = (float(self.centre * np.exp((-b + sign * root) / (2 * a))) for sign in (-1, 1))
         return (
             low,
             high,
-            f"{confidence:.0%} interval by Fieller's theorem, {self.degrees_of_freedom} degrees of freedom",
+            f"{percentage(confidence)} interval by Fieller's theorem, {self.degrees_of_freedom} degrees of freedom",
         )
 
 

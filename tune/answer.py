@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from synth.errors import UserError
+from synth.percentage import percentage
 from tune.at_target import MixtureAtTarget, combine_shares, curve_at_target, mixtures_at_target
 from tune.config import RecommendConfig
 from tune.costs import Generation, Training, generation_of, training_of
@@ -51,8 +52,10 @@ class Answer:
 
     @property
     def equally_good(self) -> tuple[float, float]:
-        """The lowest and highest share that may lose as little as the recommended one."""
-        return self.curve.not_worse_than(self.share.value)
+        """The lowest and highest share that may lose as little as the recommended one, of those with which the text suffices."""
+        low, high = self.curve.not_worse_than(self.share.value)
+        least = self.least_share or 0.0
+        return max(low, least), max(high, least)
 
     @property
     def gain_is_shown(self) -> bool:
@@ -89,7 +92,7 @@ class Answer:
                 f"{less}."
             )
         high = percent(self.share.value if self.share.high is None else self.share.high)
-        if self.share.value == 0.0 and high == "0%":
+        if self.share.value == 0.0 and high == percent(0.0):
             return f"Use natural text alone: every share of {self.source} is predicted to lose more."
         best = (
             "none is predicted to lose less"
@@ -97,8 +100,8 @@ class Answer:
             else f"the best guess, {percent(self.share.value)}, is predicted to lose {less}"
         )
         return (
-            f"Natural text alone is not shown to be worse: 0% to {high} of {self.source} are equally good as far as these runs can "
-            f"tell; {best}."
+            f"Natural text alone is not shown to be worse: {percent(0.0)} to {high} of {self.source} are equally good as far as these "
+            f"runs can tell; {best}."
         )
 
 
@@ -147,8 +150,8 @@ def _within_supply(
     if share.value >= least:
         return raised, least, ()
     said = (
-        f"the best share is {share.value:.0%}, but {config.natural_tokens_available:,} natural tokens passed over "
-        f"{config.max_natural_passes:g} times are {supply:,.0f} of the target's {config.train_tokens:,}: the share is raised to {least:.0%}"
+        f"the best share is {percentage(share.value)}, but {config.natural_tokens_available:,} natural tokens passed over "
+        f"{config.max_natural_passes:g} times are {supply:,.0f} of the target's {config.train_tokens:,}: the share is raised to {percentage(least)}"
     )
     return raised, least, (said,)
 

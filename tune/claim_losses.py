@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from synth.percentage import percentage, signed_percentage
 from tune.claim_data import ClaimData
 from tune.claim_statistics import (
     CONFIDENCE,
@@ -90,7 +91,7 @@ def textbook_is_worse(data: ClaimData) -> Verdict:
         return of_all(untested(worse, "no textbook source was trained alone in a cell with natural text"))
     tokens = np.array([run.train_tokens for run, _ in pairs])
     gaps = np.array([gap for _, gap in pairs])
-    says = f"{source} alone, {len(pairs)} cells, {gaps[tokens == tokens.min()].mean():+.2%} at the smallest budget"
+    says = f"{source} alone, {len(pairs)} cells, {signed_percentage(gaps[tokens == tokens.min()].mean())} at the smallest budget"
     return of_all(
         judge(worse, mean_of(gaps.tolist()), 0.0, math.inf, says),
         _worse_on_many_domains(data, source),
@@ -100,7 +101,7 @@ def textbook_is_worse(data: ClaimData) -> Verdict:
 
 def _worse_on_many_domains(data: ClaimData, source: str) -> Part:
     """Count domains in which the whole interval is above 0, and in which none of it is, all at one joint confidence."""
-    statistic = f"part of the held-out domains in which they are worse, at least {MANY_DOMAINS:.0%}"
+    statistic = f"part of the held-out domains in which they are worse, at least {percentage(MANY_DOMAINS)}"
     run_domains = [set(run.domains) for run in data.runs if run.synthetic in (None, source)]
     domains = sorted(set.intersection(*run_domains)) if run_domains else []
     if not domains:
@@ -132,7 +133,7 @@ def _gap_shrinks(tokens: Floats, gaps: Floats) -> Part:
 
 def third_and_two_thirds(data: ClaimData) -> Verdict:
     """Claim 7."""
-    tied = f"mean log loss ratio of 1/3 to 2/3 of rephrased text, within {TIE:.0%}"
+    tied = f"mean log loss ratio of 1/3 to 2/3 of rephrased text, within {percentage(TIE)}"
     better = "mean log loss ratio of 1/3 to 2/3 of textbooks, below 0"
     rephrased = [source for source in (data.roles.rephrased, data.roles.question_answer) if source]
     parts = [_third_to_two_thirds(data, tied, source, -TIE, TIE) for source in rephrased]
@@ -181,7 +182,7 @@ def held_out_is_predicted(data: ClaimData) -> Verdict:
     parts = []
     for law, limit in HOLD_OUT_LIMITS.items():
         axis = {"data": "budget", "model": "size"}[law]
-        statistic = f"mean error at the largest {axis} held out, at most {limit:.2%}"
+        statistic = f"mean error at the largest {axis} held out, at most {percentage(limit, 2)}"
         errors = [
             fit.record.hold_out.mean_absolute_relative_error
             for fit in data.laws
@@ -271,7 +272,7 @@ def _against_natural(
     data: ClaimData, role: str, source: str | None, name: str, low: float, high: float
 ) -> Part:
     """Return how far a parameter of a third of a source lies from that of natural text, relative to the latter."""
-    where = f"at most {high:.0%} above" if math.isfinite(high) and high > 0 else f"at most {-low:.0%} below" if low < 0 < high else "above" if high > 0 else "below"  # fmt: skip
+    where = f"at most {percentage(high)} above" if math.isfinite(high) and high > 0 else f"at most {percentage(-low)} below" if low < 0 < high else "above" if high > 0 else "below"  # fmt: skip
     alternative = ", or the other" if role == "textbook" else ""
     statistic = f"{_PARAMETERS[name]} of a third of {role} text, {where} that of natural text{alternative}"
     share = data.near(source, 1 / 3) if source else None

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from synth.percentage import percentage
 from tune.claim_data import ClaimData
 from tune.claim_statistics import (
     Part,
@@ -36,9 +37,7 @@ def best_is_a_third(data: ClaimData) -> Verdict:
     highs = [1.0 if share.high is None else share.high for *_, share in cells]
     mean = float(np.mean([share.value for *_, share in cells]))
     value = Interval(value=mean, low=min(lows), high=max(highs))
-    says = (
-        f"{source}, {len(cells)} cells, mean {mean:.0%}, intervals from {min(lows):.0%} to {max(highs):.0%}"
-    )
+    says = f"{source}, {len(cells)} cells, mean {percentage(mean)}, intervals from {percentage(min(lows))} to {percentage(max(highs))}"
     if any(low > 0.4 or high < 0.2 for low, high in zip(lows, highs, strict=True)):
         outside = f"{says}; in at least one cell the interval lies outside 20 to 40 %"
         return of_all(Part(statistic, value, False, outside))
@@ -69,7 +68,7 @@ def best_qa_falls(data: ClaimData) -> Verdict:
 
 def best_textbook_is_small(data: ClaimData) -> Verdict:
     """Claim 6."""
-    small = f"best share at the smallest budget, at most {SMALL_SHARE:.0%}"
+    small = f"best share at the smallest budget, at most {percentage(SMALL_SHARE)}"
     source = data.roles.textbook
     cells = best_shares(data, source) if source else []
     if source is None or not cells:

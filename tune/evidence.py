@@ -9,6 +9,7 @@ import numpy as np
 
 from synth.errors import UserError
 from synth.identity import read_manifest
+from synth.percentage import percentage
 from synth.storage import read_json, study_path
 from train.record import records_of
 from tune.at_target import MixtureAtTarget, mixtures_at_target, with_target
@@ -119,7 +120,7 @@ def summary(recommendation: Recommendation) -> list[str]:
     ]
     lines += [
         f"train next: {_proposed(each)}, {each.runs} runs, {each.flops:.3g} FLOP; expected width of the best share's interval then "
-        f"{each.expected_interval_width:.0%}"
+        f"{percentage(each.expected_interval_width)}"
         for each in r.next_cells
     ]
     if r.cost is not None:
@@ -173,7 +174,9 @@ def evidence_lines(
     for each in evidence.mixtures:
         record = each.fitted.record
         held_out = (
-            f", held-out error {record.hold_out.mean_absolute_relative_error:.2%}" if record.hold_out else ""
+            f", held-out error {percentage(record.hold_out.mean_absolute_relative_error, 2)}"
+            if record.hold_out
+            else ""
         )
         yield f"laws/{config.laws}: {record.law} law of {each.group}, {len(record.rows_used)} runs{held_out}: loss {_shown(each.loss)}"
     yield from generation.evidence
@@ -256,7 +259,7 @@ def _share_warnings(
     """Say how flat the curve is, and where it, and not a run, is what speaks for the share."""
     low, high = equally_good
     if high - low >= FLAT:
-        yield f"flat optimum: shares of {source} from {low:.0%} to {high:.0%} have the same predicted loss within its error"
+        yield f"flat optimum: shares of {source} from {percentage(low)} to {percentage(high)} have the same predicted loss within its error"
     if there.share > there.above.share:
         yield (
             f"no share above {percent(there.above.share)} of {source} was trained: the loss given for {percent(there.share)} is that "

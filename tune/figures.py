@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from upath import UPath
 
+from synth.percentage import percentage, signed_percentage
 from synth.storage import write_text_atomic
 from tune.laws.fitted import FittedLaw
 from tune.laws.law import Floats
@@ -126,7 +127,7 @@ def _draw_group(
                   gid=ring, zorder=5)  # fmt: skip
         tips[ring] = [
             f"{fitted.record.group}: predicted {point.predicted_loss:.4f} without seeing {point.run_id} ({point.loss:.4f}), "
-            f"{point.relative_error:+.2%}"
+            f"{signed_percentage(point.relative_error)}"
             for point in points
         ]
     return tips
@@ -194,7 +195,7 @@ def _draw_law_residuals(
         axes.set_xlabel("predicted loss, nats per token")
     else:
         _log_axis(axes, AXIS_LABELS[axis])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2%}" if value else "0"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed_percentage(value) if value else "0"))
     return tips
 
 
@@ -235,7 +236,9 @@ def _fitted_points(
 def _axis_summary(fitted: FittedLaw) -> str:
     held = fitted.record.hold_out
     error = (
-        "" if held is None else f", largest scale predicted within {held.mean_absolute_relative_error:.2%}"
+        ""
+        if held is None
+        else f", largest scale predicted within {percentage(held.mean_absolute_relative_error, 2)}"
     )
     parameters = ", ".join(
         f"{name} = {interval.value:.4g}" for name, interval in fitted.record.parameters.items()
@@ -246,7 +249,7 @@ def _axis_summary(fitted: FittedLaw) -> str:
 def _joint_summary(fitted: FittedLaw, rows: Mapping[str, Observation]) -> str:
     measured, predicted, _ = _fitted_points(fitted, rows)
     error = float(np.mean(np.abs(predicted / measured - 1.0)))
-    return f"{fitted.record.group}: mean absolute residual {percent(error) if error >= 0.001 else f'{error:.2%}'}"
+    return f"{fitted.record.group}: mean absolute residual {percent(error) if error >= 0.001 else percentage(error, 2)}"
 
 
 def _panel(title: str) -> tuple[Figure, Axes]:

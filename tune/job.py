@@ -18,6 +18,7 @@ from synth.errors import UserError
 from synth.identity import finish, is_finished, read_manifest
 from synth.job import publish
 from synth.progress import Progress
+from synth.storage import exists
 from train.lanes.job import Lanes
 from train.placement import TrainPlacement
 from train.record import read_record
@@ -153,7 +154,7 @@ def _run_trials(search: ShareSearch, lanes: Lanes) -> None:
 
 def _remove(directory: UPath) -> None:
     """Remove a directory of Tune's, if it is there: what Tune would restore a search from is not needed here."""
-    if directory.exists():
+    if exists(directory):
         directory.fs.rm(directory.path, recursive=True)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.percentage import percentage
 from tune.mixture_space import share_grid
 from tune.results import Interval
 from tune.surface import MIN_POINTS, MIN_VALLEYS, Losses, Surface, fit_surface
@@ -108,7 +109,7 @@ class Curve:
         kind = "one-valley" if self.looks_like_one_valley else "posterior"
         return (
             f"{self.method}; {len(self.draws)} {kind} curves; best share = minimum of their mean, "
-            f"{self.confidence:.0%} interval = their minima"
+            f"{percentage(self.confidence)} interval = their minima"
         )
 
     def losses_at(self, share: float) -> Floats:

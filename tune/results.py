@@ -320,7 +320,7 @@ class Recommendation(Record):
     least_share: float | None = None
     """Lowest share with which the natural tokens there are suffice; null where they do without any synthetic ones."""
     equally_good_shares: tuple[float, float] | None = None
-    """Lowest and highest share that may lose as little as the best one, at the confidence of the intervals."""
+    """Lowest and highest share that may lose as little as the best one, at the confidence of the intervals, least_share or more."""
     equal_loss: tuple[EqualLoss, ...]
     """Of the trained mixtures that get there, by their laws."""
     equal_loss_at_best_share: EqualLoss | None = None

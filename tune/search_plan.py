@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, is_finished
 from synth.plan import Plan
+from synth.storage import exists
 from train.flops import train_flops_6nd
 from train.grid import check_placement
 from train.mixture import check_epochs
@@ -36,11 +37,11 @@ def plan_search(config: SearchConfig) -> Plan:
     packed = PackedInfo.read(config.root, config.packed)
     check_search(config, packed)
     directory = search_directory(config)
-    if (directory / RECIPE_FILE).exists():
+    if exists(directory / RECIPE_FILE):
         claim_search(config, packed)
     cells = cells_of(config, packed)
     first = {run.run_id for cell in cells for run in _first_runs(config, packed, cell)}
-    done = [cell.name for cell in cells if (cell_directory(config, cell.name) / BEST_FILE).exists()]
+    done = [cell.name for cell in cells if exists(cell_directory(config, cell.name) / BEST_FILE)]
     open_cells = [cell for cell in cells if cell.name not in done]
     tokens = [_tokens(config, packed, cell) * cell.most_trials for cell in open_cells]
     flops = sum(train_flops_6nd(cell.num_params, each) for cell, each in zip(open_cells, tokens, strict=True))

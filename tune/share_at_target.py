@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.percentage import percentage
 from tune.at_target import TOKEN_GRID, MixtureAtTarget, losses_over_tokens, tokens_where
 from tune.optimum import Curve
 from tune.results import Interval
@@ -115,4 +116,4 @@ def share_at_target(
 
 def percent(share: float) -> str:
     """Return a share for a person: whole per cents, small ones with a decimal."""
-    return f"{share:.1%}" if 0.0 < share < 0.095 else f"{share:.0%}"
+    return percentage(share, 1) if 0.0 < share < 0.095 else percentage(share)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.percentage import percentage
 from tune.config import RecommendConfig
 from tune.costs import Costs, Generation, Training, costs_of
 from tune.evidence import Evidence
@@ -88,14 +89,14 @@ def verdict_on(
     tokens, samples = there.natural_tokens
     value, ratios = per_token * tokens / with_share, per_token * samples / with_share
     says = (
-        f"a share of {there.share:.0%} reaches its loss for {with_share:.3g} {unit}, generation included; natural text alone "
+        f"a share of {percentage(there.share)} reaches its loss for {with_share:.3g} {unit}, generation included; natural text alone "
         f"would need {_times_as_much(value)}"
     )
     if not len(ratios):
         return Verdict("unclear", f"{says}, but the laws have no intervals")
     ratio = interval_from(value, ratios, confidence)
     low, high = (float("inf") if end is None else end for end in (ratio.low, ratio.high))
-    interval = f"{confidence:.0%} interval {_times_as_much(low)} to {_times_as_much(high)}"
+    interval = f"{percentage(confidence)} interval {_times_as_much(low)} to {_times_as_much(high)}"
     pays: Literal["yes", "no", "unclear"] = "yes" if low > 1.0 else "no" if high < 1.0 else "unclear"
     return Verdict(pays, f"{says} ({interval})", ratio if np.isfinite(value) else None)
 

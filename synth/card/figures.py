@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from synth.card.survey import Counts
+from synth.percentage import percentage
 
 WIDTH, HEIGHT = 320, 150
 _LEFT, _TOP, _BASE = 6, 14, 122
@@ -37,7 +38,9 @@ def draw_histogram(title: str, counts: Counts, edges: Sequence[float]) -> Markup
                 )
         share = (kept + other) / total
         if share >= 0.005:
-            pieces.append(f'<text class="share" x="{x + step / 2:.1f}" y="{y - 3:.1f}">{share:.0%}</text>')
+            pieces.append(
+                f'<text class="share" x="{x + step / 2:.1f}" y="{y - 3:.1f}">{percentage(share)}</text>'
+            )
         pieces.append("</g>")
         pieces.append(f'<text x="{x + step / 2:.1f}" y="{_BASE + 12}">{escape(short(edges[at]))}</text>')
     return Markup(

@@ -13,6 +13,7 @@ from synth.card.examples import Example
 from synth.card.figures import draw_bar, draw_histogram, text_histogram
 from synth.card.survey import EDGES, Survey
 from synth.config import RephraseCost
+from synth.percentage import percentage
 from synth.recipe import Recipe
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -100,7 +101,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     if value is None:
         return "–"
     least = 10.0 ** -(digits + 2)
-    return f"<{least:.{digits}%}" if 0 < value < least / 2 else f"{value:.{digits}%}"
+    return f"<{percentage(least, digits)}" if 0 < value < least / 2 else percentage(value, digits)
 
 
 def visible(text: str) -> str:

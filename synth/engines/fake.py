@@ -131,6 +131,11 @@ class FakeEngine:
         """What it was told to say."""
         return self.behaviour.last_words
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and not stopped since."""
+        return self._death is not None
+
     async def stop(self) -> None:
         """Go down; what is in flight fails."""
         if self._death:

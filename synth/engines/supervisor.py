@@ -13,7 +13,6 @@ the job instead.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,31 +23,15 @@ from synth.engines.outage import UNWELL, Outage
 from synth.engines.protocol import (
     Engine,
     EngineAway,
-    EngineBusy,
     EngineDead,
     EngineError,
     EngineStartFailed,
     GenerationRequest,
     GenerationResult,
-    RequestFailed,
-    RequestTimedOut,
-    ServerFailed,
 )
 from synth.engines.pulse import Pulse
+from synth.engines.retries import pause_before_retry
 from synth.errors import UserError
-
-RETRY_SECONDS = (0.1, 1.0, 5.0)
-"""Pauses before the attempts after the first of a request that failed by itself."""
-
-SERVER_RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0, 60.0)
-"""Pauses before the attempts after one at which a server failed while it answered others."""
-
-TIMED_OUT_RETRY_SECONDS = (0.0, 5.0)
-"""Pauses before the attempts after one that timed out."""
-
-BUSY_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, *[30.0] * 20)
-"""Pauses before the attempts after one the engine had no room for: about ten minutes together. Each is drawn from
-half to one and a half of this, so that requests turned away together do not come back together."""
 
 FRUITLESS_DEATHS = 8
 """After so many deaths without an answer in between an engine is asked for a token of next to nothing."""
@@ -91,22 +74,6 @@ class _Suspect:
     answer: asyncio.Future[Outcome] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-
-
-def _pause(error: EngineError, failures: int) -> float | None:
-    """Return how long to wait before another attempt after so many of this kind, seconds; None gives the request up."""
-    if isinstance(error, EngineBusy):
-        if failures >= len(BUSY_RETRY_SECONDS):
-            return None
-        return max(error.retry_after_seconds, BUSY_RETRY_SECONDS[failures] * random.uniform(0.5, 1.5))
-    pauses: tuple[float, ...] = ()
-    if isinstance(error, RequestTimedOut):
-        pauses = TIMED_OUT_RETRY_SECONDS
-    elif isinstance(error, ServerFailed):
-        pauses = SERVER_RETRY_SECONDS
-    elif isinstance(error, RequestFailed):
-        pauses = RETRY_SECONDS
-    return pauses[failures] if failures < len(pauses) else None
 
 
 class Supervisor:
@@ -219,7 +186,7 @@ class Supervisor:
                 self._engine_is_sound()
                 return result
             if not (self._is_silent(failed, began) and await self._waited_out(request, failed)):
-                pause = _pause(failed, failures[failed.reason])
+                pause = pause_before_retry(failed, failures[failed.reason])
                 if pause is None:
                     return Quarantined(failed.reason, str(failed))
                 failures[failed.reason] += 1

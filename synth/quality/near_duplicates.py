@@ -20,9 +20,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from upath import UPath
 
+from synth.parts import part_name
 from synth.quality.decontamination import ngram_hashes
 from synth.quality.verdict import words_of
-from synth.shuffle import part_name
 from synth.storage import read_parquet, write_parquet_atomic
 
 SHINGLE_WORDS = 5

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
-
 from synth.config import RephraseConfig
+from tests.assets.processes import Family
 
 REPOSITORY = Path(__file__).parents[2]
 # On a busy machine Ray's agents need longer than the 30 s after which the raylet gives up on itself.
@@ -58,20 +57,10 @@ class RephraseJob:
 
     def kill(self) -> None:
         """SIGKILL the driver alone, as an out-of-memory killer would; what it started must go by itself."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        # Ray's own agents look for their node now and then only; they hold nothing.
-        agents = [
-            process
-            for process in family
-            if process.name().startswith(("ray::DashboardAg", "ray::RuntimeEnv"))
-        ]
+        family = Family(self.process.pid)
         self.process.kill()
         self.process.wait()
-        _, left = psutil.wait_procs([process for process in family if process not in agents], timeout=60)
-        assert not left, f"{[process.name() for process in left]} outlive their driver"
-        for agent in agents:
-            if agent.is_running():
-                agent.kill()
+        assert family.left_after(60) == []
 
     def end(self) -> None:
         """Take down what is left of it."""

@@ -341,10 +341,10 @@ def write_recommendation(root: str) -> Recommendation:
         predicted_loss=Interval(value=2.912345678, low=2.85, high=2.97),
         natural_only_loss=Interval(value=2.98765, low=2.93, high=3.04),
         synthetic="hq",
-        headline="Mix in 34% of hq: it is predicted to lose 0.0753 nats per token less than natural text alone (0.02 to 0.13).",
+        headline="Mix in 34 % of hq: it is predicted to lose 0.0753 nats per token less than natural text alone (0.02 to 0.13).",
         gain=Interval(value=0.075304322, low=0.02, high=0.13),
         equal_loss_at_best_share=EqualLoss(
-            group="hq 34%", tokens=Interval(value=1.39e7, low=1.09e7, high=1.88e7), speed_up=Interval(value=1.44, low=1.06, high=1.83)
+            group="hq 34 %", tokens=Interval(value=1.39e7, low=1.09e7, high=1.88e7), speed_up=Interval(value=1.44, low=1.06, high=1.83)
         ),
         equal_loss=(
             EqualLoss(group="hq 33 %", tokens=Interval(value=1.4e7, low=1.1e7, high=1.9e7), speed_up=Interval(value=1.43, low=1.05, high=1.8)),

@@ -95,7 +95,7 @@ def test_a_study_shows_its_numbers_and_says_what_it_does(tmp_path):
         "synthscale_trials_total",
         "synthscale_step_done",
     } <= values.keys()
-    assert progress.startswith("search_mixture: 4/4 trials, 100%")
+    assert progress.startswith("search_mixture: 4/4 trials, 100 %")
     for pattern in (r"build_corpus: .+ \d+", r"pack_tokens: hq part-00000-of-\d+", r"pack_tokens: tokenizer"):
         assert any(re.fullmatch(pattern, name) for name in tasks), (pattern, sorted(tasks))
     for pattern in (

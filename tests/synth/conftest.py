@@ -1,5 +1,6 @@
 """A finished corpus in a moment, without the job that builds one, and what the rephrasing tests share."""
 
+import asyncio
 import hashlib
 import json
 
@@ -9,10 +10,13 @@ import pytest
 from synth import shuffle
 from synth.config import RephraseConfig
 from synth.documents import DOCUMENT_SCHEMA
+from synth.engines.factory import open_engine
 from synth.identity import claim_directory, finish
+from synth.ledger import missing_parts
+from synth.parts import part_name
 from synth.rows import finished_row, finished_table
-from synth.shuffle import part_name
 from synth.storage import study_path, write_parquet_atomic
+from synth.worker import RephraseWorker
 
 TOPICS = (
     "harbour",
@@ -41,6 +45,22 @@ def table_of(drafts, outcomes, provenance, held_out=None):
     """The part that drafts and their outcomes make."""
     pairs = zip(drafts, outcomes, strict=True)
     return finished_table([finished_row(draft, outcome, provenance, held_out) for draft, outcome in pairs])
+
+
+def make_parts(work, parts=None, engine=None):
+    """Make parts (all that are missing) together on one worker, as an actor does; return (entries, engine)."""
+    work.claim()
+    engine = engine or open_engine(work.config.engine, work.config.placement, work.model)
+
+    async def everything():
+        worker = RephraseWorker(work, engine)
+        todo = missing_parts(work.directory, work.num_parts) if parts is None else parts
+        try:
+            return await asyncio.gather(*(worker.make_part(part) for part in todo))
+        finally:
+            await worker.close()
+
+    return asyncio.run(everything()), engine
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The data card: right numbers from the files, readable anywhere, and nothing in a text can act on its reader."""
 
-import asyncio
 import json
 import re
 from html.parser import HTMLParser
@@ -12,29 +11,18 @@ import pytest
 from synth.card.figures import draw_histogram, text_histogram
 from synth.card.page import cell, percent, quoted, visible
 from synth.card.survey import EDGES, check_accounts, spaced
-from synth.engines.factory import open_engine
 from synth.errors import UserError
 from synth.ledger import read_entries
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json, read_parquet, study_path, write_parquet_atomic
-from synth.worker import RephraseWorker
-from tests.synth.conftest import text_of
+from tests.synth.conftest import make_parts, text_of
 
 NASTY = "</pre><script>alert(1)</script> {{ 7 * 7 }} <img src=http://example.org/x> |pipe| `tick` \u202eevil\x1b[31m ~~~~"
 
 
 def made(config):
     work = open_work(config)
-    work.claim()
-
-    async def everything():
-        worker = RephraseWorker(work, open_engine(config.engine, config.placement, work.model))
-        try:
-            await asyncio.gather(*(worker.make_part(part) for part in range(work.num_parts)))
-        finally:
-            await worker.close()
-
-    asyncio.run(everything())
+    make_parts(work)
     return work
 
 
@@ -255,7 +243,7 @@ def test_a_set_of_which_nothing_was_kept_has_a_card(fake_config):
     assert finish_work(work)["kept"] == 0
     text = (work.directory / "card.html").read_text()
     assert Page(text).open == []
-    assert "0.0%" in text
+    assert "0.0 %" in text
     assert "–" in text, "a rate that was not measured is a dash"
 
 
@@ -272,10 +260,10 @@ def test_a_price_is_shown_where_one_is_given(fake_config):
 def test_a_few_in_a_million_are_not_nothing():
     assert [percent(value) for value in (None, 0.0, 0.0001, 0.0005, 0.5)] == [
         "–",
-        "0.0%",
-        "<0.1%",
-        "0.1%",
-        "50.0%",
+        "0.0 %",
+        "<0.1 %",
+        "0.1 %",
+        "50.0 %",
     ]
 
 

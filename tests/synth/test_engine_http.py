@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestServer
 
 from synth.config import EngineConfig, RephrasePlacement
 from synth.engines import http as engine_http
-from synth.engines import outage, supervisor
+from synth.engines import outage, retries
 from synth.engines.http import HttpEngine
 from synth.engines.protocol import (
     EngineBusy,
@@ -41,7 +41,7 @@ def server(tiny_tokenizer):
 def _no_patience(monkeypatch):
     monkeypatch.setattr(engine_http, "POLL_SECONDS", 0.05)
     for name in ("RETRY_SECONDS", "SERVER_RETRY_SECONDS", "BUSY_RETRY_SECONDS", "TIMED_OUT_RETRY_SECONDS"):
-        monkeypatch.setattr(supervisor, name, (0.01, 0.01, 0.01))
+        monkeypatch.setattr(retries, name, (0.01, 0.01, 0.01))
     monkeypatch.setattr(outage, "PROBE_SECONDS", (0.01, 0.05))
 
 

@@ -1,33 +1,19 @@
-"""What a job would take: every figure from a measurement that is named, or from what the user states, or not at all."""
-
-import asyncio
+"""What a job would do and take: what is not there is said, and every figure from a measurement that is named, or from what the user states, or not at all."""
 
 import pytest
 
-from synth.engines.factory import open_engine
 from synth.engines.search import TuneEngineConfig
 from synth.engines.tuning import make_tunings, run_trial, sample_of
 from synth.engines.tunings import EngineSettings, write_tuning
+from synth.errors import IncompleteArtefact, UserError
 from synth.estimate import plan_rephrase
-from synth.ledger import missing_parts
 from synth.rephrase import finish_work, open_work
-from synth.worker import RephraseWorker
-from tests.synth.conftest import text_of
+from tests.synth.conftest import make_parts, text_of
 
 
 def make(config, parts=None):
     work = open_work(config)
-    work.claim()
-
-    async def everything():
-        worker = RephraseWorker(work, open_engine(config.engine, config.placement, work.model))
-        todo = missing_parts(work.directory, work.num_parts) if parts is None else parts
-        try:
-            await asyncio.gather(*(worker.make_part(part) for part in todo))
-        finally:
-            await worker.close()
-
-    asyncio.run(everything())
+    make_parts(work, parts)
     return work
 
 
@@ -143,3 +129,64 @@ def test_prompts_are_counted_by_the_models_own_tokenizer_where_it_is_at_hand(nat
         == "24 documents of 6 of these parts, the model's tokenizer, chat marks aside"
     )
     assert facts["prompt tokens, estimated"] > 24 * 100
+
+
+# --- the plan ----------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_what_is_to_do_without_an_engine(fake_config):
+    plan = plan_rephrase(fake_config())
+    assert not plan.finished
+    assert (plan.facts["parts missing"], plan.facts["parts total"], plan.facts["rows, estimated"]) == (
+        6,
+        6,
+        48,
+    )
+    assert 3_000 < plan.facts["prompt tokens, estimated"] < 30_000
+    work = open_work(fake_config())
+    assert not work.directory.exists(), "a plan leaves nothing behind"
+    make_parts(work, [0, 3])
+    assert plan_rephrase(fake_config()).facts["parts missing"] == 4
+
+
+def test_the_plan_warns_when_the_window_is_shorter_than_the_recipe_asks(fake_config):
+    plan = plan_rephrase(fake_config(engine={"kind": "fake", "model": "fake", "max_model_len": 512}))
+    assert any(
+        "recipe 'hq' about" in warning and "(it asks for 1024 and 768)" in warning
+        for warning in plan.warnings
+    )
+
+
+def test_what_is_not_there_is_said_in_one_sentence_that_names_the_remedy(fake_config, tmp_path, make_corpus):
+    with pytest.raises(IncompleteArtefact, match="run build_corpus first"):
+        plan_rephrase(fake_config(corpus="unknown"))
+    with pytest.raises(
+        IncompleteArtefact, match=r"generators/tiny is missing or unfinished .*run train_generator first"
+    ):
+        plan_rephrase(fake_config(engine={"model": "root:generators/tiny"}))
+    with pytest.raises(UserError, match=r"engine.model = './nowhere' does not exist"):
+        plan_rephrase(fake_config(engine={"model": "./nowhere"}))
+    with pytest.raises(
+        UserError, match=r"engine.model = 'nobody/nothing' is neither a directory nor in the local hub cache"
+    ):
+        plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no config.json"):
+        plan_rephrase(fake_config(engine={"model": str(tmp_path / "empty")}))
+    with pytest.raises(UserError, match="no recipe 'hqq'"):
+        plan_rephrase(fake_config(recipes=("hqq",)))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(fake_config, monkeypatch):
+    """The client's connection errors are its HTTP library's own; a machine that plans may have no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"the hub does not give it \(.*Connection refused\)"):
+        plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
+
+
+def test_an_engine_argument_that_makes_no_sense_is_said_by_the_plan(fake_config):
+    with pytest.raises(UserError, match=r"engine.engine_arguments.latency does not suit the fake engine"):
+        plan_rephrase(fake_config({"latency": 1.0}))

@@ -1,6 +1,5 @@
 """Documents are data whatever is in them: no text breaks a recipe, a row, a card or the accounts."""
 
-import asyncio
 import unicodedata
 
 import pyarrow as pa
@@ -11,13 +10,14 @@ from hypothesis import strategies as st
 from synth.assignment import heuristic_quality
 from synth.chunking import chunk_spans, count_characters, count_words
 from synth.documents import DOCUMENT_SCHEMA
+from synth.drafts import draft_rows, prepare_recipe
 from synth.engines.fake import CharacterTokenizer
 from synth.engines.protocol import GenerationResult
 from synth.quality.answer_format import count_items
 from synth.quality.verdict import measure, post_process, words_of
 from synth.recipe import PostProcessing, Thresholds, load_recipe
-from synth.rows import REPHRASED_SCHEMA, Provenance, draft_rows, prepare_recipe, tally_rows
-from tests.synth.conftest import table_of
+from synth.rows import REPHRASED_SCHEMA, Provenance, tally_rows
+from tests.synth.conftest import make_parts, table_of
 
 TOKENIZER = CharacterTokenizer()
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=400)
@@ -115,26 +115,15 @@ def test_a_megabyte_in_one_line_is_cut_and_judged_in_seconds(line):
 
 
 def test_an_injected_instruction_changes_no_row_but_its_own(fake_config, make_corpus, tmp_path):
-    from synth.engines.factory import open_engine
     from synth.rephrase import finish_work, open_work
     from synth.storage import read_parquet
-    from synth.worker import RephraseWorker
 
     def rows_of(name, injected):
         root = str(tmp_path / name)
         make_corpus(root, [injected, "The lamp was lit every evening by the keeper."], documents_per_part=2)
         config = fake_config(root=root, recipes=("hq", "faq"))
         work = open_work(config)
-        work.claim()
-
-        async def make():
-            worker = RephraseWorker(work, open_engine(config.engine, config.placement, work.model))
-            try:
-                await worker.make_part(0)
-            finally:
-                await worker.close()
-
-        asyncio.run(make())
+        make_parts(work, [0])
         finish_work(work)
         return read_parquet(work.directory / "part-00000-of-00001.parquet").to_pylist()
 

@@ -1,14 +1,11 @@
 """Keywords in scripts with and without spaces, and text that has none."""
 
-import asyncio
-
 import pytest
 
-from synth.engines.factory import open_engine
 from synth.keywords import MOST_CHARACTERS, draw_keywords, find_common_words
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_parquet
-from synth.worker import RephraseWorker
+from tests.synth.conftest import make_parts
 
 CHINESE = "量子计算机利用量子比特进行计算，与传统计算机不同。量子比特可以同时处于多个状态，因此量子计算在密码学领域有应用前景。"
 JAPANESE = "量子コンピュータは、量子力学の原理を用いて計算を行う機械である。従来の機械とは異なる。"
@@ -56,17 +53,7 @@ def test_a_document_without_keywords_is_a_rejected_row_that_nobody_was_asked_for
     make_corpus(root, ["1234 56 " * 50, CHINESE, "The harbour has lanterns and quarries.", "a b c d"])
     config = fake_config(root=root, recipes=("textbook",))
     work = open_work(config)
-    work.claim()
-    engine = open_engine(config.engine, config.placement, work.model)
-
-    async def everything():
-        worker = RephraseWorker(work, engine)
-        try:
-            await worker.make_part(0)
-        finally:
-            await worker.close()
-
-    asyncio.run(everything())
+    _, engine = make_parts(work, [0])
     rows = read_parquet(work.directory / "part-00000-of-00001.parquet").to_pylist()
     assert [row["reject_reasons"] == ["no_keywords"] for row in rows] == [True, False, False, True]
     assert (rows[0]["verdict"], rows[0]["prompt_tokens"]) == ("rejected", 0)

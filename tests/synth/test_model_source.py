@@ -1,6 +1,9 @@
 """Which model it is, byte for byte, and where a copy of it is kept; on a disk and on an object store."""
 
+import contextlib
+import json
 import os
+import shutil
 
 import pytest
 
@@ -124,3 +127,25 @@ def test_a_hub_model_without_a_revision_is_recorded_by_its_commit(monkeypatch, t
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     found = find_model("unused", EngineConfig(model="someone/tiny"))
     assert (found.reference, found.revision) == ("someone/tiny", commit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "refused"),
+    [
+        ({}, {"max_model_len": 1025}, True),
+        ({}, {"max_model_len": 1024}, False),
+        ({}, {"max_model_len": 1025, "engine_arguments": {"hf_overrides": {}}}, False),
+        ({"rope_parameters": {"rope_type": "default"}}, {"max_model_len": 1025}, True),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"max_model_len": 1025}, False),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, {"max_model_len": 1025}, False),
+    ],
+)
+def test_a_window_beyond_the_models_is_refused_before_an_engine_starts(
+    tiny_tokenizer, tmp_path, changes, settings, refused
+):
+    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    described = json.loads((model / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(described))
+    says = pytest.raises(UserError, match=r"engine.max_model_len = 1025, but .* takes 1024 tokens")
+    with says if refused else contextlib.nullcontext():
+        find_model("unused", EngineConfig(model=str(model), **settings))

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from synth.engines import outage, supervisor
+from synth.engines import outage, retries
 from synth.engines.factory import open_engine
 from synth.errors import UserError
 from synth.estimate import plan_rephrase
@@ -17,7 +17,7 @@ from synth.worker import RephraseWorker
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     for name in ("RETRY_SECONDS", "SERVER_RETRY_SECONDS", "TIMED_OUT_RETRY_SECONDS"):
-        monkeypatch.setattr(supervisor, name, (0.0,))
+        monkeypatch.setattr(retries, name, (0.0,))
     monkeypatch.setattr(outage, "PROBE_SECONDS", (0.02,))
 
 

@@ -30,7 +30,7 @@ def test_the_line_has_share_elapsed_and_eta(now):
     line = Progress("read", 40, "parts", stream=stream)
     now[0] += 21
     line.set(12, "3 tokens/s")
-    assert stream.getvalue() == "[read] 12/40 parts, 30%, 0:21 elapsed, ETA 0:49, 3 tokens/s\n"
+    assert stream.getvalue() == "[read] 12/40 parts, 30 %, 0:21 elapsed, ETA 0:49, 3 tokens/s\n"
 
 
 def test_work_found_finished_is_progress_but_not_speed(now):
@@ -38,7 +38,7 @@ def test_work_found_finished_is_progress_but_not_speed(now):
     line = Progress("read", 100, "parts", already=90, stream=stream)
     now[0] += 10
     line.advance(5)
-    assert "95/100 parts, 95%, 0:10 elapsed, ETA 0:10" in stream.getvalue()
+    assert "95/100 parts, 95 %, 0:10 elapsed, ETA 0:10" in stream.getvalue()
 
 
 def test_the_eta_forgets_how_long_the_start_took(now):
@@ -48,7 +48,7 @@ def test_the_eta_forgets_how_long_the_start_took(now):
     line.set(10)
     now[0] += 10
     line.set(20)
-    assert stream.getvalue().splitlines()[-1] == "[train] 20/100 tokens, 20%, 1:10 elapsed, ETA 1:20"
+    assert stream.getvalue().splitlines()[-1] == "[train] 20/100 tokens, 20 %, 1:10 elapsed, ETA 1:20"
 
 
 def test_lines_keep_their_distance_but_the_last_one_comes(now):
@@ -59,17 +59,17 @@ def test_lines_keep_their_distance_but_the_last_one_comes(now):
         line.advance()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3  # at the start, after 5 s, at the end
-    assert lines[-1].startswith("[read] 100/100 parts, 100%")
+    assert lines[-1].startswith("[read] 100/100 parts, 100 %")
     assert line.elapsed_seconds == pytest.approx(10)
 
 
 def test_without_any_work_done_the_eta_is_unknown(now):
     stream = io.StringIO()
     Progress("read", 10, "parts", already=3, stream=stream).set(3)
-    assert re.search(r"3/10 parts, 30%.*ETA unknown", stream.getvalue())
+    assert re.search(r"3/10 parts, 30 %.*ETA unknown", stream.getvalue())
 
 
 def test_a_step_with_nothing_to_do_is_done(now):
     stream = io.StringIO()
     Progress("read", 0, "parts", stream=stream).set(0)
-    assert "0/0 parts, 100%" in stream.getvalue()
+    assert "0/0 parts, 100 %" in stream.getvalue()

@@ -1,47 +1,26 @@
 """Whole parts on the fake engine, without Ray: commit, resume, faults, the plan, the manifest, the card."""
 
-import asyncio
 import contextlib
 import json
 import os
 import resource
-import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
-from synth.config import EngineConfig
-from synth.engines import supervisor
-from synth.engines.factory import open_engine
+from synth.engines import retries
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.estimate import plan_rephrase
 from synth.ledger import missing_parts, open_synthetic, read_entries
-from synth.model_source import find_model
 from synth.rephrase import finish_work, open_work
 from synth.storage import read_json
-from synth.worker import RephraseWorker, parts_at_a_time
-from tests.synth.conftest import text_of
+from synth.worker import parts_at_a_time
+from tests.synth.conftest import make_parts, text_of
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(supervisor, "RETRY_SECONDS", (0.0, 0.0, 0.0))
-
-
-def make_parts(work, parts=None, behaviour=None):
-    """Make parts (all that are missing) together on one worker, as an actor does; return (entries, engine)."""
-    engine = open_engine(work.config.engine, work.config.placement, work.model)
-    work.claim()
-
-    async def everything():
-        worker = RephraseWorker(work, engine)
-        todo = missing_parts(work.directory, work.num_parts) if parts is None else parts
-        try:
-            return await asyncio.gather(*(worker.make_part(part) for part in todo))
-        finally:
-            await worker.close()
-
-    return asyncio.run(everything()), engine
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 def made(config):
@@ -240,86 +219,6 @@ def test_a_limit_ends_in_the_part_it_falls_into(fake_config, natural, make_corpu
     assert taken == {
         1: [1], 4: [4], 5: [4, 1], 8: [4, 4], 9: [4, 4, 1], 10: [4, 4, 2], 11: [4, 4, 2], 99: [4, 4, 2],
     }  # fmt: skip
-
-
-def test_the_plan_counts_what_is_to_do_without_an_engine(fake_config):
-    plan = plan_rephrase(fake_config())
-    assert not plan.finished
-    assert (plan.facts["parts missing"], plan.facts["parts total"], plan.facts["rows, estimated"]) == (
-        6,
-        6,
-        48,
-    )
-    assert 3_000 < plan.facts["prompt tokens, estimated"] < 30_000
-    work = open_work(fake_config())
-    assert not work.directory.exists(), "a plan leaves nothing behind"
-    make_parts(work, [0, 3])
-    assert plan_rephrase(fake_config()).facts["parts missing"] == 4
-
-
-def test_the_plan_warns_when_the_window_is_shorter_than_the_recipe_asks(fake_config):
-    plan = plan_rephrase(fake_config(engine={"kind": "fake", "model": "fake", "max_model_len": 512}))
-    assert any(
-        "recipe 'hq' about" in warning and "(it asks for 1024 and 768)" in warning
-        for warning in plan.warnings
-    )
-
-
-def test_what_is_not_there_is_said_in_one_sentence_that_names_the_remedy(fake_config, tmp_path, make_corpus):
-    with pytest.raises(IncompleteArtefact, match="run build_corpus first"):
-        plan_rephrase(fake_config(corpus="unknown"))
-    with pytest.raises(
-        IncompleteArtefact, match=r"generators/tiny is missing or unfinished .*run train_generator first"
-    ):
-        plan_rephrase(fake_config(engine={"model": "root:generators/tiny"}))
-    with pytest.raises(UserError, match=r"engine.model = './nowhere' does not exist"):
-        plan_rephrase(fake_config(engine={"model": "./nowhere"}))
-    with pytest.raises(
-        UserError, match=r"engine.model = 'nobody/nothing' is neither a directory nor in the local hub cache"
-    ):
-        plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no config.json"):
-        plan_rephrase(fake_config(engine={"model": str(tmp_path / "empty")}))
-    with pytest.raises(UserError, match="no recipe 'hqq'"):
-        plan_rephrase(fake_config(recipes=("hqq",)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "settings", "refused"),
-    [
-        ({}, {"max_model_len": 1025}, True),
-        ({}, {"max_model_len": 1024}, False),
-        ({}, {"max_model_len": 1025, "engine_arguments": {"hf_overrides": {}}}, False),
-        ({"rope_parameters": {"rope_type": "default"}}, {"max_model_len": 1025}, True),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"max_model_len": 1025}, False),
-        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, {"max_model_len": 1025}, False),
-    ],
-)
-def test_a_window_beyond_the_models_is_refused_before_an_engine_starts(
-    tiny_tokenizer, tmp_path, changes, settings, refused
-):
-    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
-    described = json.loads((model / "config.json").read_text()) | changes
-    (model / "config.json").write_text(json.dumps(described))
-    says = pytest.raises(UserError, match=r"engine.max_model_len = 1025, but .* takes 1024 tokens")
-    with says if refused else contextlib.nullcontext():
-        find_model("unused", EngineConfig(model=str(model), **settings))
-
-
-def test_a_hub_that_cannot_be_reached_is_one_sentence(fake_config, monkeypatch):
-    """The client's connection errors are its HTTP library's own; a machine that plans may have no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"the hub does not give it \(.*Connection refused\)"):
-        plan_rephrase(fake_config(engine={"model": "nobody/nothing"}))
-
-
-def test_an_engine_argument_that_makes_no_sense_is_said_by_the_plan(fake_config):
-    with pytest.raises(UserError, match=r"engine.engine_arguments.latency does not suit the fake engine"):
-        plan_rephrase(fake_config({"latency": 1.0}))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 this is no Parquet file PAR1"])

@@ -1,13 +1,17 @@
 """`rephrase_corpus` on a real Ray: kills of the driver and of actors, failures told in one sentence, and real vLLM."""
 
+import asyncio
 import os
 import random
+import re
+import threading
 import time
 
 import psutil
 import pytest
 
 from synth.config import RephraseConfig
+from synth.job import RephrasePart
 from synth.ledger import missing_parts, open_synthetic, read_entries
 from synth.rephrase import open_work
 from tests.assets.rephrase_job import RephraseJob
@@ -155,6 +159,30 @@ def test_a_failure_in_an_actor_is_one_sentence_and_exit_code_two(start, fake_con
     assert lines[0].startswith(sentence)
 
 
+class Attempts:
+    """The actor that counts attempts, without Ray."""
+
+    class begin:
+        @staticmethod
+        async def remote(part):
+            return 1
+
+
+def test_an_actor_that_is_let_go_ends_its_engine(fake_config):
+    """As Ray Data does it: the object is called on a loop in a thread, and dropped outside of it."""
+    work, loop = open_work(fake_config()), asyncio.new_event_loop()
+    work.claim()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    actor = RephrasePart(work, Attempts)
+    engine = actor._worker._engine
+    made = asyncio.run_coroutine_threadsafe(actor({"part": [0]}), loop).result()
+    assert made["failure"] == [""]
+    assert engine.is_running
+    del actor
+    assert not engine.is_running
+    loop.call_soon_threadsafe(loop.stop)
+
+
 # --- real vLLM ----------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +214,11 @@ def test_real_vllm_killed_with_its_driver_in_the_middle_ends_in_the_same_bytes(s
     undisturbed = vllm_config(
         name="undisturbed", placement={"kv_cache_gib": 0.25, "max_num_seqs": 64, "parts_in_flight": 6}
     )
-    finished(start(undisturbed))
+    calm = start(undisturbed)
+    finished(calm)
+    assert not re.search("EngineDead|unexpectedly", calm.said()), (
+        "an engine that is not needed any more ends in silence"
+    )
     config = vllm_config(name="killed")
     work = open_work(config)
     job = start(config)

@@ -23,13 +23,13 @@ pytestmark = pytest.mark.timeout(1800)
 REPOSITORY = Path(__file__).parents[2]
 WORKER = """
 import asyncio, sys
-from synth.engines import supervisor
+from synth.engines import retries
 from synth.config import RephraseConfig
 from synth.ledger import missing_parts
 from synth.rephrase import finish_work, open_work
 from synth.worker import RephraseWorker
 
-supervisor.RETRY_SECONDS = (0.01, 0.01, 0.01)
+retries.RETRY_SECONDS = (0.01, 0.01, 0.01)
 work = open_work(RephraseConfig.model_validate_json(sys.argv[1]))
 work.claim()
 print("begun", flush=True)

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from synth.documents import DOCUMENT_SCHEMA
+from synth.drafts import draft_rows, prepare_recipe, row_seed
 from synth.engines.fake import CharacterTokenizer
 from synth.engines.protocol import GenerationResult
 from synth.engines.supervisor import Quarantined
@@ -12,14 +13,7 @@ from synth.keywords import draw_keywords, find_common_words
 from synth.quality.decontamination import NgramIndex
 from synth.quality.verdict import words_of
 from synth.recipe import load_recipe
-from synth.rows import (
-    REPHRASED_SCHEMA,
-    Provenance,
-    draft_rows,
-    prepare_recipe,
-    row_seed,
-    tally_rows,
-)
+from synth.rows import REPHRASED_SCHEMA, Provenance, tally_rows
 from tests.synth.conftest import table_of
 
 TOKENIZER = CharacterTokenizer()

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from synth.engines import outage
-from synth.engines import supervisor as supervisor_module
+from synth.engines import outage, retries
 from synth.engines.fake import FakeBehaviour, FakeEngine
 from synth.engines.protocol import EngineAway, EngineStartFailed, GenerationRequest, GenerationResult
 from synth.engines.supervisor import Quarantined, Supervisor, TooManyDeaths
@@ -21,7 +20,7 @@ SAMPLING = Sampling(max_output_tokens=400)
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(supervisor_module, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 def request(number, text=None):
@@ -137,7 +136,7 @@ def test_an_engine_that_does_not_come_back_tells_every_request_why():
 
 
 def test_retries_of_a_failed_request_keep_out_of_a_search_for_a_killer(monkeypatch):
-    monkeypatch.setattr(supervisor_module, "RETRY_SECONDS", (0.003, 0.003, 0.003))
+    monkeypatch.setattr(retries, "RETRY_SECONDS", (0.003, 0.003, 0.003))
     requests = [request(number) for number in range(64)]
     requests[10] = request(10, f"poison {POISON}")
     behaviour = {"poison": POISON, "failure_fraction": 0.5, "latency_seconds": 0.002}
@@ -157,7 +156,7 @@ def test_device_time_is_shared_by_requests_in_flight_and_adds_up():
 
 
 def test_a_request_that_never_comes_back_is_taken_back_and_tried_again(monkeypatch):
-    monkeypatch.setattr(supervisor_module, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(retries, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
     outcomes, supervisor = run(
         [request(number) for number in range(64)], {"hanging_fraction": 0.2}, timeout_seconds=0.2
     )
@@ -167,7 +166,7 @@ def test_a_request_that_never_comes_back_is_taken_back_and_tried_again(monkeypat
 
 
 def test_a_row_that_is_slow_while_others_are_answered_has_timed_out_and_the_engine_goes_on(monkeypatch):
-    monkeypatch.setattr(supervisor_module, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(retries, "TIMED_OUT_RETRY_SECONDS", (0.0, 0.0))
 
     class SlowAtOne(FakeEngine):
         async def generate(self, asked):
@@ -267,7 +266,7 @@ def test_an_outage_before_the_first_answer_is_one_too(monkeypatch):
     monkeypatch.setattr(outage, "PROBE_SECONDS", (0.02,))
     behaviour = {"outage_after": 0, "outage_seconds": 0.2, "unbearable": POISON}
     requests = [request(0, f"bad {POISON}"), *map(request, range(1, 8))]
-    monkeypatch.setattr(supervisor_module, "SERVER_RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(retries, "SERVER_RETRY_SECONDS", (0.0,))
     outcomes, _ = run(requests, behaviour)
     assert answers_of(outcomes) == [None, *UNDISTURBED[1:8]]
     assert outcomes[0] == Quarantined("request_failed", "HTTP 500: the fake engine cannot bear this one")
@@ -288,7 +287,7 @@ def test_an_outage_that_does_not_end_is_one_sentence_and_no_row_is_quarantined(m
 
 def test_a_row_that_a_server_cannot_bear_is_quarantined_also_when_it_is_the_last_one_left(monkeypatch):
     monkeypatch.setattr(outage, "PROBE_SECONDS", (0.01,))
-    monkeypatch.setattr(supervisor_module, "SERVER_RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(retries, "SERVER_RETRY_SECONDS", (0.01, 0.01))
     requests = [request(n, f"bad {POISON}") if n in (5, 63) else request(n) for n in range(64)]
     outcomes, supervisor = run(requests, {"unbearable": POISON, "latency_seconds": 0.002}, max_in_flight=4)
     assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Quarantined)] == [5, 63]
@@ -308,7 +307,7 @@ def test_an_engine_that_never_comes_up_is_given_up_in_its_own_words():
 
 
 def test_an_engine_without_room_is_asked_again_and_loses_nobody(monkeypatch):
-    monkeypatch.setattr(supervisor_module, "BUSY_RETRY_SECONDS", (0.01,) * 5)
+    monkeypatch.setattr(retries, "BUSY_RETRY_SECONDS", (0.01,) * 5)
     outcomes, supervisor = run([request(number) for number in range(64)], {"busy_fraction": 0.5})
     assert answers_of(outcomes) == UNDISTURBED
     assert 16 <= supervisor.usage(0).retries <= 48

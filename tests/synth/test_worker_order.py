@@ -6,8 +6,7 @@ import random
 from synth import worker as worker_module
 from synth.engines.fake import FakeBehaviour, FakeEngine
 from synth.rephrase import open_work
-from synth.worker import RephraseWorker
-from tests.synth.conftest import text_of
+from tests.synth.conftest import make_parts, text_of
 
 SEQUENCES = 4
 
@@ -52,16 +51,7 @@ class SteppingEngine(FakeEngine):
 def made(config):
     """Make the one part of a set; return (engine steps, tokens, bytes of the part)."""
     work, engine = open_work(config), SteppingEngine()
-    work.claim()
-
-    async def everything():
-        worker = RephraseWorker(work, engine)
-        try:
-            await worker.make_part(0)
-        finally:
-            await worker.close()
-
-    asyncio.run(everything())
+    make_parts(work, [0], engine)
     return engine.steps, engine.tokens, (work.directory / "part-00000-of-00001.parquet").read_bytes()
 
 

@@ -69,7 +69,7 @@ def test_the_card_says_what_was_measured_and_shows_the_rows_it_is_given():
     card = card_of("A rephraser", generator, recipe, found, reached(found), rows)
     assert card.startswith("# A rephraser\n")
     assert "2,557,632 parameters" in card
-    assert "| answers that end with a stop token | 90% | 100.0% |" in card
+    assert "| answers that end with a stop token | 90 % | 100.0 % |" in card
     assert "### 1. `qa`, numpy (kept)" in card
     assert "### 2. `hq`, numpy (rejected, too_short)" in card
     assert "    axis : int" in card

@@ -100,7 +100,7 @@ def test_a_set_packed_on_ray_has_the_same_bytes(study, reference, cluster, capfd
     manifest = pack_tokens(config)
     assert files_of(study) == reference
     assert manifest["sources"]["natural"]["num_documents"] == 3800
-    assert "[pack_tokens] 95/95 shards, 100%" in capfd.readouterr().err
+    assert "[pack_tokens] 95/95 shards, 100 %" in capfd.readouterr().err
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*")}
     assert pack_tokens(config) == manifest
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*")} == before

@@ -1,3 +1,5 @@
+"""Packing: rows of tokens out of corpora and synthetic sets, what is refused, and what a kill leaves."""
+
 import json
 import math
 import shutil
@@ -11,21 +13,13 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 from upath import UPath
 
-from synth.documents import document_id
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.storage import study_path, write_parquet_atomic
+from tests.assets.byte_tokens import IN_ORDER, TEXTS, config_of, documents_of, spelled
 from train import packing
-from train.config import PackConfig
 from train.evaluation_rows import build_evaluation
-from train.tokenizer import Encoder, train_tokenizer
+from train.tokenizer import train_tokenizer
 from train.tokens import PackedSet
-
-BYTES_ONLY = {"vocab_size": 257}
-"""A vocabulary without a merge: every byte is one token."""
-
-TEXTS = ["abcdefg", "hij", "klmnopqrstu", "vw", "xyz 12345 é"]
-IN_ORDER = ["klmnopqrstu", "hij", "abcdefg", "xyz 12345 é", "vw"]
-"""The same by doc_id, the SHA-256 of the text."""
 
 
 @pytest.fixture
@@ -36,41 +30,6 @@ def root(tmp_path, write_corpus) -> str:
         == IN_ORDER
     )
     return root
-
-
-def config_of(root: str, **fields: object) -> PackConfig:
-    values = {
-        "root": root,
-        "tokenizer": BYTES_ONLY,
-        "sources": {"natural": {"corpus": "natural"}},
-        "evaluate_on": ("natural",),
-        "sequence_length": 8,
-        "max_evaluation_tokens_per_domain": 256,
-    }
-    return PackConfig.model_validate(values | fields)
-
-
-def encoder_of(packed: PackedSet) -> Encoder:
-    return Encoder.read(UPath(packed.tokenizer_directory))
-
-
-def spelled(packed: PackedSet, rows: np.ndarray) -> list[str]:
-    """Rows as text, the end-of-text token as ¶."""
-    encoder = encoder_of(packed)
-    return [
-        "".join(
-            "¶" if each == packed.eot_id else encoder.decode(row[i : i + 1]) for i, each in enumerate(row)
-        )
-        for row in rows
-    ]
-
-
-def documents_of(packed: PackedSet, source: str) -> list[str]:
-    """The texts of a source, cut out of its stream by the index of documents."""
-    tokens = packed.sources[source]
-    ends = np.cumsum(tokens.documents()["num_tokens"].to_pylist()).tolist()
-    encoder = encoder_of(packed)
-    return [encoder.decode(tokens.tokens(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def files_of(directory: str | Path) -> dict[str, bytes]:
@@ -218,78 +177,6 @@ def test_a_source_without_a_kept_row_has_no_rows(root, pack, write_synthetic):
     assert packed.info.num_rows == {"natural": 4, "hq": 0}
     assert packed.sources["hq"].num_tokens == 0
     assert "source hq has no row: 0 tokens, one row takes 9" in packing.plan_pack(config).warnings
-
-
-# --- evaluation ------------------------------------------------------------------------------------------------
-
-
-def test_evaluation_rows_count_the_bytes_of_their_predicted_text(tmp_path, write_corpus, pack):
-    texts = ["aé漢b", "two words", "x" * 20]
-    order = sorted(texts, key=document_id)
-    write_corpus(str(tmp_path), "natural", TEXTS, {"web": texts, "tiny": ["abcdefg"], "exact": ["abcdefgh"]})
-    packed = pack(config_of(str(tmp_path)))
-    stream = b"".join(b"\0" + text.encode() for text in order)  # one token a byte, the mark as zero
-    num_rows = (len(stream) - 1) // 8
-    predicted = stream[1 : 8 * num_rows + 1]
-    web = packed.evaluation["web"]
-    assert web.rows.shape == (num_rows, 9)
-    assert (web.num_tokens, web.num_bytes) == (8 * num_rows, len(predicted) - predicted.count(0))
-    assert (packed.evaluation["exact"].num_tokens, packed.evaluation["exact"].num_bytes) == (8, 8)
-    assert spelled(packed, packed.evaluation["exact"].rows) == ["¶abcdefgh"]
-    assert packed.info.domains_left_out == {"tiny": "8 tokens of held-out text, one row takes 9"}
-
-
-def test_bytes_are_exact_where_a_row_ends_inside_a_character(tmp_path, write_corpus, pack):
-    write_corpus(str(tmp_path), "natural", TEXTS, {"web": ["漢" * 30]})
-    web = pack(config_of(str(tmp_path))).evaluation["web"]
-    assert (web.num_tokens, web.num_bytes) == (
-        88,
-        88,
-    )  # 90 bytes; the 88th is the first of a character's three
-
-
-def test_an_evaluation_set_is_capped_at_whole_rows_of_the_lowest_ids(tmp_path, write_corpus, pack):
-    texts = [f"held out document number {i}, of which there are many" for i in range(40)]
-    write_corpus(str(tmp_path), "natural", TEXTS, {"web": texts, "few": ["one short document"]})
-    config = config_of(str(tmp_path), sequence_length=24, max_evaluation_tokens_per_domain=300)
-    packed = pack(config)
-    web = packed.evaluation["web"]
-    assert (len(web.rows), web.num_tokens) == (12, 288)
-    stream = "".join("¶" + text for text in sorted(texts, key=document_id))
-    assert spelled(packed, web.rows[-1:]) == [stream[11 * 24 : 12 * 24 + 1]]
-    assert packed.info.evaluation["web"].num_documents == stream[: 12 * 24].count("¶")
-
-
-def test_a_document_held_out_of_two_corpora_is_evaluated_once(tmp_path, write_corpus, pack):
-    write_corpus(str(tmp_path), "natural", TEXTS, {"web": ["a text in both of them"]})
-    write_corpus(
-        str(tmp_path), "other", ["train text"], {"web": ["a text in both of them", "a text only here"]}
-    )
-    packed = pack(config_of(str(tmp_path), evaluate_on=("natural", "other")))
-    assert packed.info.evaluation["web"].num_documents == 2
-
-
-def test_held_out_text_that_fills_no_row_at_all_is_refused(tmp_path, write_corpus, pack):
-    write_corpus(str(tmp_path), "natural", TEXTS, {"web": ["short"]})
-    with pytest.raises(UserError, match="no domain in the held-out split of natural fills one row"):
-        pack(config_of(str(tmp_path)))
-
-
-def test_what_is_evaluated_on_is_not_trained_on(tmp_path, write_corpus, write_synthetic, pack):
-    """A corpus may train on what another one holds out, and a rephrasing of it would leak as well."""
-    shared = ["a text held out there and trained on here", "another of that kind, also held out"]
-    write_corpus(str(tmp_path), "natural", [*TEXTS, shared[0]], {})
-    write_corpus(str(tmp_path), "other", ["of no concern"], {"web": shared})
-    leaked = document_id(shared[1])
-    write_synthetic(
-        str(tmp_path), "made", [[(leaked, "qa", 0, 0, "leaked", True), ("d1", "qa", 0, 0, "kept", True)]]
-    )
-    sources = {"natural": {"corpus": "natural"}, "qa": {"synthetic": "made"}}
-    packed = pack(config_of(str(tmp_path), sources=sources, evaluate_on=("other",)))
-    assert documents_of(packed, "natural") == IN_ORDER
-    assert documents_of(packed, "qa") == ["kept"]
-    assert [source.num_evaluated_documents for source in packed.info.sources.values()] == [1, 1]
-    assert any("1 documents left out" in remark for remark in packing.remarks_on(packed.info))
 
 
 def test_shards_of_another_tokenizer_are_not_mixed_in(root):

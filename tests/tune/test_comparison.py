@@ -16,8 +16,9 @@ from train.grid import claim_plan, finish_plan, plan_runs
 from train.record import write_record
 from tune.claim_statistics import mean_of
 from tune.config import CompareConfig
-from tune.report.comparison import compare, texts_differ, verdict_of
+from tune.report.comparison import compare, verdict_of
 from tune.report.comparison_page import answer_of, render_comparison
+from tune.report.study_differences import texts_differ
 from tune.results import Interval
 
 AXES = (Axis(models=("25k", "98k"), train_tokens=(262_144, 524_288, 1_048_576)),)

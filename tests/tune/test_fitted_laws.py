@@ -77,7 +77,7 @@ def test_a_fit_prints_what_matters():
         "data law, all",
         "huber_log (delta 0.001)",
         "beta",
-        "95% interval",
+        "95 % interval",
         "held-out largest scale",
         "  ! ",
     ):

@@ -72,7 +72,7 @@ def records(root: Path) -> dict[str, int]:
 def test_a_search_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path):
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     log = finish(quiet)
-    assert "10/10 trials, 100%" in log
+    assert "10/10 trials, 100 %" in log
     assert "Trial" not in log  # Tune's own tables stay out of the way
     assert sorted(answers(quiet)) == [
         f"searches/search/{cell}/{name}" for cell in CELLS for name in ("best.json", "trials.jsonl")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from synth.percentage import percentage
 from tune.laws.bootstrap import Noise, method_for, pairs_bootstrap, parametric_bootstrap, residual_noise
 from tune.laws.fitted import FittedLaw, interval_from
 from tune.laws.frontier import frontier_of
@@ -259,7 +260,7 @@ def _warnings(
         )
     if optimum.at_optimum_fraction is not None and optimum.at_optimum_fraction < FEW_AT_OPTIMUM:
         said.append(
-            f"only {optimum.at_optimum_fraction:.0%} of {optimum.starts_followed} starts taken evenly from the grid of "
+            f"only {percentage(optimum.at_optimum_fraction)} of {optimum.starts_followed} starts taken evenly from the grid of "
             f"{optimum.num_starts:,} reached the optimum: the objective has other valleys or a flat floor"
         )
     num_runs = int(run_numbers(task.rows).max()) + 1

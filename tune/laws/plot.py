@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from synth.errors import UserError
+from synth.percentage import percentage
 from tune.laws.fitted import FittedLaw
 from tune.laws.law import Floats
 from tune.laws.rows import column
@@ -53,7 +54,7 @@ def _draw_curve(axes: Axes, fitted: FittedLaw, rows: Mapping[str, Floats], axis:
     axes.plot(grid, loss)
     if low is not None and high is not None:
         axes.fill_between(
-            grid, low, high, alpha=0.2, label=f"{fitted.record.confidence:.0%} interval of the curve"
+            grid, low, high, alpha=0.2, label=f"{percentage(fitted.record.confidence)} interval of the curve"
         )
         axes.legend()
     axes.plot(rows[axis], rows["loss"], "o", markersize=4)

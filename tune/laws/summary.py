@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from synth.percentage import percentage
 from tune.results import Interval, LawFit, Selection
 
 
@@ -17,7 +18,7 @@ def describe(record: LawFit) -> str:
         + _starts(record),
     ]
     width = max(len(name) for name in record.parameters) + 1
-    level = f"{record.confidence:.0%} interval"
+    level = f"{percentage(record.confidence)} interval"
     lines += [
         f"  {name:<{width}} {interval.value:>12.6g}   {level + ' ' if _has_ends(interval) else ''}{_ends(interval, 6)}"
         for name, interval in record.parameters.items()
@@ -39,7 +40,7 @@ def _starts(record: LawFit) -> str:
     if record.starts_at_optimum_fraction is None:
         return f"{record.num_starts:,} starts"
     return (
-        f"{record.starts_at_optimum_fraction:.0%} of the starts reach the optimum "
+        f"{percentage(record.starts_at_optimum_fraction)} of the starts reach the optimum "
         f"({record.starts_followed} of {record.num_starts:,} followed to the end)"
     )
 
@@ -52,7 +53,7 @@ def describe_selection(selection: Selection) -> list[str]:
         [
             score.law,
             str(score.num_parameters),
-            *("-" if (error := score.held_out.get(axis)) is None else f"{error:.3%}" for axis in held),
+            *("-" if (error := score.held_out.get(axis)) is None else percentage(error, 3) for axis in held),
             score.reason or ("-" if score.in_sample is None else f"{score.in_sample:.6g}"),
         ]
         for score in selection.scores
@@ -76,7 +77,7 @@ def tabulate(records: Sequence[LawFit]) -> list[str]:
             lines += describe(chosen[0]).splitlines()
             continue
         lines.append(
-            f"{law} law: {_formula(chosen[0])}; {chosen[0].objective}, {chosen[0].confidence:.0%} intervals"
+            f"{law} law: {_formula(chosen[0])}; {chosen[0].objective}, {percentage(chosen[0].confidence)} intervals"
         )
         lines += [
             f"  {line}" for line in _aligned([_head(chosen[0]), *(_cells(record) for record in chosen)])
@@ -111,7 +112,11 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _held_out(record: LawFit) -> str:
-    return "not known" if record.hold_out is None else f"{record.hold_out.mean_absolute_relative_error:.2%}"
+    return (
+        "not known"
+        if record.hold_out is None
+        else percentage(record.hold_out.mean_absolute_relative_error, 2)
+    )
 
 
 def _has_ends(interval: Interval) -> bool:

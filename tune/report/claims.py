@@ -9,7 +9,8 @@ from tune.claim_data import ClaimData, ClaimRun
 from tune.claim_roles import Roles, roles_of
 from tune.claims import check_claims
 from tune.report.inputs import Study, StudyRun
-from tune.report.tables import Column, Table, search_runs
+from tune.report.table import Column, Table
+from tune.report.tables import search_runs
 from tune.unigrams import mixture_divergences
 
 CLAIM_COLUMNS = (

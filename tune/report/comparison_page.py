@@ -11,16 +11,17 @@ from typing import Any
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 from pydantic import BaseModel
 
+from synth.percentage import signed_percentage
 from synth.plan import Plan
 from synth.progress import Progress
 from synth.storage import study_path, write_text_atomic
 from tune.config import CompareConfig
 from tune.report.comparison import Comparison, Difference, compare
-from tune.report.format import percent, signed_percent
+from tune.report.format import percent
 from tune.report.page import environment_of_report, with_script
 from tune.report.style import open_panel, write_heading
 from tune.report.svg import PALETTE, Drawing, finish_drawing, house_style, light
-from tune.report.tables import Column, Table
+from tune.report.table import Column, Table
 from tune.results import Interval
 
 MADE_BY = "compare_studies"
@@ -108,9 +109,9 @@ def answer_of(found: Comparison) -> str:
 
 def _shown(relative: Interval) -> str:
     ends = "" if relative.low is None or relative.high is None else (
-        f" [{signed_percent(math.expm1(relative.low))}, {signed_percent(math.expm1(relative.high))}]"
+        f" [{signed_percentage(math.expm1(relative.low))}, {signed_percentage(math.expm1(relative.high))}]"
     )  # fmt: skip
-    return f"{signed_percent(math.expm1(relative.value))}{ends}"
+    return f"{signed_percentage(math.expm1(relative.value))}{ends}"
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
@@ -171,7 +172,7 @@ def draw_differences(found: Comparison) -> Drawing:
             ]
         axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
         axes.yaxis.set_major_formatter(FixedFormatter([_label(each) for each in rows]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed_percent(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed_percentage(value)))
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("loss of B against A")
         write_heading(figure, axes, "Paired differences")

@@ -11,7 +11,7 @@ from train.record import RunRecord
 from tune.config import ReportPrices
 from tune.report.format import significant
 from tune.report.inputs import Study, SyntheticSet
-from tune.report.tables import Column, Table
+from tune.report.table import Column, Table
 
 # --- natural text ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
+from synth.percentage import signed_percentage
 from tune.report.format import amount, percent, show_interval
 from tune.report.style import PANEL_INCHES, Look, label_amounts, open_panel, write_heading
 from tune.report.svg import Drawing, Series, finish_drawing, house_style, light
@@ -279,7 +280,7 @@ def _draw_law_series(
                   zorder=5)  # fmt: skip
         tips[ring] = [
             f"{series.label}: predicted {p.predicted_loss:.4f} without seeing run {p.run_id} ({p.loss:.4f}), "
-            f"{p.relative_error:+.2%}"
+            f"{signed_percentage(p.relative_error)}"
             for _, p in rings
         ]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
+from synth.percentage import percentage
 from tune.report.format import FORMATS, show_end
 from tune.report.style import open_panel, write_heading
 from tune.report.svg import Drawing, finish_drawing, house_style, light
@@ -95,7 +96,7 @@ def draw_errors(
                 continue
             axes.plot([value for *_, value in known], [y for y, *_ in known], linestyle="none", marker=_MARKERS[number],
                       markersize=6.5, color=light(_ROLES[number]), label=words, gid=f"held-{axis}", zorder=3)  # fmt: skip
-            tips[f"held-{axis}"] = [f"{law}, {words} predicted without it: {value * 100:.2f} % off" for _, law, value in known]  # fmt: skip
+            tips[f"held-{axis}"] = [f"{law}, {words} predicted without it: {percentage(value, 2)} off" for _, law, value in known]  # fmt: skip
         _label_rows(axes, [law for _, (law, _) in places])
         axes.set_xlim(
             0.0, 1.06 * max(value for _, held in errors for value in held.values() if value is not None)
@@ -105,7 +106,7 @@ def draw_errors(
         axes.set_xlabel(f"mean absolute relative error{only}")
         write_heading(figure, axes, title, columns=3)
         alt = f"{title}: " + "; ".join(
-            f"{law} " + ", ".join(f"{AXES[axis]} {value * 100:.2f} %" for axis, value in held.items() if value is not None)
+            f"{law} " + ", ".join(f"{AXES[axis]} {percentage(value, 2)}" for axis, value in held.items() if value is not None)
             for law, held in errors
         )  # fmt: skip
         return finish_drawing(figure, name, title, f"{alt}.", run_ids, tips)

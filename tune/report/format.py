@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from synth.percentage import percentage, signed_percentage
 from synth.progress import clock
 from tune.results import Interval
 
@@ -67,11 +68,6 @@ def percent(value: float) -> str:
     )
 
 
-def signed_percent(value: float) -> str:
-    """Return a signed fraction as a percentage with two decimals: an error or a difference."""
-    return f"{value * 100:+.2f} %"
-
-
 def size(value: float) -> str:
     """Return a number of bytes as `12.3 MB` (powers of 1000)."""
     for factor, prefix in _PREFIXES[3:]:
@@ -97,7 +93,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "amount": amount,
     "bpb": lambda value: f"{value:.3f}",
     "count": count,
-    "error": lambda value: f"{value * 100:.2f} %",
+    "error": lambda value: percentage(value, 2),
     "flops": flops,
     "hours": _hours,
     "loss": lambda value: f"{value:.4f}",
@@ -106,7 +102,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "percent": percent,
     "scientific": lambda value: f"{value:.2e}",
     "seconds": _seconds,
-    "signed_percent": signed_percent,
+    "signed_percent": signed_percentage,
     "size": size,
     "times": lambda value: f"{significant(value, 3)}×",
 }

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from synth.errors import IncompleteArtefact, UserError
 from synth.identity import RECIPE_FILE
-from synth.shuffle import part_name
+from synth.model_source import GENERATOR_PREFIX
+from synth.parts import part_name
 from synth.storage import MARKER, read_bytes, study_path
 from synth.study_log import LOG, read_log
 from train.grid import PLAN_FILE
@@ -34,7 +35,6 @@ from tune.search import BEST_FILE
 
 STUDY_FILE = "study.toml"
 """What `run_study` leaves under the root: the study file with every value it ran with."""
-GENERATOR_PREFIX = "root:generators/"
 NUM_EXAMPLES = 5
 EXAMPLE_CHARACTERS = 1200
 """Longest text of an example shown, characters."""

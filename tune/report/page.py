@@ -16,7 +16,8 @@ from tune.report.format import ABSENT, FORMATS, amount, percent, show, show_end
 from tune.report.inputs import Study
 from tune.report.sections import build_sections
 from tune.report.svg import PALETTE, Drawing
-from tune.report.tables import SHORT_ID, Column, Table, to_csv
+from tune.report.table import Column, Table, to_csv
+from tune.report.tables import SHORT_ID
 from tune.results import Interval
 
 SMALLEST_STUDIED = 100_000_000

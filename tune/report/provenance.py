@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from tune.report.inputs import Study
-from tune.report.tables import Column, Table
+from tune.report.table import Column, Table
 
 _ARTEFACT_COLUMNS = (
     Column("artefact", "Artefact"),

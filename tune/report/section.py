@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tune.report.inputs import Example
 from tune.report.svg import Drawing
-from tune.report.tables import Table
+from tune.report.table import Table
 
 
 @dataclass(frozen=True)

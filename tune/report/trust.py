@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from synth.errors import UserError
+from synth.percentage import percentage
 from tune.laws import Isoflop, isoflop
 from tune.laws.identify import NEGLIGIBLE_SHARE
 from tune.report.format import percent
 from tune.report.inputs import Study
-from tune.report.tables import Column, Table
+from tune.report.table import Column, Table
 from tune.results import Interval, Recommendation, Selection, Sensitivity
 
 AS_RECOMMENDED = "as recommended"
@@ -297,6 +298,6 @@ def trust_tables(study: Study) -> list[Table]:
     tables = [*_selection_tables(study), *_exponent_tables(study)]
     if rows := profile_rows(study):
         confidence = study.laws.file.fits[0].confidence
-        caption = f"Profile likelihood: values of one parameter that fit about equally well when all others follow it ({confidence:.0%})"
+        caption = f"Profile likelihood: values of one parameter that fit about equally well when all others follow it ({percentage(confidence)})"
         tables.append(Table("profiles", caption, PROFILE_COLUMNS, tuple(rows)))
     return tables

@@ -180,8 +180,8 @@ def test_claims_say_who_plays_which_part_and_show_every_number(report: Path, pag
     rows = read_csv(report / "claims.csv")
     assert [row["number"] for row in rows if row["number"]] == [str(number) for number in range(1, 14)]
     assert [row["statistic"] for row in rows if "held out" in row["statistic"]] == [
-        "mean error at the largest budget held out, at most 0.41%",
-        "mean error at the largest size held out, at most 0.30%",
+        "mean error at the largest budget held out, at most 0.41 %",
+        "mean error at the largest size held out, at most 0.30 %",
     ]
 
 

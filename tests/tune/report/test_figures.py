@@ -33,7 +33,7 @@ from tune.report.figures import (
 from tune.report.format import amount, flops, percent, show, significant, size
 from tune.report.style import share_looks, source_looks
 from tune.report.svg import PALETTE, Drawing, finish_drawing, house_style, light
-from tune.report.tables import Column, to_csv
+from tune.report.table import Column, to_csv
 from tune.results import CellOptimum, FitFile, HeldOutPoint, Interval, LawFit, Recommendation, TrialResult
 
 
@@ -144,7 +144,9 @@ def test_laws_show_points_and_what_was_predicted_unseen() -> None:
     )  # fmt: skip
     looks = share_looks([0.0, 1 / 3])
     on_tokens = draw_laws(LawPanel("law", "natural + hq", "tokens", True, (series,)), looks)
-    assert "hq 33 %: predicted 3.0300 without seeing run run-c (3.0000), +1.00%" in titles(on_tokens.file_svg)
+    assert "hq 33 %: predicted 3.0300 without seeing run run-c (3.0000), +1.00 %" in titles(
+        on_tokens.file_svg
+    )
     on_params = draw_laws(LawPanel("law", "natural + hq", "parameters", False, (series,)), looks)
     assert len(titles(on_params.file_svg)) == 3  # its N is not known, so it has no place on this axis
 
