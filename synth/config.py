@@ -165,7 +165,7 @@ class EngineConfig(Config):
     rehearsing a job without a model."""
     model: str
     """Hugging Face repository id, or a directory (local, under the study root as `root:generators/<name>`, or one that comes
-    with synthscale as `shipped:docstrings-1m`)."""
+    with synthscale as `shipped:docstrings-6m`)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; null means the directory's own hash or the hub's default."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

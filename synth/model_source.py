@@ -39,7 +39,7 @@ GENERATOR_PREFIX = f"{STUDY_PREFIX}generators/"
 """`root:generators/tiny` is the generator that the study trains under the name `tiny`."""
 
 SHIPPED_PREFIX = "shipped:"
-"""`shipped:docstrings-1m` is a generator that comes with synthscale: a directory of `synth/generators/`."""
+"""`shipped:docstrings-6m` is a generator that comes with synthscale: a directory of `synth/generators/`."""
 
 DIGESTS_FILE = ".synthscale-sha256.json"
 KEPT_BYTES = 64 * 2**20
@@ -123,12 +123,24 @@ class ModelSource:
 def find_model(root: str, config: EngineConfig) -> ModelSource:
     """Return the model an engine is to serve.
 
-    Raises IncompleteArtefact for a generator of the study that is not trained yet, UserError when a directory or
-    hub repository is not there or is not a model, or the model takes fewer tokens than `max_model_len`.
+    Raises UserError when it takes fewer tokens than `max_model_len`, and what `locate_model` raises.
     """
-    reference = config.model
     if config.kind == "fake":
-        return ModelSource(reference, reference, None, content_hash(["fake", reference]))
+        return ModelSource(config.model, config.model, None, content_hash(["fake", config.model]))
+    found = locate_model(root, config.model, config.revision)
+    if found.revision is None:
+        _check_window(config, study_path(found.location) / CONFIG_FILE)
+    else:
+        _check_window(config, _cached_config(config.model, found.revision))
+    return found
+
+
+def locate_model(root: str, reference: str, revision: str | None = None) -> ModelSource:
+    """Return the model of a reference, as `engine.model` has it.
+
+    Raises IncompleteArtefact for a generator of the study that is not trained yet, UserError when a directory or
+    hub repository is not there or is not a model.
+    """
     if reference.startswith(STUDY_PREFIX):
         directory = study_path(root, reference.removeprefix(STUDY_PREFIX))
         if not exists(directory / MARKER) and directory.parent.name == "generators":
@@ -138,17 +150,14 @@ def find_model(root: str, config: EngineConfig) -> ModelSource:
     else:
         directory = study_path(reference)
     if patiently(directory, directory.is_dir):
-        found = ModelSource(reference, str(directory), None, _checked_hash(directory))
-        _check_window(config, directory / CONFIG_FILE)
-        return found
+        return ModelSource(reference, str(directory), None, _checked_hash(directory))
     looks_local = reference.startswith((STUDY_PREFIX, "/", ".", "~")) or "://" in reference
     if looks_local or not _HUB_ID.fullmatch(reference):
         raise UserError(
             f"engine.model = {reference!r} does not exist ({directory} is not a directory): give a model directory, "
             "root:generators/<name>, or an organisation/name of the Hugging Face hub."
         )
-    commit = _hub_commit(reference, config.revision)
-    _check_window(config, _cached_config(reference, commit))
+    commit = _hub_commit(reference, revision)
     return ModelSource(reference, reference, commit, content_hash(["hub", reference, commit]))
 
 

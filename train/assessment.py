@@ -13,12 +13,11 @@ from typing import Any
 
 from upath import UPath
 
-from synth.config import EngineConfig
 from synth.corpus import open_corpus
 from synth.errors import UserError
 from synth.identity import RECIPE_FILE, claim_directory, finish, is_finished, read_manifest
 from synth.ledger import open_synthetic, synthetic_directory
-from synth.model_source import GENERATOR_PREFIX, ModelSource, find_model
+from synth.model_source import GENERATOR_PREFIX, ModelSource, locate_model
 from synth.plan import Plan
 from synth.quality.verdict import words_of
 from synth.recipe import Task, Thresholds
@@ -197,7 +196,7 @@ def open_assessed(config: AssessConfig) -> Assessed:
     directory = study_path(config.root, "generators", config.generator)
     generator = read_manifest(directory, TRAINED_BY)
     _, synthetic = open_synthetic(config.root, config.synthetic)
-    model = find_model(config.root, EngineConfig(model=GENERATOR_PREFIX + config.generator))
+    model = locate_model(config.root, GENERATOR_PREFIX + config.generator)
     if synthetic["parents"]["model"] != model.hash:
         raise UserError(
             f"synthetic/{config.synthetic} was not written by generators/{config.generator} as it is now: set its engine.model "

@@ -16,10 +16,8 @@ TRAINING = {"rows_per_step": 4, "max_epochs": 100.0, "optimizer": {"warmup_token
 SHRUNK = {
     "corpora": {
         "natural": {"sources": [{"kind": "docstrings", "packages": ["pandas", "optuna"]}], "max_documents": 300, "documents_per_part": 32},
-        "generator": {"sources": [{"kind": "docstrings", "packages": ["transformers"]}], "max_documents": 200, "documents_per_part": 64},
     },
-    "generators": {"tiny": {"model": "98k", "vocab_size": 512, "train_tokens": 65_536}},
-    "rephrase": {"rephrased": {"max_documents": 96}},
+    "rephrase": {"rephrased": {"max_documents": 64}},
     "pack": {"packed": {"tokenizer": {"vocab_size": 512}, "max_evaluation_tokens_per_domain": 1024}},
     "pretrain": {
         "grid": {

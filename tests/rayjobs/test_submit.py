@@ -189,8 +189,8 @@ def test_what_is_uploaded_is_the_four_packages_and_small(tmp_path):
     )
     with zipfile.ZipFile(package) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
-    assert package.stat().st_size < 4_500_000  # of which 2 MB are the weights of the shipped generator
-    shipped = "synth/generators/docstrings-1m/model.safetensors"
+    assert package.stat().st_size < 14_500_000  # of which 12 MB are the weights of the shipped generator
+    shipped = "synth/generators/docstrings-6m/model-00001-of-00002.safetensors"
     assert {"synth/job.py", "rayjobs/configs/demo.toml", "synth/recipes/hq.toml", shipped} <= set(names)
     unwanted = (
         "tests/",

@@ -10,7 +10,7 @@ from synth.errors import UserError
 from synth.model_source import CARD_FILE, find_model, shipped_num_params, write_card
 from synth.storage import study_path
 
-SHIPPED = "shipped:docstrings-1m"
+SHIPPED = "shipped:docstrings-6m"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from synth.config import EngineConfig
 from synth.engines.protocol import EngineStartFailed
 from synth.engines.tokenizer import load_tokenizer
 from synth.errors import UserError
-from synth.model_source import DIGESTS_FILE, find_model
+from synth.model_source import DIGESTS_FILE, find_model, locate_model
 from synth.storage import StoreAway, read_json, study_path
 from tests.assets.object_store import failing_store
 
@@ -149,3 +149,9 @@ def test_a_window_beyond_the_models_is_refused_before_an_engine_starts(
     says = pytest.raises(UserError, match=r"engine.max_model_len = 1025, but .* takes 1024 tokens")
     with says if refused else contextlib.nullcontext():
         find_model("unused", EngineConfig(model=str(model), **settings))
+
+
+def test_a_model_is_located_whatever_window_an_engine_would_ask_of_it(tiny_tokenizer, tmp_path):
+    model = shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    found = locate_model("unused", str(model))
+    assert found == find_model("unused", EngineConfig(model=str(model), max_model_len=1024))
