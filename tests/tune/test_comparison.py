@@ -10,6 +10,8 @@ import pytest
 
 from rayjobs import compare_studies
 from synth.errors import UserError
+from synth.identity import claim_directory, finish
+from synth.storage import study_path
 from tests.assets.simulated_study import record_of, write_packed, write_search
 from train.config import Axis, PretrainConfig
 from train.grid import claim_plan, finish_plan, plan_runs
@@ -18,7 +20,7 @@ from tune.claim_statistics import mean_of
 from tune.config import CompareConfig
 from tune.report.comparison import compare, verdict_of
 from tune.report.comparison_page import answer_of, render_comparison
-from tune.report.study_differences import texts_differ
+from tune.report.study_differences import differing_fields, texts_differ
 from tune.results import Interval
 
 AXES = (Axis(models=("25k", "98k"), train_tokens=(262_144, 524_288, 1_048_576)),)
@@ -154,3 +156,15 @@ def test_an_interval_that_reaches_both_ways_is_no_verdict():
     assert verdict_of(Interval(value=-0.01, low=-0.03, high=0.01)) == "not told apart"
     assert verdict_of(mean_of([-0.02, -0.021, -0.019], 0.95)) == "B is better"
     assert verdict_of(mean_of([-0.02], 0.95)) == "not told apart"
+
+
+def test_a_recipe_that_one_study_lacks_is_named_and_not_written_out(tmp_path):
+    for root, name in (("a", "hq"), ("b", "hq_brief")):
+        made = {"max_documents": 8, "recipes": {name: {"hash": f"{name}-hash", "messages": ["long"] * 9}}}
+        directory = study_path(str(tmp_path / root), "synthetic", "made")
+        finish(directory, claim_directory(directory, "synthetic", made, {}))
+    roots = CompareConfig(study_a=str(tmp_path / "a"), study_b=str(tmp_path / "b"))
+    assert list(differing_fields(roots, [])) == [
+        {"artefact": "synthetic/made", "field": "recipes.hq", "a": "there (hq-hash)", "b": None},
+        {"artefact": "synthetic/made", "field": "recipes.hq_brief", "a": None, "b": "there (hq_brief-hash)"},
+    ]

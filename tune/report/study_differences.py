@@ -81,7 +81,14 @@ def _unequal(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]
         for key in sorted(old.keys() | new.keys()):
             found |= _unequal(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
         return found
-    return {} if old == new else {prefix: (old, new)}
+    return {} if old == new else {prefix: (_in_a_cell(old), _in_a_cell(new))}
+
+
+def _in_a_cell(value: Any) -> Any:
+    """Return a value as a table can hold it: of a whole recipe that only one side has, its hash says enough."""
+    if not isinstance(value, dict):
+        return value
+    return f"there ({value['hash']})" if "hash" in value else "there"
 
 
 def generation_of_sets(config: CompareConfig, pairs: Sequence[Pair]) -> Iterable[dict[str, Any]]:
