@@ -102,7 +102,7 @@ def test_status_is_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     assert study_status.main(argv) == 0
     table = capsys.readouterr().out
     assert table.splitlines()[2].split()[:3] == ["step", "state", "done"]
-    assert "0 of 10" in table
+    assert "0 of 8" in table
     assert study_status.main([*argv, "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert [step["state"] for step in value["steps"]] == ["ready", *["waiting"] * 9]
