@@ -105,6 +105,6 @@ def test_status_is_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     assert "0 of 8" in table
     assert study_status.main([*argv, "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
-    assert [step["state"] for step in value["steps"]] == ["ready", *["waiting"] * 9]
+    assert [step["state"] for step in value["steps"]] == ["ready", *["waiting"] * 7]
     assert value["total"]["remaining_device_hours"] > 0
     assert not (tmp_path / "study").exists()
