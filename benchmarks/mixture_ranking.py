@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def measure(reference: Path, domains: list[str]) -> dict[str, Any]:
         "rank_correlations": ranks,
         "process_above_published": sum(each["process_1m"] > each["published_1m"] for each in ranks.values()),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
+        "versions": {"python": platform.python_version()}
+        | provenance()["packages"]
+        | ({"lightgbm": version("lightgbm")} if "trees" in methods else {}),
     }
 
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from train.record import DomainLoss, Evaluation, RunRecord
 from train.tokens import PackedInfo, ShardInfo, SourceInfo
-from tune.cells import CellSearch, cell_name
+from tune.cells import CellSearch, cell_name, choice_of
 from tune.config import Cell, SearchConfig
 from tune.job import ask_optuna
 from tune.mixture_space import MixtureSpace, with_natural
@@ -257,12 +257,22 @@ def answers(
     drawn = np.random.default_rng(number).permutation(len(every))[:count]
     return {
         "search": found_shares(config, optimum),
+        "the search's runs, lowest loss": _luckiest(config, optimum),
         "even lattice, lowest loss": min(even, key=measured.__getitem__),
         "even lattice, same fit": _fitted(cell.space, measured, even),
         "random, lowest loss": min((every[i] for i in drawn), key=measured.__getitem__),
         "whole grid, lowest loss": min(every, key=measured.__getitem__),
         "the best mixture itself": table.best,
     }
+
+
+def _luckiest(config: SearchConfig, optimum: CellOptimum) -> Shares:
+    losses = {
+        choice_of(config, each).shares: each.loss_nats_per_token
+        for each in optimum.trials
+        if each.loss_nats_per_token is not None
+    }
+    return min(losses, key=losses.__getitem__)
 
 
 def even_lattice(space: MixtureSpace, count: int) -> tuple[Shares, ...]:

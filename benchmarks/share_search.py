@@ -21,7 +21,7 @@ The grids' runs go into `share_search_runs.csv` beside this script's results.
 
 *Replayed*, without a Ray cluster, in minutes: the same search over simulated cells and over that table
 (`share_replay.py` says how they are made and judged), beside an even lattice of no more runs, as many random runs, and
-the whole grid. --root keeps what was built and trained, and reuses it; --out of a replay alone replaces only that part.
+the whole grid. --root keeps what was built and trained, and reuses it; what was not measured stays as it is in the file of --out.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ from tune.search import BEST_FILE, cells_of
 CORPORA = {"natural": ["scipy"], "first": ["stdlib"], "second": ["pandas"]}
 LANES = TrainPlacement(lanes=2)
 TARGET_EXCESS, TARGET_TOKENS = 0.005, 0.4
+STUDIES = ("one source", "two sources")
 RUNS_FILE = Path(__file__).parent / "results" / "share_search_runs.csv"
 SIMULATED_CELLS = 60
 RUN = {
@@ -260,8 +261,11 @@ def _equal(grid: SearchConfig, search: SearchConfig) -> bool:
     return all(known.setdefault(key, loss) == loss for each in losses for key, loss in each.items())
 
 
-def measure(root: Path, model: str, budgets: list[int], num_pairs: int, runs_file: Path) -> dict[str, Any]:
-    """Train both studies and write their grids' runs; return the figures, with machine and versions."""
+def measure(
+    root: Path, plans: dict[str, dict[str, Any]], num_pairs: int, runs_file: Path
+) -> dict[str, dict[str, Any]]:
+    """Train studies and write their grids' runs, beside those of others; return by study the figures, with machine and
+    versions."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         build(str(root / "grid"))
@@ -269,18 +273,18 @@ def measure(root: Path, model: str, budgets: list[int], num_pairs: int, runs_fil
         with Lanes(str(root / "grid"), LANES) as first, Lanes(str(root / "search"), LANES) as second:
             found = {
                 name: measure_study(root, name, study, num_pairs, (first, second))
-                for name, study in studies(model, budgets).items()
+                for name, study in plans.items()
             }
     finally:
         ray.shutdown()
-    write_runs(runs_file, {name: runs for name, (_, runs) in found.items()})
-    figures = {name: study for name, (study, _) in found.items()}
+    others = {
+        name: read_runs(runs_file, name) for name in STUDIES if name not in found and runs_file.exists()
+    }
+    write_runs(runs_file, others | {name: runs for name, (_, runs) in found.items()})
     return {
-        "model": model,
-        "budgets": budgets,
-        "studies": figures,
-        "reached": {name: reached(study["cells"]) for name, study in figures.items()},
-    } | where_and_when()
+        name: figures | {"reached": reached(figures["cells"])} | where_and_when()
+        for name, (figures, _) in found.items()
+    }
 
 
 def reached(cells: list[dict[str, Any]]) -> dict[str, bool]:
@@ -349,6 +353,7 @@ def main() -> None:
     parser.add_argument("--model", default="25k", help="size by name")
     parser.add_argument("--tokens", type=int, nargs="+", default=[131_072, 262_144], help="budgets, tokens")
     parser.add_argument("--pairs", type=int, default=12, help="further seeds of what is compared, 2 at least")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=STUDIES, help="what to train")
     parser.add_argument("--replay-only", action="store_true", help="train nothing and start no Ray")
     parser.add_argument("--runs", type=Path, default=RUNS_FILE, help="table of the grids' runs")
     parser.add_argument("--root", type=Path, help="keep corpora and runs here")
@@ -357,12 +362,14 @@ def main() -> None:
     if options.pairs < 2:
         parser.error(f"--pairs {options.pairs}: an interval needs 2 or more; give 2 or more")
     result: dict[str, Any] = {"target": {"excess": TARGET_EXCESS, "tokens_fraction": TARGET_TOKENS}}
-    if options.replay_only and options.out and options.out.exists():
-        result = json.loads(options.out.read_text())
+    if options.out and options.out.exists():
+        result |= json.loads(options.out.read_text())
+    plans = studies(options.model, options.tokens)
     with tempfile.TemporaryDirectory() as fresh:
         root = (options.root or Path(fresh)).absolute()
         if not options.replay_only:
-            result["real"] = measure(root, options.model, options.tokens, options.pairs, options.runs)
+            wanted = {name: plans[name] for name in options.studies}
+            result["real"] = result.get("real", {}) | measure(root, wanted, options.pairs, options.runs)
         result["replayed"] = measure_replayed(Path(fresh), options.model, options.tokens, options.runs)
     print(json.dumps(result, indent=2))
     if options.out:
