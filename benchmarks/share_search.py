@@ -59,10 +59,10 @@ from benchmarks.share_replay import (
     write_runs,
 )
 from synth.config import CorpusConfig
-from synth.identity import provenance
+from synth.identity import is_finished, provenance
 from synth.job import build_corpus
 from synth.progress import Progress
-from synth.storage import read_json
+from synth.storage import read_json, study_path
 from train.config import PackConfig
 from train.job import pack_tokens
 from train.lanes.job import Lanes
@@ -212,6 +212,7 @@ def measure_study(
         )
     return {
         "losses_equal_those_of_the_grid": _equal(grids[0], search),
+        "packed_set": packed.hash,
         "held_out": every,
         "seed_noise": seed_noise(runs),
         "cells": cells,
@@ -268,7 +269,8 @@ def measure(
     versions."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        build(str(root / "grid"))
+        if not is_finished(study_path(str(root / "grid"), "packed", "packed")):
+            build(str(root / "grid"))
         shutil.copytree(root / "grid" / "packed", root / "search" / "packed", dirs_exist_ok=True)
         with Lanes(str(root / "grid"), LANES) as first, Lanes(str(root / "search"), LANES) as second:
             found = {
