@@ -47,9 +47,8 @@ def first_choices(config: SearchConfig, space: MixtureSpace) -> tuple[Choice, ..
     """Return what a cell starts with.
 
     One source: the ends and the thirds, where the paper's grid has its runs, or with fewer than five trials the middle
-    in place of the thirds. Several: corners and middles of edges of the simplex, on which a quadratic can be fitted, or
-    with few trials the corners and the centre. The `grid` method spreads all its trials: the finest simplex lattice
-    that has no more mixtures than there are trials.
+    in place of the thirds. Several: the corners of the simplex and its centre. The `grid` method spreads all its trials:
+    the finest simplex lattice that has no more mixtures than there are trials.
     """
     if config.method == "grid":
         parts = max(
@@ -59,9 +58,6 @@ def first_choices(config: SearchConfig, space: MixtureSpace) -> tuple[Choice, ..
         return tuple(map(Choice, space.lattice(parts)))
     if space.num_sources == 1:
         return tuple(map(Choice, space.lattice(3 if config.trials_per_cell >= FEW_LOSSES else 2)))
-    edges = space.lattice(2)
-    if config.trials_per_cell >= len(edges) + config.trials_per_round:
-        return tuple(map(Choice, edges))
     return tuple(map(Choice, dict.fromkeys((*space.lattice(1), space.centre()))))
 
 

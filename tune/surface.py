@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from tune.mixture_space import neighbours, with_natural
 
@@ -41,6 +42,8 @@ NOISE_MEDIAN, NOISE_LOG_SD = 2e-3, 1.2
 NOISE_Z = np.linspace(-2.5, 2.5, 7)
 SEED_VARIANCES = (0.0, 1.0, 10.0, 100.0)
 """Variances of a seed's offset averaged over, in units of the variance of the noise; one seed's offset is never seen."""
+CHANCES = ndtri((np.arange(15) + 0.5) / 15)
+"""Standard normal deviates that stand for a loss not yet measured: 15 of equal weight."""
 CONSTANT_SPREADS = 100.0
 """Prior standard deviation of the constant, in spreads of the losses: wide enough not to matter."""
 
@@ -141,30 +144,28 @@ def fit_surface(points: Floats, losses: Losses, prior: Prior | None = None, seed
 
 
 def most_telling(surface: Surface, candidates: Places, pending: Places) -> int:
-    """Return the place of the candidate whose loss is expected to shrink the variance of the best mixture most.
+    """Return the place of the candidate whose loss is expected to improve the mixture answered with most.
 
-    Over the posterior surfaces, the best mixture and the loss at any mixture are correlated; a loss measured there,
-    with a run's noise, explains cov(best, loss)^2 / var(loss) of the variance of each of its shares. What the losses
-    of the `pending` mixtures will explain is taken away first, so that runs of one round do not ask the same thing.
+    The answer is the minimum of the mean surface. A loss measured at a candidate moves the mean surface by its covariance
+    with the loss there, by so many standard deviations as chance has it; the knowledge gradient (Frazier, Powell &
+    Dayanik 2009, eq. 14) is how much lower the minimum is afterwards, on average. It counts a run that would only say by
+    how much, not whether, another mixture is worse as worth nothing. What the losses of the `pending` mixtures will
+    explain is taken away first, so that runs of one round do not ask the same thing.
     """
-    minima = surface.minima - surface.minima.mean(axis=0)
-    centred = surface.draws - surface.mean
+    mean = surface.mean
+    centred = surface.draws - mean
     noise_variance = float(np.mean(surface.noise**2))
-    shared = (
-        minima.T @ centred / len(minima)
-    )  # covariance of the best shares with the loss at each mixture, [K, G]
-    covariance = centred.T @ centred / len(minima)
+    covariance = centred.T @ centred / len(centred)
     for place in pending:
         column = covariance[:, place] / (covariance[place, place] + noise_variance)
-        shared = shared - shared[:, [place]] * column
         covariance = covariance - np.outer(column, covariance[place])
-    explained = (shared[:, candidates] ** 2).sum(axis=0) / (
-        covariance.diagonal()[candidates] + noise_variance
-    )
-    if not explained.max() > 0.0:  # nothing left to learn: stay near the best
+    moves = covariance[:, candidates] / np.sqrt(covariance.diagonal()[candidates] + noise_variance)
+    lowest = np.mean([(mean[:, None] + moves * sd).min(axis=0) for sd in CHANCES], axis=0)
+    gained = mean.min() - lowest
+    if not gained.max() > 0.0:  # nothing left to learn: stay near the best
         gap = np.abs(with_natural(surface.points) - with_natural(surface.points[surface.best_index]))
-        explained = -gap.sum(axis=1)[candidates]
-    return int(candidates[int(explained.argmax())])
+        gained = -gap.sum(axis=1)[candidates]
+    return int(candidates[int(gained.argmax())])
 
 
 # --- the parts of a fit ----------------------------------------------------------------------------------------

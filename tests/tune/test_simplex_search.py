@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from synth.errors import UserError
 from tests.assets.packed_set import write_packed_set
-from tests.tune.test_search import SMALL, files_of, optimum_of, record_of, search_all, settings, train
+from tests.tune.test_search import SMALL, ask, files_of, optimum_of, record_of, search_all, settings, train
 from train.record import write_record
 from train.tokens import PackedInfo
 from tune.cells import Choice, mixture_of, order_cells, share_caps, trial_run
-from tune.mixture_space import MixtureSpace, distance, neighbours
+from tune.mixture_space import MixtureSpace, distance, neighbours, with_natural
 from tune.report.tables import split_notes
-from tune.rounds import Question, propose
+from tune.rounds import Question, first_choices, propose
 from tune.sampler import REPLICATE, SurfaceSampler, search_space
 from tune.search import ShareSearch
 from tune.search_plan import check_search, plan_search
@@ -81,14 +81,43 @@ def test_a_killed_search_of_two_sources_ends_the_same(root, tmp_path):
     assert files_of(config) == files_of(undisturbed)
 
 
-def test_it_starts_with_what_a_quadratic_needs_or_with_the_corners(root):
-    packed = PackedInfo.read(root, "tiny")
-    search = ShareSearch(settings(root, **BOTH), packed, ask=None)
+def test_it_starts_with_the_corners_and_the_centre(root):
+    search = ShareSearch(settings(root, **BOTH), PackedInfo.read(root, "tiny"), ask=None)
     first = [trial.choice.shares for trial in search.cells["12k-4096"].trials]
-    assert first == [(0, 0), (0, 0.5), (0, 1), (0.5, 0), (0.5, 0.5), (1, 0)]
-    few = ShareSearch(settings(root, **BOTH | {"trials_per_cell": 6}), packed, ask=None)
-    first = [trial.choice.shares for trial in few.cells["12k-4096"].trials]
     assert first == [(0, 0), (0, 1), (1, 0), (4 / 12, 4 / 12)]
+
+
+def found_among(space, losses, config):
+    """Return the place of the mixture a search takes for the best of these losses, by mixture, and what it tried."""
+    tried = [space.index(choice.shares) for choice in first_choices(config, space)]
+    while len(tried) < config.trials_per_cell:
+        known = Losses(np.array(tried), losses[tried], np.zeros(len(tried), dtype=int), np.zeros(len(tried)))
+        chosen = ask(config, Question(space, known, ()), (), config.trials_per_round)
+        tried += [space.index(choice.shares) for choice in chosen]
+    known = Losses(np.array(tried), losses[tried], np.zeros(len(tried), dtype=int), np.zeros(len(tried)))
+    return fit_surface(space.points, known).best_index, tried
+
+
+def test_the_best_of_two_sources_is_found_through_the_noise_of_runs(root):
+    """Eight runs of 21 mixtures, with the noise small runs have, against the lowest loss of an even lattice and of all."""
+    config = settings(root, **BOTH | {"steps": 5, "trials_per_cell": 8, "trials_per_round": 2})
+    space = MixtureSpace(caps=(1.0, 1.0), steps=5)
+    even = [space.index(shares) for shares in space.lattice(2)]
+    found, of_the_lattice, of_the_grid = [], [], []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        laws = np.exp(-random.uniform(2.0, 5.0, 3) * with_natural(space.points))
+        worth = 4.0 + 0.5 * laws @ random.dirichlet([2.0, 2.0, 2.0])
+        losses = worth * (1.0 + 0.003 * random.standard_normal(len(worth)))
+        best, tried = found_among(space, losses, config)
+        assert len(set(tried)) == 8
+        found.append(worth[best] / worth.min() - 1.0)
+        of_the_lattice.append(worth[even[losses[even].argmin()]] / worth.min() - 1.0)
+        of_the_grid.append(worth[losses.argmin()] / worth.min() - 1.0)
+    assert max(found) <= 0.005
+    assert np.mean(found) < 0.5 * np.mean(of_the_lattice)
+    assert np.mean(found) < np.mean(of_the_grid)
+    assert found_among(space, losses, config) == (best, tried)  # equal losses, equal choices
 
 
 def test_the_grid_method_is_the_finest_simplex_lattice_there_are_trials_for(root):
@@ -295,7 +324,7 @@ def test_records_of_any_origin_count(root):
     config = settings(root, **BOTH)
     packed = PackedInfo.read(root, "tiny")
     cell = order_cells(config, packed)[0]
-    run = ShareSearch(config, packed, ask=None)._trial(cell, Choice((0.5, 0.5))).run
+    run = ShareSearch(config, packed, ask=None)._trial(cell, Choice((4 / 12, 4 / 12))).run
     write_record(root, train_both(run))
     _, trained = search_all(config, train=train_both)
     assert run.run_id not in trained
