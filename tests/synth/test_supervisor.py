@@ -202,7 +202,9 @@ def test_an_engine_that_stops_answering_is_started_again_and_no_row_is_blamed():
     assert usage.retries <= 8, (
         "those sent just before the last answer time out a moment before the silence is as long"
     )
-    assert usage.lost_attempts == 8 + usage.retries, "all that were in flight"
+    assert 8 <= usage.lost_attempts <= 8 + usage.retries, (
+        "all that were in flight, and of those that had timed out the ones that were sent again by then"
+    )
     assert supervisor.last_words == "no answer within 1 s, to any request"
 
 
