@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,14 +74,20 @@ def start_job():
         command = [sys.executable, "-m", f"rayjobs.{job}", *argv]
         with log.open("ab") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
-            )
+                command, cwd=ROOT, start_new_session=True, stdout=output, stderr=subprocess.STDOUT,
+                preexec_fn=_hear_interrupts,
+            )  # fmt: skip
         started.append(process)
         return process
 
     yield start
     for process in started:
         kill_group(process)
+
+
+def _hear_interrupts():
+    """Undo what a shell does to what it runs in the background: its processes, tests and all, would be deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill_group(process):
