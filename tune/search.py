@@ -42,6 +42,8 @@ from tune.rounds import Question, first_choices, is_done, next_choices, trial_li
 from tune.surface import MIN_POINTS
 
 KIND = "search"
+FORMAT = 2
+"""Raised whenever the same configuration would try other mixtures or answer otherwise; part of the identity."""
 TRIALS_FILE = "trials.jsonl"
 BEST_FILE = "best.json"
 
@@ -220,4 +222,5 @@ class ShareSearch:
 def claim_search(config: SearchConfig, packed: PackedInfo) -> str:
     """Make `searches/<name>` this search's own and return its identity. Raises IdentityMismatch."""
     parents = {"packed": packed.hash} | rate_parents(config.root, config.run)
-    return claim_directory(search_directory(config), KIND, config.identity(), parents)
+    recipe = {**config.identity(), "format": FORMAT}
+    return claim_directory(search_directory(config), KIND, recipe, parents)
