@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synth.identity import provenance
 from synth.progress import Progress
-from tests.assets.packed_set import write_packed_set
+from tests.assets.packed_set import run_on, write_packed_set
 from train.lanes.job import Lanes
 from train.placement import TrainPlacement
 from train.run import RunConfig
@@ -36,16 +36,14 @@ from train.tokens import PackedSet
 
 def make_run(packed: PackedSet, model: str, steps: int, rows: int, seed: int) -> RunConfig:
     """Return a run of so many steps in bfloat16; the seed makes it a new one."""
-    return RunConfig(
-        packed="tiny",
-        packed_hash=packed.hash,
+    return run_on(
+        packed,
         model=model_of(model),
         mixture={"natural": 0.5, "synthetic": 0.5},
         train_tokens=steps * rows * packed.sequence_length,
         rows_per_step=rows,
-        sequence_length=packed.sequence_length,
         precision="bf16",
-        max_epochs=None,
+        evaluations=1,
         seed=seed,
     )
 
