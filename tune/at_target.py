@@ -166,14 +166,17 @@ def combine_shares(
     """
     if not cells:
         return from_laws
-    estimates = [from_laws, *(cell.best_share for cell in cells)]
-    decades = np.array(
-        [[0.0, 0.0]]
-        + [
-            [math.log10(cell.num_params / num_params), math.log10(cell.train_tokens / train_tokens)]
-            for cell in cells
-        ]
-    )
+    decades = np.vstack([np.zeros(2), decades_from(cells, num_params, train_tokens)])
+    return share_where(decades, [from_laws, *(cell.best_share for cell in cells)], confidence)
+
+
+def decades_from(cells: Sequence[CellOptimum], num_params: float, train_tokens: float) -> Floats:
+    """Return log10(N / target N) and log10(D / target D) of cells, [n, 2]."""
+    return np.log10([[cell.num_params / num_params, cell.train_tokens / train_tokens] for cell in cells])
+
+
+def share_where(decades: Floats, estimates: Sequence[Interval], confidence: float) -> Interval:
+    """Return the share at the target from those estimated so many decades of N and D away, as `combine_shares` says."""
     design = np.column_stack([np.ones(len(estimates)), decades])
     precision = np.array([1.0 / max(_error(each), 1.0 / GRID_STEPS) ** 2 for each in estimates])
     prior = np.diag([0.0, DRIFT_PER_DECADE**-2, DRIFT_PER_DECADE**-2])

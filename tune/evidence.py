@@ -107,6 +107,7 @@ def summary(recommendation: Recommendation) -> list[str]:
         f"synthetic tokens {r.synthetic_tokens:.3g}; training {r.training_flops:.3g} FLOP, generation "
         + ("not known" if r.generation_flops is None else f"{r.generation_flops:.3g} FLOP"),
         f"pays: {r.pays} ({r.pays_reason})",
+        *(f"several sources together: {each.headline}" for each in r.splits),
     ]
     lines += [
         f"if {each.what}: share of {each.synthetic} {_percent(each.best_share)}, loss {-each.gain_nats:+.3g} nats against natural "
@@ -169,7 +170,10 @@ def evidence_lines(
         best, loss = curve.least_best_share(), curve.best_loss()
         yield f"laws/{config.laws}: best share of {name} at the target {_percent(best)}, loss {_shown(loss)}"
     for cell in evidence.cells:
-        used = "" if cell.synthetic == source else " (another source: not used for the share)"
+        other = (
+            "several sources: see splits" if cell.best_shares else "another source: not used for the share"
+        )
+        used = "" if cell.synthetic == source else f" ({other})"
         yield f"searches/{cell.search}: {cell.synthetic} at N = {cell.num_params:,}, D = {cell.train_tokens:,}: best share {_percent(cell.best_share)}{used}"
     for each in evidence.mixtures:
         record = each.fitted.record
@@ -290,7 +294,8 @@ def _cell_warnings(evidence: Evidence, source: str, from_laws: Interval) -> Iter
                 f"searches/{cell.search} found {_percent(best)} at N = {cell.num_params:,}, D = {cell.train_tokens:,} and the "
                 f"laws give {_percent(from_laws)} at the target: the best share moves with scale, or one of them is wrong"
             )
-    others = sorted({cell.synthetic for cell in evidence.cells} - set(evidence.sources))
+    alone = {cell.synthetic for cell in evidence.cells if not cell.best_shares}
+    others = sorted(alone - set(evidence.sources))
     for name in others:
         yield f"{name} was searched but has no laws, so its loss at the target is not predicted and it was not considered"
 

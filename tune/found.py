@@ -10,7 +10,7 @@ from train.tokens import PackedInfo
 from tune.cells import CellSearch, complete_trials, share_caps, surface_of
 from tune.config import SearchConfig
 from tune.optimum import Curve, interval_of_draws
-from tune.results import CellOptimum, Interval, TrialResult
+from tune.results import CellOptimum, Interval, OneSource, TrialResult
 from tune.rounds import CONFIDENCE, FEW_LOSSES, best_of, best_shares
 from tune.surface import MIN_POINTS, Surface
 
@@ -42,6 +42,8 @@ def cell_optimum(config: SearchConfig, packed: PackedInfo, cell: CellSearch) -> 
         if several
         else {},
         region=region(surface) if several else (),
+        gain=_gain_over_natural(surface) if several else None,
+        one_source=best_of_one(config.synthetic, surface) if several else None,
         share_caps=caps,
         best_loss=_loss_at_best(surface),
         natural_only_loss=_natural_only(cell.settled),
@@ -63,6 +65,33 @@ def region(surface: Surface) -> tuple[tuple[float, ...], ...]:
 def _loss_at_best(surface: Surface) -> Interval:
     best = surface.best_index
     return interval_of_draws(float(surface.mean[best]), surface.draws[:, best], CONFIDENCE)
+
+
+def best_of_one(sources: Sequence[str], surface: Surface) -> OneSource | None:
+    """Return the mixture of natural text and at most one source that loses least; None where there is none to choose."""
+    alone = np.flatnonzero((surface.points > 0.0).sum(axis=1) <= 1)
+    if not len(alone):
+        return None
+    place = int(alone[surface.mean[alone].argmin()])
+    shares = surface.points[place]
+    source = int(shares.argmax())
+    return OneSource(
+        synthetic=sources[source] if shares[source] > 0.0 else None,
+        share=float(shares[source]),
+        excess=_excess(surface, place),
+    )
+
+
+def _gain_over_natural(surface: Surface) -> Interval | None:
+    natural = np.flatnonzero(surface.points.sum(axis=1) == 0.0)
+    return _excess(surface, int(natural[0])) if len(natural) else None
+
+
+def _excess(surface: Surface, place: int) -> Interval:
+    """Return how much more a mixture loses than the best one, nats per token."""
+    best = surface.best_index
+    value = float(surface.mean[place] - surface.mean[best])
+    return interval_of_draws(value, surface.draws[:, place] - surface.draws[:, best], CONFIDENCE)
 
 
 def _natural_only(settled: Sequence[TrialResult]) -> float | None:

@@ -16,6 +16,7 @@ from tune.evidence import Evidence, evidence_lines, read_evidence, scale_warning
 from tune.next_runs import next_cells, next_plan
 from tune.results import Recommendation
 from tune.share_at_target import percent
+from tune.split import split_warnings, splits_at
 from tune.verdict import equal_loss_at, equal_losses
 
 KIND = "recommendation"
@@ -80,6 +81,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
     available = config.natural_tokens_available
     plan = _plan_name(evidence)
     cells = next_cells(config.root, plan, answer, config.next_cells) if plan else ()
+    splits = tuple(splits_at(evidence.cells, n, d, evidence.confidence))
     return Recommendation(
         hash=identity,
         recipe=asked.identity(),
@@ -109,6 +111,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         pays_reason=answer.verdict.reason,
         natural_cost_ratio=answer.verdict.natural_cost_ratio,
         natural_passes=None if available is None else (1.0 - share.value) * d / available,
+        splits=splits,
         sensitivity=tuple(sensitivity_of(config, evidence, answer)),
         next_cells=cells,
         evidence=tuple(
@@ -116,6 +119,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
         ),
         warnings=(
             *answer.warnings,
+            *split_warnings(splits),
             *warnings_of(
                 config, evidence, answer.source, answer.there, answer.equally_good, answer.generation
             ),

@@ -190,6 +190,16 @@ class TrialResult(Record):
     reason: str | None = None
 
 
+class OneSource(Record):
+    """The best of natural text and one synthetic source, of the mixtures a search of several sources had to choose from."""
+
+    synthetic: str | None
+    """Null when that is natural text alone."""
+    share: float
+    excess: Interval
+    """How much more it loses than the best mixture of all, nats per token, surface by surface."""
+
+
 class CellOptimum(Record):
     """`searches/<name>/<cell>/best.json`: the best share of one (N, D) cell."""
 
@@ -208,6 +218,11 @@ class CellOptimum(Record):
     region: tuple[tuple[float, ...], ...] = ()
     """Of several sources: the mixtures (a share a source, in the order of best_shares) one of which is the best, at the
     confidence of the intervals."""
+    gain: Interval | None = None
+    """Of several sources: how much less the best mixture loses than natural text alone, nats per token, surface by surface;
+    null when the search was not allowed natural text alone."""
+    one_source: OneSource | None = None
+    """Of several sources: what a mixture of one loses more; null when share_range or the caps allow none."""
     share_caps: dict[str, float] = Field(default_factory=dict)
     """By source, natural text included: the highest share its tokens allow in this cell; only where that is below 1."""
     best_loss: Interval
@@ -293,6 +308,25 @@ class Sensitivity(Record):
     """As in the recommendation."""
 
 
+class Split(Record):
+    """Several synthetic sources together at the target, by one search."""
+
+    search: str
+    headline: str
+    """It all in one sentence, or two."""
+    shares: dict[str, Interval]
+    """By source; natural text is the rest."""
+    gain: Interval | None
+    """Of the searched cell nearest to the target: how much less its best mixture loses than natural text alone, nats per token."""
+    one_source: OneSource | None
+    """Of the same cell."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether several sources lose less than any one of them, at the confidence of the intervals."""
+        return self.one_source is not None and (self.one_source.excess.low or 0.0) > 0.0
+
+
 class Recommendation(Record):
     """`recommendations/<name>.json`."""
 
@@ -341,6 +375,8 @@ class Recommendation(Record):
     where a cost is not known or natural text never gets there."""
     natural_passes: float | None = None
     """Passes over the available natural tokens that the mixture needs; null when it was not said how many there are."""
+    splits: tuple[Split, ...] = ()
+    """What searches of several sources together say at the target. All else in this record is of one source."""
     sensitivity: tuple[Sensitivity, ...] = ()
     next_cells: tuple[NextCell, ...] = ()
     """What to train next, the most telling first; `recommendations/<name>.next.toml` is the plan for it."""

@@ -90,13 +90,20 @@ def write_study(
 
 
 def write_search(
-    root: str, name: str, best: Interval, num_params: int, train_tokens: int, synthetic: str = "hq"
+    root: str,
+    name: str,
+    best: Interval,
+    num_params: int,
+    train_tokens: int,
+    synthetic: str = "hq",
+    **more: object,
 ) -> None:
     directory = study_path(root, "searches", name)
     identity = claim_directory(directory, "search", {}, {})
     optimum = CellOptimum(
         search=name, natural="natural", synthetic=synthetic, model="98k", num_params=num_params, train_tokens=train_tokens,
         trials=(), best_share=best, best_loss=Interval(value=3.0), natural_only_loss=None, curve=(), noise_nats=None, method="",
+        **more,
     )  # fmt: skip
     write_json_atomic(directory / "cell" / "best.json", optimum.model_dump(mode="json"))
     finish(directory, identity, cells=["cell"])

@@ -64,6 +64,11 @@ def test_finds_the_best_mixture_of_two_sources(root):
     assert ": best at hq 2" in note
     assert len(found.region) < len(search.cells["12k-4096"].space.points) / 2
     assert found.natural_only_loss == found.trials[0].loss_nats_per_token
+    assert (
+        found.gain.low <= 0.081 <= found.gain.high
+    )  # what the truth loses more at (0, 0), and below at (0.325, 0)
+    assert 0.0 < found.one_source.excess.low <= 0.028 <= found.one_source.excess.high
+    assert found.one_source.share == pytest.approx(0.325, abs=0.1)
     assert [point[0] for point in found.curve] == pytest.approx([step / 12 for step in range(13)])
     for trial in found.trials:
         assert trial.share == pytest.approx(sum(trial.shares.values()))
