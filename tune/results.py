@@ -109,6 +109,14 @@ class Selection(Record):
     reason: str
 
 
+class ShareByLaw(Record):
+    """The best share of one (N, D) cell by a law that knows the share."""
+
+    num_params: float
+    train_tokens: float
+    best_share: Interval
+
+
 class LawFit(Record):
     """One law fitted to one set of runs."""
 
@@ -155,6 +163,8 @@ class LawFit(Record):
     """By parameter; empty when nothing says how large the noise is."""
     frontier: Frontier | None = None
     """Compute-optimal sizes and budgets, for laws in N and D alone."""
+    best_shares: tuple[ShareByLaw, ...] = ()
+    """Of every cell among the rows, by size and budget, for laws in N, D and the share of one source."""
     selection: Selection | None = None
     """How the law was chosen, when it was."""
     warnings: tuple[str, ...] = ()

@@ -96,6 +96,9 @@ def test_the_best_share_is_found_with_an_interval():
     ]
     assert best.low <= truth <= best.high
     assert best.high - best.low < 0.2
+    cells = {(each.num_params, each.train_tokens): each.best_share for each in fitted.record.best_shares}
+    assert cells[1e6, 1e7] == best
+    assert f"best share at N = {max(cells)[0]:,.0f}" in str(fitted)
     with pytest.raises(UserError, match="no share to choose"):
         fit("data", five_points(0.0), bootstrap_samples=0).best_share(1e6, 1e7)
 

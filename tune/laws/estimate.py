@@ -219,7 +219,11 @@ def _conclude(task: Task, optimum: Optimum, noise: Noise | None, settings: Setti
         warnings=tuple(warnings),
     )
     fitted = FittedLaw(law, record, samples, task.rows)
-    return replace(fitted, record=record.model_copy(update={"frontier": frontier_of(fitted, task.rows)}))
+    derived = {
+        "frontier": frontier_of(fitted, task.rows),
+        "best_shares": fitted.best_shares(task.rows),
+    }
+    return replace(fitted, record=record.model_copy(update=derived))
 
 
 def _bootstrap(

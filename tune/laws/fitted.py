@@ -15,7 +15,7 @@ from synth.errors import UserError
 from tune.laws.law import Floats, Law
 from tune.laws.rows import Rows
 from tune.laws.summary import describe
-from tune.results import Interval, LawFit
+from tune.results import Interval, LawFit, ShareByLaw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,6 +124,18 @@ class FittedLaw:
         )
         best = shares[np.argmin(samples, axis=1)] if len(samples) else np.empty(0)
         return self._interval(float(shares[np.argmin(value)]), best)
+
+    def best_shares(self, rows: Rows) -> tuple[ShareByLaw, ...]:
+        """Return the best share of every cell among the rows, by size and budget; none for a law not in N, D and the share."""
+        if "share" not in self.law.shares or not {"num_params", "train_tokens"} <= set(self.law.inputs):
+            return ()
+        cells = np.unique(
+            np.column_stack([rows["num_params"], rows["train_tokens"]]).astype(np.float64), axis=0
+        )
+        return tuple(
+            ShareByLaw(num_params=n, train_tokens=d, best_share=self.best_share(n, d))
+            for n, d in cells.tolist()
+        )
 
     def interval_of(self, function: Callable[[dict[str, Floats]], Floats]) -> Interval:
         """Return any function of the parameters with its interval.

@@ -31,6 +31,11 @@ def describe(record: LawFit) -> str:
     lines += [f"  {profile.verdict}" for profile in record.profiles.values() if not profile.weak]
     if record.frontier is not None and record.frontier.num_params_exponent is not None:
         lines.append(f"  compute-optimal: N* ~ C^{_with_ends(record.frontier.num_params_exponent)}")
+    if record.best_shares:
+        largest = record.best_shares[-1]
+        lines.append(
+            f"  best share at N = {largest.num_params:,.0f}, D = {largest.train_tokens:,.0f}: {_with_ends(largest.best_share)}"
+        )
     if record.selection is not None and record.group == "all":
         lines += describe_selection(record.selection)
     return "\n".join([*lines, *(f"  ! {warning}" for warning in record.warnings)])

@@ -62,6 +62,7 @@ def csv_files(study: Study, claims: Table) -> dict[str, str]:
         "law_selection.csv": (trust.SELECTION_COLUMNS, trust.selection_rows(study)),
         "profiles.csv": (trust.PROFILE_COLUMNS, trust.profile_rows(study)),
         "frontier.csv": (trust.FRONTIER_COLUMNS, trust.frontier_rows(study)),
+        "share_by_law.csv": (trust.SHARE_BY_LAW_COLUMNS, trust.share_by_law_rows(study)),
         "isoflop.csv": (trust.ISOFLOP_COLUMNS, trust.isoflop_rows(study)),
         "optima.csv": (tables.OPTIMUM_COLUMNS, tables.optimum_rows(study.optima)),
         "equal_loss.csv": (tables.EQUAL_LOSS_COLUMNS, tables.equal_loss_rows(study.recommendations)),

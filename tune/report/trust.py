@@ -13,7 +13,7 @@ from tune.laws.identify import NEGLIGIBLE_SHARE
 from tune.report.format import percent
 from tune.report.inputs import Study
 from tune.report.table import Column, Table
-from tune.results import Interval, Recommendation, Selection, Sensitivity
+from tune.results import Interval, Recommendation, Selection, Sensitivity, ShareByLaw
 
 AS_RECOMMENDED = "as recommended"
 
@@ -212,6 +212,24 @@ def frontier_rows(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
+SHARE_BY_LAW_COLUMNS = (
+    Column("law", "Law"),
+    Column("group", "Source"),
+    Column("num_params", "N, parameters", "amount"),
+    Column("train_tokens", "D, tokens", "amount"),
+    Column("best_share", "Best share", "percent"),
+)
+
+
+def share_by_law_rows(study: Study) -> list[dict[str, Any]]:
+    """Return the best share of each cell by each law that knows the share."""
+    return [
+        {"law": fit.law, "group": fit.group, **{key: getattr(each, key) for key in ShareByLaw.model_fields}}
+        for fit in study.laws.file.fits
+        for each in fit.best_shares
+    ]
+
+
 def isoflop_rows(study: Study) -> list[dict[str, Any]]:
     """Return the exponents of each mixture without a law, or why its runs give none."""
     rows = [row for row in study.laws.file.rows if row["used"] and row["num_params"] and row["train_tokens"]]
@@ -244,6 +262,10 @@ def _exponent_tables(study: Study) -> Iterable[Table]:
         )
         note = "frontier.csv has ten, a hundred and a thousand times that compute too."
         yield Table("frontier", caption, FRONTIER_COLUMNS, tuple(rows), (note,))
+    if rows := share_by_law_rows(study):
+        caption = "Best share by the laws that know it, with the interval of their resamples"
+        note = "The recommendation does not use them: such a law has one polynomial in the share for all N and D."
+        yield Table("share-by-law", caption, SHARE_BY_LAW_COLUMNS, tuple(rows), (note,))
     rows = isoflop_rows(study)
     if any("exponent" in row for row in rows):
         caption = (

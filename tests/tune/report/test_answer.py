@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from tune.laws import load_fit
 from tune.report.artefact import plan_report
 from tune.report.inputs import read_study
 from tune.report.page import render
-from tune.results import CellOptimum, Interval, Recommendation
+from tune.results import CellOptimum, Interval, Recommendation, ShareByLaw
 
 # --- the answer --------------------------------------------------------------------------------------------------
 
@@ -173,6 +174,20 @@ def test_how_far_to_trust_the_laws_is_folded_and_whole(
     assert joint.frontier.num_params_exponent.value in page.numbers["trust"]
     assert "No exponents without a law (isoFLOP)" in page.text["trust"]
     assert {row["group"] for row in read_csv(report / "isoflop.csv")} >= {"natural", "hq 33 %"}
+
+
+def test_best_shares_of_a_law_that_knows_the_share_are_shown_cell_by_cell(config: ReportConfig) -> None:
+    study = read_study(config)
+    best = Interval(value=0.21, low=0.1, high=0.34)
+    cell = ShareByLaw(num_params=98_000, train_tokens=524_288, best_share=best)
+    fits = [fit.model_copy(update={"best_shares": (cell,)}) for fit in study.laws.file.fits[:1]]
+    laws = dataclasses.replace(study.laws, file=study.laws.file.model_copy(update={"fits": tuple(fits)}))
+    files = render(dataclasses.replace(study, runs=(), trial_records={}, optima=(), laws=laws))
+    rows = list(csv.DictReader(files["share_by_law.csv"].splitlines()))
+    assert [(row["train_tokens"], row["best_share"], row["best_share_high"]) for row in rows] == [
+        ("524288.0", "0.21", "0.34")
+    ]
+    assert "21 %" in Page(files["index.html"]).text["trust"]
 
 
 def test_claims_say_who_plays_which_part_and_show_every_number(report: Path, page: Page) -> None:
