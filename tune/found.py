@@ -117,7 +117,10 @@ def _warnings(config: SearchConfig, cell: CellSearch, surface: Surface, curve: C
         )
     yield from _at_an_end(config, cell, surface)
     if not surface.looks_like_one_valley:
-        yield "the losses do not look like one smooth valley: repeat the search with another seed"
+        yield (
+            f"the losses jump about more than those of runs usually do: they are read as one valley under a noise of {surface.noise_nats():.2g} "
+            "nats; more seeds (max_seeds) would show whether it is"
+        )
 
 
 def _at_an_end(config: SearchConfig, cell: CellSearch, surface: Surface) -> Iterator[str]:

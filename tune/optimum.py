@@ -37,7 +37,7 @@ class Curve:
     noise: Floats
     """[K] standard deviation of the noise that goes with each curve, nats per token."""
     single_valley_fraction: float
-    """Part of the drawn curves that had one valley; the others are not in `draws`, unless fewer than MIN_VALLEYS had."""
+    """Part of the posterior that has one valley; the rest is not in `draws`, unless it is all there is."""
     confidence: float
     """Level of all intervals, (0, 1)."""
     method: str = GAUSSIAN_PROCESS
@@ -45,7 +45,7 @@ class Curve:
 
     @property
     def looks_like_one_valley(self) -> bool:
-        """Whether the losses allow a curve with one valley."""
+        """Whether the losses look as runs of usual noise do when their loss has one valley."""
         return self.single_valley_fraction >= MIN_VALLEYS
 
     @property
@@ -106,7 +106,7 @@ class Curve:
 
     def describe(self) -> str:
         """Return how the curve and its intervals were made, for a record."""
-        kind = "one-valley" if self.looks_like_one_valley else "posterior"
+        kind = "one-valley" if self.single_valley_fraction else "posterior"
         return (
             f"{self.method}; {len(self.draws)} {kind} curves; best share = minimum of their mean, "
             f"{percentage(self.confidence)} interval = their minima"

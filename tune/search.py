@@ -42,7 +42,7 @@ from tune.rounds import Question, first_choices, is_done, next_choices, trial_li
 from tune.surface import MIN_POINTS
 
 KIND = "search"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same configuration would try other mixtures or answer otherwise; part of the identity."""
 TRIALS_FILE = "trials.jsonl"
 BEST_FILE = "best.json"

@@ -30,7 +30,7 @@ MIN_POINTS = 3
 NUM_DRAWS = 4000
 """Surfaces drawn, before those with more than one valley are set aside."""
 MIN_VALLEYS = 0.05
-"""With a smaller part of single valleys than this, all are kept: the losses do not look like one valley."""
+"""With a smaller part of single valleys than this they are drawn again, evenly over the noise: the losses jump about."""
 LENGTHS = (0.35, 0.55, 0.9, 1.4, 2.2)
 """Length scales averaged over, in units of the widest distance: from one tight bend to a straight line."""
 AMPLITUDES = tuple(np.geomspace(0.3, 30.0, 8))
@@ -83,13 +83,13 @@ class Surface:
     noise: Floats
     """[N] standard deviation of the noise that goes with each surface, nats per token; a seed's offset not included."""
     single_valley_fraction: float
-    """Part of the drawn surfaces that had one valley; the others are not in `draws`, unless fewer than MIN_VALLEYS had."""
+    """Part of the posterior that has one valley; the rest is not in `draws`, unless it is all there is."""
     log_evidence: float
     """Logarithm of the losses' density, averaged over all settings of the process but the noise; a constant is left out."""
 
     @property
     def looks_like_one_valley(self) -> bool:
-        """Whether the losses allow a surface with one valley."""
+        """Whether the losses look as runs of usual noise do when their loss has one valley."""
         return self.single_valley_fraction >= MIN_VALLEYS
 
     @property
@@ -123,24 +123,17 @@ def fit_surface(points: Floats, losses: Losses, prior: Prior | None = None, seed
     noises = NOISE_MEDIAN * level * np.exp(NOISE_LOG_SD * NOISE_Z)
     distances = [_distances(_coordinates(points, arcsine)) for arcsine in (False, True)]
     kernels = [_kernel(each / each.max(), length) for each in distances for length in LENGTHS]
-    models = _models(losses, prior, level, spread, len(points))
-    weights = np.stack([[model.log_evidence(kernel, noises) for model in models] for kernel in kernels])
+    process = _Process(level, noises, kernels, _models(losses, prior, level, spread, len(points)))
+    weights = process.log_weights()
     total = float(np.logaddexp.reduce(weights, axis=None))
-    shares = np.exp(weights - total)  # [kernel, model, amplitude, noise]
-    counts = allocate(shares, NUM_DRAWS)
-    random = np.random.default_rng(seed)
-    drawn, noise = [], []
-    for k in np.flatnonzero(counts.any(axis=(1, 2, 3))):
-        factor = _factor(kernels[k])
-        for m, a, s in np.argwhere(counts[k] > 0):
-            count = int(counts[k, m, a, s])
-            drawn.append(models[m].draw(kernels[k], factor, a, noises[s], count, random))
-            noise.append(np.full(count, noises[s]))
-    surfaces = level + np.concatenate(drawn)
-    single = _single_valley(surfaces, neighbours(points))
-    kept = single if single.mean() >= MIN_VALLEYS else np.ones_like(single)
+    chances = np.exp(weights - total)  # [kernel, model, amplitude, noise]
+    beside = neighbours(points)
+    drawn = process.draw(allocate(chances, NUM_DRAWS), beside, np.random.default_rng(seed))
+    fraction = float(drawn.single.mean())
+    if fraction < MIN_VALLEYS:
+        drawn, fraction = _draw_rare_valleys(process, chances, beside, np.random.default_rng(seed))
     evidence = total - float(np.log(weights[..., 0].size))
-    return Surface(points, surfaces[kept], np.concatenate(noise)[kept], float(single.mean()), evidence)
+    return Surface(points, drawn.surfaces[drawn.single], drawn.noise[drawn.single], fraction, evidence)
 
 
 def most_telling(surface: Surface, candidates: Places, pending: Places) -> int:
@@ -169,6 +162,68 @@ def most_telling(surface: Surface, candidates: Places, pending: Places) -> int:
 
 
 # --- the parts of a fit ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """N surfaces from the posterior, those with more than one valley among them."""
+
+    surfaces: Floats
+    """[N, G]"""
+    noise: Floats
+    """[N]"""
+    single: NDArray[np.bool_]
+    """[N] which have one valley."""
+
+
+@dataclass(frozen=True)
+class _Process:
+    """All settings that are averaged over."""
+
+    level: float
+    noises: Floats
+    kernels: list[Floats]
+    models: list[_Model]
+
+    def log_weights(self) -> Floats:
+        """Return the evidence of every setting, [kernel, model, amplitude, noise]."""
+        return np.stack(
+            [[model.log_evidence(kernel, self.noises) for model in self.models] for kernel in self.kernels]
+        )
+
+    def draw(self, counts: NDArray[np.int64], beside: Places, random: np.random.Generator) -> _Drawn:
+        """Draw so many surfaces of every setting, [kernel, model, amplitude, noise]."""
+        drawn, noise = [], []
+        for k in np.flatnonzero(counts.any(axis=(1, 2, 3))):
+            kernel, factor = self.kernels[k], _factor(self.kernels[k])
+            for m, a, s in np.argwhere(counts[k] > 0):
+                count = int(counts[k, m, a, s])
+                drawn.append(self.models[m].draw(kernel, factor, a, self.noises[s], count, random))
+                noise.append(np.full(count, self.noises[s]))
+        surfaces = self.level + np.concatenate(drawn)
+        return _Drawn(surfaces, np.concatenate(noise), _single_valley(surfaces, beside))
+
+
+def _draw_rare_valleys(
+    process: _Process, chances: Floats, beside: Places, random: np.random.Generator
+) -> tuple[_Drawn, float]:
+    """Return surfaces of one valley where few of the posterior have one, and their part of it.
+
+    Losses that jump about are explained either by surfaces that bend to each of them or by more noise than runs usually
+    have. If the loss has one valley it is the noise, but what is likely before one asks for a valley is hardly ever it. So
+    every level of noise gets as many draws as any other, and what is kept of each is brought to its part of the posterior:
+    importance sampling. Where nothing is kept at all, all surfaces stand for themselves.
+    """
+    parts = chances.sum(axis=(0, 1, 2))  # [noise]
+    each = NUM_DRAWS // len(parts)
+    counts = np.stack([allocate(chances[..., s], each) for s in range(len(parts))], axis=-1)
+    drawn = process.draw(counts, beside, random)
+    weight = np.where(drawn.single, parts[np.searchsorted(process.noises, drawn.noise)] / each, 0.0)
+    fraction = float(weight.sum())
+    if fraction == 0.0:
+        return _Drawn(drawn.surfaces, drawn.noise, np.ones_like(drawn.single)), fraction
+    copies = np.repeat(np.arange(len(weight)), allocate(weight, int(drawn.single.sum())))
+    return _Drawn(drawn.surfaces[copies], drawn.noise[copies], drawn.single[copies]), fraction
 
 
 @dataclass(frozen=True)

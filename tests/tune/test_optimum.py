@@ -67,6 +67,20 @@ def test_one_low_outlier_does_not_become_the_optimum():
     assert fit_curve(SHARES, losses).best_share().value < 0.62
 
 
+def test_losses_that_jump_about_are_read_as_noise_and_not_as_a_narrow_valley():
+    """Neither end of the dip at a quarter can be told from noise, and a curve through all of them has two valleys."""
+    shares = (0.0, 0.25, 1 / 3, 0.625, 2 / 3, 1.0)
+    losses = (4.504, 4.547, 4.484, 4.447, 4.491, 5.680)
+    curve = fit_curve(shares, losses)
+    assert 0.0 < curve.single_valley_fraction < 0.05
+    rises = np.diff(curve.draws, axis=1) > 0
+    assert (np.diff(rises.astype(int), axis=1) == -1).sum() == 0  # no curve falls again once it has risen
+    best = curve.best_share()
+    assert best.low == 0.0
+    assert 0.5 < best.high < 0.625
+    assert curve.noise_nats() > 0.02
+
+
 def test_the_noise_it_reports_is_the_noise_there_was():
     shares = np.linspace(0.0, 1.0, 12)
     estimates = [
