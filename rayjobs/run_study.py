@@ -15,7 +15,7 @@ from rayjobs.schedule import Schedule
 from rayjobs.study import Selection, Step, StudyConfig, select
 from rayjobs.studyfile import write_study_file
 from synth.config import JobConfig, RephraseConfig
-from synth.errors import IncompleteArtefact, UserError
+from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.model_source import STUDY_PREFIX, find_model
 from synth.plan import Plan
 from synth.progress import clock
@@ -37,7 +37,7 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
         try:
             plans.append(_plan_step(step, forecast.of(step), step in selection.redone))
         except UserError as error:
-            mistakes.append(f"{step.key}: {error}")
+            mistakes.append(f"{step.key}: {error}{_or_force(step, error)}")
     if mistakes:
         raise Mistakes(mistakes)
     left = [forecast.of(step) for step, plan in zip(selection.steps, plans, strict=True) if not plan.finished]
@@ -49,6 +49,12 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
         }
         plans.append(Plan("all steps that are left", str(study_path(study.root)), False, facts))
     return plans
+
+
+def _or_force(step: Step, error: UserError) -> str:
+    if not isinstance(error, IdentityMismatch):
+        return ""
+    return f" Or give --force {step.key}: what is there is moved aside, and it is made again with all that is made from it."
 
 
 def _currency(study: StudyConfig) -> str | None:

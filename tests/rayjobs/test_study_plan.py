@@ -4,6 +4,8 @@ import pytest
 
 from rayjobs import run_study
 from rayjobs.study import StudyConfig
+from synth.identity import claim_directory
+from synth.storage import study_path
 from tests.assets.study_file import changed
 from tests.assets.written_study import study_on
 
@@ -16,6 +18,19 @@ def test_a_steps_mistake_is_said_with_all_others_before_anything_starts(tmp_path
     with pytest.raises(run_study.Mistakes) as error:
         run_study.plan_study(StudyConfig.model_validate({**study, "root": str(tmp_path / "study")}))
     assert [each.split(":")[0] for each in error.value.sentences] == ["corpora.natural", "corpora.other"]
+
+
+def test_a_step_that_was_made_otherwise_is_told_with_the_flag_that_makes_it_again(text, tmp_path):
+    study = study_on(text, tmp_path / "study")
+    directory = study_path(study.root, "corpora", "natural")
+    claim_directory(directory, "corpus", {"max_documents": 3}, {})
+    with pytest.raises(run_study.Mistakes) as error:
+        run_study.plan_study(study)
+    (said,) = error.value.sentences
+    assert said.startswith(f"corpora.natural: {directory} already holds an artefact of another recipe")
+    assert "Or give --force corpora.natural: what is there is moved aside" in said
+    plans = run_study.plan_study(study, force=("corpora.natural",))
+    assert str(directory) in str(plans[0].facts["is done again"])
 
 
 def test_a_model_that_is_nowhere_is_a_mistake_and_one_out_of_reach_a_warning(text, tmp_path):
