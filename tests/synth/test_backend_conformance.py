@@ -71,7 +71,10 @@ def config(request, natural):
 
 def test_a_set_that_lost_parts_is_made_whole_with_the_same_bytes_and_nothing_else_touched(run, config):
     first, manifest = run(config)
-    assert manifest["rows"] == 24 * 2
+    chunks = (
+        3 if config.engine.kind == "fake" else 2
+    )  # its tokens are characters, of which `continue` reads 256 at a time
+    assert manifest["rows"] == 24 * chunks
     assert manifest["rows"] == manifest["kept"] + manifest["rejected"] + manifest["quarantined"]
     work = open_work(config)
     lost, names = (1, 4), sorted(first)
@@ -79,7 +82,7 @@ def test_a_set_that_lost_parts_is_made_whole_with_the_same_bytes_and_nothing_els
     assert all(table.schema.equals(REPHRASED_SCHEMA) for table in tables)
     seeds = {seed for table in tables for seed in table["seed"].to_pylist()}
     texts = {text for table in tables for text in table["text"].to_pylist() if text}
-    assert len(seeds) == 48, "every (document, chunk, recipe, sample) once"
+    assert len(seeds) == 24 * chunks, "every (document, chunk, recipe, sample) once"
     assert len(texts) > 24, "seeds differ, so do the answers"
     assert (
         sum(pc.sum(table["completion_tokens"]).as_py() for table in tables) == manifest["completion_tokens"]
