@@ -41,7 +41,7 @@ from synth.shuffle import (
     read_entries,
     read_unit,
 )
-from synth.storage import exists, list_names, read_json, study_path, write_json_atomic
+from synth.storage import exists, list_names, read_json, remove_tree, study_path, write_json_atomic
 
 Split = Literal["train", "held_out"]
 
@@ -344,9 +344,7 @@ def finished_manifest(config: CorpusConfig) -> dict[str, Any] | None:
 
 def remove_intermediates(config: CorpusConfig) -> None:
     """Remove what only an unfinished corpus needs, if it is there."""
-    scratch = corpus_directory(config.root, config.name) / SCRATCH
-    if exists(scratch):
-        scratch.fs.rm(scratch.path, recursive=True)
+    remove_tree(corpus_directory(config.root, config.name) / SCRATCH)
 
 
 def _other_corpus(config: CorpusConfig, name: str) -> dict[str, Any]:

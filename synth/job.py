@@ -27,7 +27,7 @@ from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
 from synth.rephrase import RephraseWork, finish_work, open_work
 from synth.telemetry import Metric, Sample, of_engine, of_part
-from synth.worker import RephraseWorker, parts_at_a_time
+from synth.worker import RephraseWorker, most_parts_at_a_time
 
 
 def publish(samples: Iterable[Sample]) -> None:
@@ -173,7 +173,7 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     """
     placement = work.config.placement
     most = min(placement.engines, len(parts))
-    at_once = parts_at_a_time(work, placement)
+    at_once = most_parts_at_a_time(work)
     attempts = ray.remote(**beside_the_driver())(PartAttempts).remote()
     name = f"rephrase_corpus {work.config.name}"
     with _quiet_ray_data(), EngineGroups(name, placement) as groups:

@@ -7,10 +7,12 @@ is atomic by the store's own contract. A store that fails is asked again for abo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -196,6 +198,15 @@ def read_parquet(path: UPath, columns: list[str] | None = None) -> pa.Table:
 def remove_file(path: UPath) -> None:
     """Remove a file if it is there."""
     patiently(path, lambda: path.unlink(missing_ok=True))
+
+
+def remove_tree(directory: UPath) -> None:
+    """Remove a directory and all below it, wherever it lies, if it is there."""
+    if is_local(directory):
+        shutil.rmtree(str(directory), ignore_errors=True)
+    elif exists(directory):
+        with contextlib.suppress(FileNotFoundError):  # gone at an attempt whose answer did not arrive
+            patiently(directory, lambda: directory.fs.rm(directory.path, recursive=True))
 
 
 def list_names(directory: UPath, suffix: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from synth.drafts import Draft
 from synth.engines.factory import device_name, open_engine
 from synth.engines.protocol import FATAL_REASONS, Engine
 from synth.engines.supervisor import Outcome, Quarantined, Supervisor, TooManyDeaths
-from synth.engines.tunings import TUNINGS, find_tuning, tuned_placement
+from synth.engines.tunings import TUNINGS, find_tuning, find_tunings, tuned_placement
 from synth.errors import UserError
 from synth.ledger import LedgerEntry, read_entry
 from synth.part_writer import DraftedPart, Finished, GeneratedBy, PartCost, PartWriter
@@ -35,6 +35,21 @@ def parts_at_a_time(work: RephraseWork, placement: RephrasePlacement) -> int:
         return placement.parts_in_flight
     full = placement.num_seqs * LONGEST_OVER_MEAN / work.rows_per_part
     return max(LEAST_PARTS, 1 + math.ceil(full))
+
+
+def most_parts_at_a_time(work: RephraseWork) -> int:
+    """Return how many parts an engine works on at most, whichever tuning the device it comes to lie on has: the driver hands
+    the parts out, and does not know that device.
+
+    Raises UserError when a file under `tunings/` is no tuning.
+    """
+    config, placements = work.config, [work.config.placement]
+    if config.placement.use_tuning:
+        found = find_tunings(
+            config.root, config.engine, work.model.hash, config.placement.tensor_parallel, work.recipes, work.sources[0]
+        )  # fmt: skip
+        placements += [tuned_placement(config.placement, tuning.settings) for tuning in found]
+    return max(parts_at_a_time(work, placement) for placement in placements)
 
 
 def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:

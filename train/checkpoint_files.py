@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from upath import UPath
 
 from synth.errors import first_line
-from synth.storage import exists, is_local, list_names, patiently, read_json, remove_file
+from synth.storage import exists, is_local, list_names, patiently, read_json, remove_file, remove_tree
 from train.divergence import WatchState
 from train.record import Evaluation, Record
-from train.staging import remove_tree, sizes_below
+from train.staging import sizes_below
 
 _LOG = logging.getLogger(__name__)
 

@@ -199,6 +199,13 @@ class EvaluateConfig(JobConfig):
 # --- train_generator -------------------------------------------------------------------------------------------
 
 
+class GeneratorTemplate(RunTemplate):
+    """What a generator's run is told besides size and budget. Its exchanges are few, so it may repeat them."""
+
+    max_epochs: float | None = Field(default=None, gt=0)
+    """Most passes over its exchanges; null allows any number."""
+
+
 class GeneratorConfig(JobConfig):
     """`train_generator`: a corpus -> `generators/<name>/`, a Hugging Face checkpoint any engine can serve.
 
@@ -227,7 +234,7 @@ class GeneratorConfig(JobConfig):
     """Row length, tokens."""
     max_position: int = Field(default=1024, ge=16)
     """Longest prompt plus output of the exported model, tokens."""
-    run: RunTemplate = RunTemplate(max_epochs=None)
+    run: GeneratorTemplate = GeneratorTemplate()
     seed: int = 0
     """Seed of weights and data order."""
     placement: TrainPlacement = TrainPlacement()

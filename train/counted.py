@@ -32,23 +32,29 @@ class CountedTokens:
         share = self._run.rows_per_step // workers
         if self.all_count:
             return [{}] * (share // microbatch)
-        _, counted = self._flags(step, step + 1)
+        _, counted = self._flags(step)
         own = torch.from_numpy(counted[worker * share : (worker + 1) * share]).to(device).split(microbatch)
         over = max(1, int(counted.sum())) / (len(own) * workers)
         return [{"counted": each, "counted_tokens": over} for each in own]
 
     def by_source(self, first: int, last: int) -> list[int]:
-        """Return the counted tokens of each source in the steps `first` to `last - 1`, in the order of the sampler's names."""
+        """Return the counted tokens of each source in the steps `first` to `last - 1`, in the order of the sampler's names.
+
+        Where the flags must be looked at, one step's are in memory at a time.
+        """
         if self.all_count:
             rows = self._run.rows_per_step
             before, now = (self._sampler.counts(steps * rows) for steps in (first, last))
             return [(now[name] - before[name]) * self._run.sequence_length for name in self._sampler.names]
-        sources, counted = self._flags(first, last)
-        return [int(counted[sources == source].sum()) for source in range(len(self._sampler.names))]
+        totals = np.zeros(len(self._sampler.names), np.int64)
+        for step in range(first, last):
+            sources, counted = self._flags(step)
+            np.add.at(totals, sources, counted.sum(axis=1))
+        return [int(total) for total in totals]
 
-    def _flags(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the source of every row of some steps, [n], and which of its predictions count, [n, T]."""
+    def _flags(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the source of every row of a step, [n], and which of its predictions count, [n, T]."""
         per_step = self._run.rows_per_step
-        sources, rows = self._sampler.slots(first * per_step, last * per_step)
+        sources, rows = self._sampler.slots(step * per_step, (step + 1) * per_step)
         tokens = self._packed.gather(self._sampler.names, sources, rows)
         return sources, self._packed.gather_counted(self._sampler.names, sources, rows, tokens)

@@ -37,6 +37,9 @@ def cross_entropy(
     """Return the same sum, and besides the cross-entropy of each position in nats, float32 [M], without a gradient."""
     loss: torch.Tensor
     nats: torch.Tensor
+    # A parameter asks for its gradient in there also where nobody will take it.
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()
     loss, nats = _SummedCrossEntropy.apply(hidden, weight, targets)
     return loss, nats
 

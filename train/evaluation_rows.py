@@ -62,22 +62,26 @@ def build_evaluation(config: PackConfig) -> None:
         stream = np.concatenate(domain.pieces)
         own = _rows_of(stream, num_rows, length)
         own_flags = _rows_of(np.concatenate(domain.flags), num_rows, length)
-        rows += own
-        flags += own_flags
         counted = np.array(own_flags, bool)[:, 1:]
         if prompted:
             counted = in_whole_documents(np.array(own), np.array(own_flags, bool), encoder.info.eot_id)
+        num_bytes = int(encoder.token_bytes[np.array(own)[:, 1:][counted]].sum())
+        if not num_bytes:
+            left_out[name] = f"no text in its {num_rows} rows counts: prompts fill them"
+            continue
+        rows += own
+        flags += own_flags
         found[name] = EvaluationInfo(
             num_rows=num_rows,
             num_tokens=int(counted.sum()),
-            num_bytes=int(encoder.token_bytes[np.array(own)[:, 1:][counted]].sum()),
+            num_bytes=num_bytes,
             num_documents=int(np.count_nonzero(stream[: num_rows * length] == encoder.info.eot_id)),
         )
         doc_ids += domain.doc_ids[: found[name].num_documents]
     if not found:
         raise UserError(
             f"no domain in the held-out split of {', '.join(config.evaluate_on)} fills one row of sequence_length = "
-            f"{length}: lower sequence_length, or hold out more documents."
+            f"{length} with text that counts: choose another sequence_length, or hold out more documents."
         )
     shard = write_tokens(directory / EVALUATION_FILE, rows, encoder.dtype)
     write_parquet_atomic(directory / EVALUATED_FILE, pa.table({"doc_id": pa.array(doc_ids, pa.string())}))

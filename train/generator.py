@@ -21,12 +21,13 @@ from synth.storage import MARKER, exists, list_names, read_bytes, remove_file, s
 from train.config import GeneratorConfig, PackConfig, PackSource, TokenizerConfig
 from train.exchanges import CHAT_TEMPLATE, SOURCE, SYNTHETIC_SOURCE, own_name, taught_identity
 from train.flops import count_parameters, train_flops
-from train.grid import mix, run_of
-from train.hyperparameters import rows_per_step_of
+from train.grid import check_placement, mix, run_of
+from train.packed_files import ShardInfo
 from train.record import RECORD_FILE, RunRecord, read_record, run_directory
 from train.run import RunConfig
 from train.sizes import model_of
 from train.tokens import PackedInfo, PackedSet
+from train.trackers import check_trackers
 
 KIND = "generator"
 MADE_BY = "train_generator"
@@ -44,28 +45,20 @@ def generator_directory(config: GeneratorConfig) -> UPath:
 def plan_generator(config: GeneratorConfig) -> Plan:
     """Return what `train_generator` would do; nothing is written.
 
-    Raises UserError for an unknown size or a budget below one step, IncompleteArtefact without the corpus,
-    IdentityMismatch when the name is taken by another generator.
+    Raises UserError for an unknown size, a budget below one step or a run that does not fit its placement,
+    IncompleteArtefact without the corpus, IdentityMismatch when the name is taken by another generator.
     """
     directory = generator_directory(config)
     recipe, parents = _identity(config)
     if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, recipe, parents)
-    model = model_of(config.model)
-    num_params = count_parameters(model, config.vocab_size).non_embedding
-    rows = rows_per_step_of(config.run, num_params, config.train_tokens, config.sequence_length)
-    per_step = rows * config.sequence_length
-    num_steps = config.train_tokens // per_step
-    if not num_steps:
-        raise UserError(
-            f"train_tokens = {config.train_tokens:,} is less than one step of {per_step:,} tokens "
-            "(run.rows_per_step x sequence_length): raise it or lower run.rows_per_step."
-        )
-    parameters = count_parameters(model, config.vocab_size)
-    flops = train_flops(model, config.vocab_size, config.sequence_length, num_steps * per_step)
+    run = _check_run(config)
+    parameters = count_parameters(run.model, config.vocab_size)
+    tokens = run.num_steps * run.tokens_per_step
+    flops = train_flops(run.model, config.vocab_size, config.sequence_length, tokens)
     facts: dict[str, object] = {
-        "tokens": num_steps * per_step,
-        "steps": num_steps,
+        "tokens": tokens,
+        "steps": run.num_steps,
         "FLOP": float(f"{flops:.3g}"),
         f"parameters of {config.model}": f"{parameters.non_embedding:,} non-embedding, {parameters.total:,} in all",
     }
@@ -119,7 +112,23 @@ def pack_config(config: GeneratorConfig) -> PackConfig:
 
 def run_config(config: GeneratorConfig) -> RunConfig:
     """Return the run that trains the generator on its packed exchanges."""
-    packed = PackedInfo.read(config.root, own_name(config))
+    return _run_on(config, PackedInfo.read(config.root, own_name(config)))
+
+
+def _check_run(config: GeneratorConfig) -> RunConfig:
+    """Return that run as far as it is known before anything is packed. Raises UserError when it cannot be trained."""
+    nothing = ShardInfo(num_tokens=0, sha256="")
+    packed = PackedInfo(
+        hash="not packed yet", sequence_length=config.sequence_length, vocab_size=config.vocab_size, eot_id=0,
+        tokenizer_hash="", sources={}, evaluation={}, evaluation_shard=nothing, domains_left_out={},
+    )  # fmt: skip
+    run = _run_on(config, packed)
+    check_placement([run], packed, config.placement)
+    check_trackers(config.root, config.placement)
+    return run
+
+
+def _run_on(config: GeneratorConfig, packed: PackedInfo) -> RunConfig:
     model = model_of(config.model)
     natural = 1.0 if config.natural_fraction is None else config.natural_fraction
     mixture = mix(SOURCE, SYNTHETIC_SOURCE, 1.0 - natural)

@@ -55,7 +55,7 @@ class TrainPlacement(Config):
     the memory, and the same bits."""
     compile_layers: bool = False
     """Compile the layers of the model with torch.compile: a minute more at the start of every shape, and faster steps on a GPU; a
-    run's losses differ in their last bits from those of the same run without."""
+    run's losses differ in their last bits from those of the same run without, and may with what its lane has trained before."""
     trackers: tuple[Tracker, ...] = ()
     """Where else a run's metrics go: `tensorboard` (event files beside metrics.jsonl), `mlflow`, `wandb`; the last two
     must be installed, and take addresses and keys from their own settings."""

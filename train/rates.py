@@ -57,9 +57,9 @@ class BestRate(Record):
     loss_nats_per_token: float
     """Loss of the parabola there."""
     close_low: float
-    """Lowest rate whose loss, by the parabola, is within half a per cent of the best."""
+    """Lowest end of the unbroken stretch of rates tried around the best whose losses are within half a per cent of its."""
     close_high: float
-    """Highest such rate."""
+    """Highest end of it."""
     edge: Literal["lowest", "highest"] | None
     """The end of the rates tried that the lowest loss lies at: the best rate may lie beyond it. Null: it is enclosed."""
     method: str

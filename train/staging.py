@@ -6,7 +6,6 @@ process, and whoever stages next drops what nobody holds any more.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import posixpath
 import shutil
@@ -18,7 +17,7 @@ from typing import TextIO
 
 from upath import UPath
 
-from synth.storage import exists, is_local, patiently
+from synth.storage import is_local, patiently
 
 PREFIX = "synthscale-staging-"
 LOCK_FILE = "lock"
@@ -87,15 +86,6 @@ def local_copy(directory: UPath) -> Iterator[Path]:
         copy = staged / directory.name
         download_tree(directory, copy)
         yield copy
-
-
-def remove_tree(directory: UPath) -> None:
-    """Remove a directory and all below it, wherever it lies, if it is there."""
-    if is_local(directory):
-        shutil.rmtree(str(directory), ignore_errors=True)
-    elif exists(directory):
-        with contextlib.suppress(FileNotFoundError):  # gone at an attempt whose answer did not arrive
-            patiently(directory, lambda: directory.fs.rm(directory.path, recursive=True))
 
 
 def _locked_directory() -> tuple[Path, TextIO]:

@@ -98,8 +98,8 @@ class Training:
                 self._write_line(rate)
             if reason:
                 return reason
-            if evaluation:
-                self._evaluate()
+            if evaluation and (reason := self._evaluate()):
+                return reason
             if leaves:
                 self._leave_trunk()
             if checkpoint and self.step < self.run.num_steps:
@@ -218,7 +218,8 @@ class Training:
         flops = train_flops(self.run.model, self.packed.vocab_size, self.run.sequence_length, train_tokens=1)
         return flops * tokens_per_second / (self.peak_flops * world_size())
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> str | None:
+        """Evaluate the weights as they are; return why the run diverged, or None."""
         evaluation = evaluate(
             self.engine.module,
             self.packed.evaluation,
@@ -226,9 +227,13 @@ class Training:
             rows_per_batch=self.microbatch,
             device=self.engine.device,
         )
+        # A training loss is that of the weights before its step: what the last one does to them shows here alone.
+        if not math.isfinite(loss := evaluation.loss_nats_per_token):
+            return f"the held-out loss after step {self.step} is {loss}"
         self.evaluations.append(evaluation)
         if self.trackers is not None:
             self.trackers.add_evaluation(evaluation, self.step)
+        return None
 
     def _checkpoint(self) -> None:
         if leads():

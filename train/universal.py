@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from upath import UPath
 
-from synth.storage import is_local
+from synth.storage import is_local, remove_tree
 from train.distributed import agreed, leads, wait_for_all
-from train.staging import Staging, local_copy, remove_tree, upload_tree
+from train.staging import Staging, local_copy, upload_tree
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """With this in the environment `torch.load` runs no code of a file, also where DeepSpeed asks it to."""
@@ -78,8 +78,15 @@ def load_universal(engine: Any, directory: Path) -> None:
         engine._config.load_universal_checkpoint = False
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
-    for state in optimizer.state.values():
-        state["step"] = torch.as_tensor(state["step"]).clone()
+    place_steps(optimizer)
+
+
+def place_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of an optimizer a step counter of its own, where its kernel looks for it: a fused one reads
+    counters on the parameters' device, and they come off the disk as tensors of the CPU."""
+    for parameter, state in optimizer.state.items():
+        step = torch.as_tensor(state["step"]).clone()
+        state["step"] = step.to(parameter.device) if optimizer.defaults["fused"] else step
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

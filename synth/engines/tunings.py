@@ -151,19 +151,27 @@ def find_tuning(
 
     Raises UserError when a file under `tunings/` is no tuning.
     """
+    found = find_tunings(root, engine, model_hash, tensor_parallel, recipes, part)
+    return next((tuning for tuning in found if tuning.device == device), None)
+
+
+def find_tunings(
+    root: str, engine: EngineConfig, model_hash: str, tensor_parallel: int, recipes: Sequence[Recipe], part: str
+) -> list[Tuning]:  # fmt: skip
+    """Return such tunings for all devices, those of the documents most like a part's first. Raises UserError likewise."""
     directory = study_path(root, TUNINGS)
     names = list_names(directory, ".json")
     if not names:
-        return None
-    wanted = (model_hash, device, tensor_parallel, engine_identity(engine), recipe_hashes(recipes))
+        return []
     histogram = length_histogram(part)
     found = []
     for name in names:
         tuning = _read_tuning(directory / name)
+        wanted = (model_hash, tuning.device, tensor_parallel, engine_identity(engine), recipe_hashes(recipes))
         distance = length_distance(histogram, tuning.length_histogram)
         if tuning.made_for == wanted and distance <= MAX_LENGTH_DISTANCE:
             found.append((distance, name, tuning))
-    return min(found, key=lambda each: each[:2])[2] if found else None
+    return [tuning for _, _, tuning in sorted(found, key=lambda each: each[:2])]
 
 
 @dataclass(frozen=True)

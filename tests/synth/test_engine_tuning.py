@@ -28,7 +28,7 @@ from synth.engines.tunings import (
 from synth.errors import UserError
 from synth.ledger import open_synthetic
 from synth.rephrase import finish_work, open_work
-from synth.worker import RephraseWorker
+from synth.worker import RephraseWorker, most_parts_at_a_time, parts_at_a_time
 
 GPU = RephrasePlacement(gpus_per_engine=1.0)
 SEARCH = EngineSearch(
@@ -194,6 +194,21 @@ def test_what_was_found_is_taken_where_the_job_leaves_it_open_and_noted(tune_con
     assert _tuned(fake_config(behaviour, name="off", placement={"use_tuning": False})) == (256, None)
     assert _tuned(fake_config(behaviour, name="other", recipes=("hq",))) == (256, None)
     assert _tuned(fake_config({"latency_seconds": 0.01}, name="another")) == (256, None)
+
+
+def test_an_engine_tuned_to_more_sequences_is_handed_more_parts_whatever_device_it_lies_on(tune_config):
+    """A device tuned to 1,024 sequences and given the parts that fill 256 would stand three quarters idle."""
+    work = open_work(tune_config())
+    usual = parts_at_a_time(work, work.config.placement)
+    assert most_parts_at_a_time(work) == usual
+    for device, seqs in (("H200", 1024), ("L4", 64)):
+        trials = [Trial(settings=on_fake(seqs), status="measured", accepted_tokens_per_device_second=10.0)]
+        write_tuning(work.config.root, *make_tunings(work, device, trials, 0.02))
+    assert most_parts_at_a_time(work) == 4 * (usual - 1) + 1
+    off = open_work(tune_config(placement={"use_tuning": False}))
+    assert most_parts_at_a_time(off) == usual
+    as_set = open_work(tune_config(placement={"parts_in_flight": 2}))
+    assert most_parts_at_a_time(as_set) == 2
 
 
 def _tuned(config):

@@ -21,7 +21,7 @@ from tests.assets.packed_set import TINY, run_on, write_packed_set
 from train.checkpoint import CheckpointWriter, load_checkpoint
 from train.checkpoint_files import RunState, newest_step, remove_checkpoints
 from train.placement import TrainPlacement
-from train.universal import load_universal, universal_copy
+from train.universal import load_universal, place_steps, universal_copy
 
 pytestmark = pytest.mark.slow
 
@@ -288,3 +288,18 @@ def test_a_checkpoint_cannot_run_code(tmp_path, run, universal):
         pytest.raises(pickle.UnpicklingError, match="Weights only"),
     ):
         load_checkpoint(engine, UPath(tmp_path), TrainPlacement())
+
+
+def test_a_fused_optimizer_has_its_step_counters_where_its_kernel_reads_them():
+    """They come out of a universal checkpoint on the CPU, or as one tensor for all; a kernel of a GPU reads GPU memory."""
+    parameters = [torch.nn.Parameter(torch.zeros(2, device="meta")) for _ in range(2)]
+    for fused, device in ((True, "meta"), (None, "cpu")):
+        optimizer = torch.optim.AdamW(parameters, fused=fused)
+        loaded = torch.tensor(7.0)
+        for parameter in parameters:
+            optimizer.state[parameter]["step"] = loaded
+        place_steps(optimizer)
+        one, other = (optimizer.state[parameter]["step"] for parameter in parameters)
+        assert (one.device.type, other.device.type) == (device, device)
+        assert one is not other
+        assert loaded is not one

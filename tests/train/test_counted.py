@@ -1,5 +1,7 @@
 """Where sources have prompts, a step's loss is the mean over its counted tokens, however rows are cut and shared."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,18 @@ def test_counts_by_source_are_those_of_the_flags_of_the_steps(packed):
         for option in tokens.loss_options(step, 8, CPU, worker=0, workers=1)
     ]
     assert sum(both) == sum(options)
+
+
+def test_counting_a_long_stretch_of_steps_holds_one_of_them_in_memory(packed):
+    run = run_on(packed, train_tokens=1000 * 8 * packed.sequence_length)
+    tokens = CountedTokens(run, packed, MixtureSampler(run.mixture, packed.info.num_rows, run.seed))
+    tracemalloc.start()
+    try:
+        tokens.by_source(0, 1000)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1000 * 8 * packed.sequence_length * 4, "less than the row numbers of all steps alone"
 
 
 def test_nothing_is_told_to_the_model_where_every_token_counts(tmp_path):

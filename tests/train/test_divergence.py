@@ -2,7 +2,13 @@
 
 import math
 
+import pytest
+
+from tests.assets.packed_set import run_on, write_packed_set
 from train.divergence import PATIENCE_STEPS, LossWatch
+from train.placement import TrainPlacement
+from train.record import read_record, run_directory
+from train.run import OptimizerConfig
 
 LIMIT = math.log(64) + 1
 
@@ -18,6 +24,20 @@ def test_healthy_losses_and_passing_spikes_are_fine():
 def test_a_loss_that_is_no_number_ends_the_run_at_its_step():
     assert LossWatch(64).see([3.0, math.nan, 3.0], 17) == "the training loss of step 18 is nan"
     assert LossWatch(64).see([math.inf], 3) == "the training loss of step 3 is inf"
+
+
+@pytest.mark.slow
+def test_a_last_step_that_ruins_the_weights_is_seen_on_held_out_text(tmp_path):
+    """The training loss of a step is that of the weights before it, so no such loss tells."""
+    from train.loop import train_run
+
+    packed = write_packed_set(tmp_path)
+    optimizer = OptimizerConfig(peak_learning_rate=1e15, warmup_fraction=0.0)
+    run = run_on(packed, train_tokens=8 * packed.sequence_length, optimizer=optimizer, evaluations=1)
+    record = train_run(run, packed, TrainPlacement(), run_directory(str(tmp_path), run.run_id))
+    assert (record.status, record.reason) == ("diverged", "the held-out loss after step 1 is nan")
+    assert (record.final, record.evaluations) == (None, ())
+    assert record == read_record(str(tmp_path), run.run_id)
 
 
 def test_a_loss_worse_than_knowing_nothing_ends_the_run_after_a_stated_number_of_steps():

@@ -1,9 +1,12 @@
 """What is evaluated on: whole rows of held-out text, with the bytes they predict, none of it trained on."""
 
+import pyarrow as pa
 import pytest
+from upath import UPath
 
 from synth.documents import document_id
 from synth.errors import UserError
+from synth.storage import read_json, read_parquet, write_json_atomic, write_parquet_atomic
 from tests.assets.byte_tokens import IN_ORDER, TEXTS, config_of, documents_of, spelled
 from train import packing
 
@@ -58,6 +61,25 @@ def test_held_out_text_that_fills_no_row_at_all_is_refused(tmp_path, write_corpu
     write_corpus(str(tmp_path), "natural", TEXTS, {"web": ["short"]})
     with pytest.raises(UserError, match="no domain in the held-out split of natural fills one row"):
         pack(config_of(str(tmp_path)))
+
+
+def test_a_domain_whose_rows_hold_prompts_alone_is_left_out(tmp_path, write_corpus, pack):
+    """No prediction in them counts, so there is no loss to take a mean of."""
+    write_corpus(
+        str(tmp_path), "natural", ["pptrain text"], {"some": ["ppanswers"], "none": ["ppppppppanswer"]}
+    )
+    directory = tmp_path / "corpora" / "natural"
+    for path in map(UPath, directory.glob("*/*.parquet")):
+        table = read_parquet(path)
+        prompts = [len(text) - len(text.lstrip("p")) for text in table["text"].to_pylist()]
+        write_parquet_atomic(path, table.append_column("prompt_characters", pa.array(prompts, pa.int32())))
+    manifest = read_json(UPath(directory / "manifest.json"))
+    write_json_atomic(UPath(directory / "manifest.json"), manifest | {"prompts": True})
+    packed = pack(config_of(str(tmp_path)))
+    assert packed.info.domains_left_out == {"none": "no text in its 1 rows counts: prompts fill them"}
+    (some,) = packed.evaluation.values()
+    assert (some.num_tokens, some.num_bytes) == (6, 6)
+    assert spelled(packed, some.rows) == ["¶ppanswer"]
 
 
 def test_what_is_evaluated_on_is_not_trained_on(tmp_path, write_corpus, write_synthetic, pack):

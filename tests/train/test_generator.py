@@ -112,11 +112,21 @@ def test_template_syntax_in_a_document_stays_text(config):
         ({"model": "11k"}, "'11k'"),
         ({"train_tokens": 100}, "train_tokens = 100"),
         ({"corpus": "poems"}, "build_corpus"),
+        ({"placement": {"workers_per_lane": 3}}, "cannot be shared evenly by workers_per_lane = 3"),
+        ({"placement": {"gpus_per_worker": 2}}, "a worker trains on one GPU"),
+        ({"run": {"optimizer": {"warmup_fraction": 0.9}}}, "add up to more than the whole run"),
     ],
 )
 def test_a_generator_that_cannot_be_is_refused_in_one_sentence(config, changes, words):
     with pytest.raises(UserError, match=words):
         plan_generator(config(**changes))
+
+
+def test_a_generator_repeats_its_exchanges_unless_told_otherwise_whatever_else_it_is_told(config):
+    """TOML has no null, so whoever sets another field of the run could not ask for it."""
+    assert config().run.max_epochs is None
+    assert config(run={"precision": "fp32"}).run.max_epochs is None
+    assert config(run={"max_epochs": 2.0}).run.max_epochs == 2.0
 
 
 def test_a_generator_takes_no_rate_from_a_sweep_of_a_study(config):

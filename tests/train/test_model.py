@@ -150,6 +150,15 @@ def test_cross_entropy_of_bfloat16_is_not_rounded_to_bfloat16():
     assert summed_cross_entropy(hidden, weight, targets).item() == pytest.approx(exact.item(), rel=1e-3)
 
 
+def test_a_loss_that_nobody_takes_a_gradient_of_is_told_in_full():
+    """Training counts a prediction that was next to impossible as 87 nats; an evaluation must not."""
+    hidden, targets = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    weight = torch.nn.Parameter(torch.tensor([[0.0, 0.0], [200.0, 0.0]]))
+    assert summed_cross_entropy(hidden, weight, targets).item() == pytest.approx(87.3, abs=0.1)
+    with torch.no_grad():
+        assert summed_cross_entropy(hidden, weight, targets).item() == 200.0
+
+
 def test_only_counted_predictions_are_in_the_loss_and_its_gradient():
     model = pretrainer()
     rows = torch.stack([torch.cat(documents(9, 14, 6)), torch.cat(documents(14, 9, 6))])

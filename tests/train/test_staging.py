@@ -12,9 +12,9 @@ import pytest
 from upath import UPath
 
 from synth import storage
-from synth.storage import study_path
+from synth.storage import remove_tree, study_path
 from tests.assets.object_store import failing_store
-from train.staging import Staging, download_tree, local_copy, remove_tree, sizes_below, upload, upload_tree
+from train.staging import Staging, download_tree, local_copy, sizes_below, upload, upload_tree
 
 LEAVES_ONE = "from train.staging import Staging; import os; print(Staging().path, flush=True); os._exit(9)"
 
