@@ -13,6 +13,7 @@ from train.placement import TrainPlacement
 
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,
+    "H200 NVL": 835.5e12,
     "H200": 989.4e12,
     "H100 NVL": 835.5e12,
     "H100 PCIe": 756e12,

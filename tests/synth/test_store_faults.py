@@ -12,7 +12,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from synth import storage
 from synth.config import CorpusConfig
-from synth.corpus import CorpusBuild
+from synth.corpus import CorpusBuild, remove_intermediates
 from synth.errors import UserError
 from synth.ledger import missing_parts, open_synthetic
 from synth.rephrase import finish_work, open_work
@@ -97,6 +97,14 @@ def test_a_corpus_is_built_through_a_store_that_goes_away_at_every_stage(store, 
     assert stages == ["read", "merge", "index", "compare", "write"]
     manifest = build.finish()
     assert manifest["documents_kept"] + sum(manifest["dropped"].values()) == 40
+    left = study_path(ROOT, "corpora", "built", ".work")
+    write_json_atomic(left / "read" / "000000.json", {})  # a kill came between the manifest and their removal
+    store.down()
+    back = threading.Timer(0.2, store.up)
+    back.start()
+    remove_intermediates(build.config)
+    back.join()
+    assert not left.exists()
 
 
 def test_a_store_that_stays_away_ends_in_one_sentence_and_what_is_done_stays_done(
