@@ -116,7 +116,7 @@ def install_uv() -> str:
 def fetch_cpu_torch() -> Path:
     """Fetch torch's CPU wheel, which the package index does not carry, from where pip is told to look or PyTorch."""
     wheels = TOOLS / "wheels"
-    if not list(wheels.glob("torch-*.whl")):
+    if not list(wheels.glob(f"{CPU_TORCH.replace('==', '-')}-*.whl")):
         say("fetching torch for CPU (190 MB)")
         command = [str(TOOLS / "bin/pip"), "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                    f"--dest={wheels}", CPU_TORCH]  # fmt: skip
