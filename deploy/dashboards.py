@@ -75,6 +75,8 @@ def grafana_settings(data: str) -> dict[str, str]:
         "GF_SERVER_HTTP_ADDR": address, "GF_SERVER_HTTP_PORT": port, "GF_PATHS_DATA": f"{data}/grafana",
         "GF_PATHS_PROVISIONING": str(HERE / "grafana/provisioning"),
         "SYNTHSCALE_DASHBOARDS": str(HERE / "grafana/dashboards"),
+        # Nobody logs in: Grafana is born with the account admin/admin, on a machine that others may share.
+        "GF_AUTH_DISABLE_LOGIN_FORM": "true", "GF_AUTH_BASIC_ENABLED": "false",
         "GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_AUTH_ANONYMOUS_ORG_ROLE": "Viewer", "GF_SECURITY_ALLOW_EMBEDDING": "true",
         "GF_ANALYTICS_REPORTING_ENABLED": "false", "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
     }  # fmt: skip

@@ -93,3 +93,5 @@ def test_what_is_installed_is_started_with_what_stands_in_deploy(tmp_path):
     grafana = (tmp_path / "grafana.called").read_text()
     assert f"'GF_PATHS_PROVISIONING': '{DEPLOY / 'grafana/provisioning'}'" in grafana
     assert "'GF_SERVER_HTTP_ADDR': '127.0.0.1'" in grafana
+    assert "'GF_AUTH_DISABLE_LOGIN_FORM': 'true'" in grafana
+    assert "'GF_AUTH_BASIC_ENABLED': 'false'" in grafana
