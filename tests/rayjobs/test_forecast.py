@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.forecast import StudyForecast, total_of
+from rayjobs.forecast import StudyForecast
+from rayjobs.run_study import total_of
 from rayjobs.study import StudyConfig, steps_of
 from tests.assets.study_file import STUDY, changed
 from train.flops import count_parameters, train_flops
