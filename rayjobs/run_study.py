@@ -6,13 +6,13 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 
 from rayjobs.aside import move_aside, what_is_there
 from rayjobs.cli import Flag, Job, Mistakes, main_of
 from rayjobs.forecast import Forecast, StudyForecast
-from rayjobs.schedule import Schedule
+from rayjobs.schedule import SILENT_SECONDS, Schedule, running_beside
 from rayjobs.study import Selection, Step, StudyConfig, select
 from rayjobs.studyfile import write_study_file
 from synth.config import JobConfig, RephraseConfig
@@ -33,7 +33,7 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
     selection = select(study, only, until, force)
     forecast = StudyForecast(study, select(study).steps)
     plans: list[Plan] = []
-    mistakes: list[str] = []
+    mistakes = list(_at_work(study, selection.redone))
     for step in selection.steps:
         try:
             plans.append(_plan_step(step, forecast.of(step), step in selection.redone))
@@ -50,6 +50,22 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
         }
         plans.append(Plan("all steps that are left", str(study_path(study.root)), False, facts))
     return plans
+
+
+def _at_work(study: StudyConfig, redone: Sequence[Step]) -> Iterator[str]:
+    """Yield a sentence for every step to be done again that another process is making: it would lose what it writes to."""
+    there = [
+        (step.key, entry)
+        for entry in running_beside(study.root)
+        for step in redone
+        if step.key in entry["steps"]
+    ]
+    for key, entry in there:
+        yield (
+            f"{key}: --force would move it aside while process {entry['pid']} on {entry['host']} makes it, since "
+            f"{entry['steps'][key]}: wait for that process or end it first (one killed on another machine is forgotten "
+            f"{SILENT_SECONDS / 60:.0f} minutes after)."
+        )
 
 
 def total_of(forecasts: Sequence[Forecast], currency: str | None) -> dict[str, object]:
