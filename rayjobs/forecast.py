@@ -319,8 +319,8 @@ def _work_of(recipe: Recipe, documents: float, length: float, ratio: float | Non
     """Return (prompt tokens, answer tokens) of a recipe over documents of `length` tokens."""
     longest = recipe.chunking.max_length
     per_unit = {"words": TOKENS_PER_WORD, "characters": 1 / BYTES_PER_TOKEN}.get(recipe.chunking.unit, 1.0)
-    chunk = length if longest is None else min(length, longest * per_unit)
-    chunks = documents * math.ceil(length / chunk)
+    chunks_each = 1 if longest is None else math.ceil(length / (longest * per_unit))
+    chunk, chunks = length / chunks_each, documents * chunks_each
     frame = sum(len(text) for message in recipe.messages for text in message.pieces()[::2]) / BYTES_PER_TOKEN
     data = (
         min(chunk, recipe.max_input_tokens)

@@ -47,6 +47,19 @@ def test_generation_is_counted_from_what_is_assumed():
     )
 
 
+def test_a_document_cut_into_chunks_is_sent_once():
+    def prompt_tokens(length):
+        corpora = {"natural": {"documents": 1000, "tokens_per_document": length}}
+        study = changed("assumptions", {**ASSUMED, "corpora": corpora})
+        return forecasts(study)["rephrase.made"].facts["prompt tokens"]
+
+    documents = 1000 * 0.95
+    frame = (
+        prompt_tokens(500.0) / documents - 500
+    )  # what is around a chunk, of which hq sends 512 tokens at most
+    assert prompt_tokens(600.0) == pytest.approx(documents * (600 + 2 * frame), abs=1)
+
+
 def test_training_is_counted_exactly_and_priced_by_the_assumed_speed():
     found = forecasts(assumed_study())["pretrain.grid"]
     runs, tokens = 4, 65536
