@@ -35,6 +35,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, parser_of
 from synth.config import CorpusConfig, RephraseConfig
 from synth.identity import provenance
 from synth.ledger import read_entry
@@ -44,15 +45,12 @@ from synth.rephrase import RephraseWork
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--parts", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--lanes", type=int, default=64)
     parser.add_argument("--store-parts", type=int, default=20)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -67,11 +65,7 @@ def main() -> int:
         "runs": [in_own_process("runs", number, options.lanes) for number in options.runs],
         "provenance": provenance(),
     }
-    text = json.dumps(found, indent=2)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    give(found, options.out)
     return 0
 
 
@@ -231,7 +225,8 @@ def queue_runs(num_runs: int, lanes: int) -> dict[str, Any]:
     added = time.monotonic() - began
     grown = process.memory_info().rss - before
     began = time.monotonic()
-    left, in_hand = num_runs, {}
+    left = num_runs
+    in_hand: dict[int, str] = {}
     while left:
         for lane in range(lanes):
             if (run_id := in_hand.pop(lane, None)) is not None:

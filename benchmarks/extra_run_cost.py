@@ -9,10 +9,7 @@ The first run in the lane pays for imports and is given apart. A packed set is m
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,7 +23,7 @@ import ray.train.torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synth.identity import provenance
+from benchmarks.result import give, machine, parser_of, versions
 from synth.progress import Progress
 from tests.assets.packed_set import write_packed_set
 from train.lanes.job import Lanes
@@ -122,26 +119,20 @@ def measure(num_runs: int, num_fits: int, model: str, num_steps: int) -> dict[st
         "warm_lane": warm,
         "fit_each": cold,
         "times_cheaper": cold["median_cost_seconds"] / warm["extra_run_cost_seconds"],
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
 def main() -> None:
     """Measure and print the result as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=12, help="extra runs in the warm lane")
     parser.add_argument("--fits", type=int, default=3, help="runs with a fit of their own; the median counts")
     parser.add_argument("--model", default="98k", help="size by name")
     parser.add_argument("--steps", type=int, default=50, help="optimiser steps of a run")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(measure(options.runs, options.fits, options.model, options.steps), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options.runs, options.fits, options.model, options.steps), options.out)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ grid, and its time is scaled up to the whole grid, which the output says.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.csv
@@ -28,10 +27,13 @@ from scipy.special import huber
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, machine, parser_of
 from tune.laws import CHINCHILLA, Objective
 from tune.laws.bootstrap import pairs_bootstrap
 from tune.laws.estimate import optimise
 from tune.laws.law import Floats
+
+T = TypeVar("T")
 
 DELTA = 1e-3
 EXPONENTS, FLOORS, COEFFICIENTS = np.arange(0, 2.5, 0.5), np.arange(-1, 1.5, 0.5), np.arange(0, 30, 5)
@@ -85,7 +87,7 @@ def scipy_fit(rows: dict[str, Floats], starts: Floats) -> float:
         return min(minimize(objective, start, method="L-BFGS-B").fun for start in starts)
 
 
-def seconds(action: Callable[[], object], repeats: int = 1) -> tuple[float, object]:
+def seconds(action: Callable[[], T], repeats: int = 1) -> tuple[float, T]:
     """Return the shortest wall time of an action, and its last result."""
     times = []
     for _ in range(repeats):
@@ -122,7 +124,7 @@ def measure(scipy_starts: int, repeats: int) -> dict[str, object]:
         "speed_up": theirs / ours,
         "bootstraps": 4000,
         "bootstrap_seconds": resampled,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+        "machine": machine(),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -132,19 +134,13 @@ def measure(scipy_starts: int, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--scipy-starts", type=int, default=4500, help="starts scipy really runs, evenly spread"
     )
     parser.add_argument("--repeats", type=int, default=3, help="our fits; the fastest counts")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(measure(options.scipy_starts, options.repeats), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options.scipy_starts, options.repeats), options.out)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, machine, parser_of, versions
 from synth.config import RephraseConfig
-from synth.identity import claim_directory, finish, provenance
+from synth.identity import claim_directory, finish
 from synth.ledger import LedgerEntry, Tally, entry_path, missing_parts, read_entries, summarise
 from synth.parts import part_name
 from synth.storage import study_path, write_parquet_atomic
@@ -188,7 +189,11 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-ACTIONS = {"resume": resume, "make_set": make_set, "make_set_on_ray": make_set_on_ray}
+ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "resume": resume,
+    "make_set": make_set,
+    "make_set_on_ray": make_set_on_ray,
+}
 
 
 def alone(action: str, *arguments: Any) -> dict[str, Any]:
@@ -225,28 +230,22 @@ def measure(num_parts: int) -> dict[str, Any]:
             "driver on Ray": growth("make_set_on_ray", "driver_mib"),
             "actor on Ray": growth("make_set_on_ray", "actor_mib"),
         },
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
 def main() -> None:
     """Measure and print the result as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--parts", type=int, default=10_000, help="parts of the set that is resumed")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     parser.add_argument("--action", choices=sorted(ACTIONS), help=argparse.SUPPRESS)
     parser.add_argument("--arguments", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.action:
         print(json.dumps(ACTIONS[options.action](*json.loads(options.arguments))))
         return
-    result = json.dumps(measure(options.parts), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options.parts), options.out)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,6 @@ losses of 256 unseen mixtures, at 1M and at 60M parameters:
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import sys
 import time
 from importlib.metadata import version
@@ -32,7 +28,7 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synth.identity import provenance
+from benchmarks.result import give, machine, parser_of, versions
 from tune.mixture_regression import MixtureRegressor
 
 PUBLISHED = {
@@ -112,26 +108,18 @@ def measure(reference: Path, domains: list[str]) -> dict[str, Any]:
     return {
         "rank_correlations": ranks,
         "process_above_published": sum(each["process_1m"] > each["published_1m"] for each in ranks.values()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version()}
-        | provenance()["packages"]
-        | ({"lightgbm": version("lightgbm")} if "trees" in methods else {}),
+        "machine": machine(),
+        "versions": versions() | ({"lightgbm": version("lightgbm")} if "trees" in methods else {}),
     }
 
 
 def main() -> None:
     """Measure and print the result as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--reference", type=Path, required=True, help="directory of RegMix's files")
     parser.add_argument("--domains", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="DOMAIN")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(measure(options.reference, options.domains), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options.reference, options.domains), options.out)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ the page cache. `sampler_only` leaves the gathering out. The target is 50 M toke
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import os
 import platform
 import sys
 import tempfile
@@ -25,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, machine, parser_of
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_bytes_atomic
 from train.mixture import MixtureSampler
@@ -105,7 +103,7 @@ def measure(source_tokens: int, repeats: int) -> dict[str, object]:
         "mixture": MIXTURE,
         "source_tokens": source_tokens,
         "results": results,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+        "machine": machine(),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -114,19 +112,13 @@ def measure(source_tokens: int, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--source-tokens", type=int, default=64_000_000, help="tokens in each of the two sources"
     )
     parser.add_argument("--repeats", type=int, default=3, help="passes over each set; the fastest counts")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(measure(options.source_tokens, options.repeats), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options.source_tokens, options.repeats), options.out)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ each counts. `ratio` is ours / bare in tokens a second; the target is 0.8.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import shutil
@@ -26,6 +24,7 @@ import tokenizers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, machine, parser_of
 from synth.config import CorpusConfig
 from synth.job import build_corpus
 from train import packing
@@ -82,7 +81,7 @@ def measure(packages: list[str], vocab_size: int, cpus: int, repeats: int) -> di
         "ratio": min(bare_seconds) / min(our_seconds),
         "bare_seconds": bare_seconds,
         "pack_seconds": our_seconds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+        "machine": machine(),
         "versions": {
             "python": platform.python_version(),
             "ray": ray.__version__,
@@ -92,23 +91,15 @@ def measure(packages: list[str], vocab_size: int, cpus: int, repeats: int) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--packages", nargs="+", default=PACKAGES, help="installed packages whose docstrings are packed"
     )
     parser.add_argument("--vocab-size", type=int, default=2048, help="tokens in the trained vocabulary")
     parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="CPUs of both sides")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side; the fastest counts")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(
-        measure(options.packages, options.vocab_size, options.cpus, options.repeats), indent=2
-    )
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options.packages, options.vocab_size, options.cpus, options.repeats), options.out)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, parser_of, versions
 from synth.config import RephraseConfig
 from synth.drafts import draft_rows, prepare_recipe
 from synth.engines.vllm import VllmEngine, sampling_arguments
-from synth.identity import claim_directory, finish, provenance
+from synth.identity import claim_directory, finish
 from synth.ledger import entry_path, read_entries, summarise
 from synth.parts import part_name
 from synth.rephrase import RephraseWork, open_work
@@ -196,7 +197,7 @@ def _through_processor(task: dict[str, Any], prompt: str, settings: dict[str, An
 
     begun = Path(f"{task['out']}.begun")
 
-    class Timed(vLLMEngineStageUDF):  # type: ignore[misc]
+    class Timed(vLLMEngineStageUDF):
         """Notes when the first batch enters the engine, which Ray Data LLM does not tell."""
 
         async def udf(self, batch: list[dict[str, Any]]) -> Any:
@@ -321,7 +322,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for at, request in enumerate(requests)
         ]
         pq.write_table(pa.Table.from_pylist(rows), stored.with_suffix(".parquet"), row_group_size=128)
-        task = {
+        task: dict[str, Any] = {
             "requests": str(stored),
             "arguments": VllmEngine(config.engine, config.placement, work.model).arguments(),
             "config": config.model_dump(mode="json"),
@@ -358,15 +359,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if name != "bare" and "bare" in texts
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
+        "versions": versions(),
     }
 
 
 def main() -> None:
     """Measure and print the result as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--documents", type=int, default=2048, help="documents to rephrase")
     parser.add_argument("--hidden", type=int, default=384, help="width of the model")
     parser.add_argument("--layers", type=int, default=6, help="layers of the model")
@@ -377,17 +376,13 @@ def main() -> None:
         default="ours,bare,ray_data_llm,ray_data_llm_tuned",
         help="sides to run, in this order; the best run of a side counts",
     )
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(SIDES[options.side](json.loads(options.task))))
         return
-    result = json.dumps(measure(options), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options), options.out)
 
 
 if __name__ == "__main__":

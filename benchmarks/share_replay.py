@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from train.packed_files import ShardInfo
 from train.record import DomainLoss, Evaluation, RunRecord
-from train.tokens import PackedInfo, ShardInfo, SourceInfo
+from train.tokens import PackedInfo, SourceInfo
 from tune.cells import CellSearch, cell_name, choice_of
 from tune.config import Cell, SearchConfig
 from tune.job import ask_optuna
@@ -237,7 +238,8 @@ def _record(run_id: str, loss: float) -> RunRecord:
         macro_loss_nats_per_token=loss,
         bits_per_byte=1.0,
     )
-    return RunRecord.model_construct(run_id=run_id, status="complete", final=final)  # all a search reads
+    read: dict[str, Any] = {"run_id": run_id, "status": "complete", "final": final}  # all a search reads
+    return RunRecord.model_construct(**read)
 
 
 def found_shares(config: SearchConfig, optimum: CellOptimum) -> Shares:
@@ -330,7 +332,7 @@ def excesses(table: Table, chosen: Mapping[str, Shares]) -> dict[str, dict[str, 
 
 
 def _summary(values: list[float]) -> dict[str, float]:
-    figures = {
+    figures: dict[str, Any] = {
         "mean": np.mean(values),
         "median": np.median(values),
         "p90": np.quantile(values, 0.9),

@@ -26,10 +26,7 @@ the whole grid. --root keeps what was built and trained, and reuses it; what was
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -44,6 +41,7 @@ from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.result import give, machine, parser_of, versions
 from benchmarks.share_replay import (
     Run,
     Shares,
@@ -59,7 +57,7 @@ from benchmarks.share_replay import (
     write_runs,
 )
 from synth.config import CorpusConfig
-from synth.identity import is_finished, provenance
+from synth.identity import is_finished
 from synth.job import build_corpus
 from synth.progress import Progress
 from synth.storage import read_json, study_path
@@ -128,7 +126,7 @@ def studies(model: str, budgets: list[int]) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-SIMULATED = {
+SIMULATED: dict[str, dict[str, Any]] = {
     "one source": {"synthetic": ["first"], "steps": 16, "grid": 17, "search": 6},
     "two sources": {"synthetic": ["first", "second"], "steps": 5, "grid": 21, "search": 8},
     "two sources, fine": {"synthetic": ["first", "second"], "steps": 12, "grid": 91, "search": 12},
@@ -341,17 +339,12 @@ def measure_replayed(root: Path, model: str, budgets: list[int], runs_file: Path
 
 def where_and_when() -> dict[str, Any]:
     """Return machine and versions."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
-    }
+    return {"machine": machine(), "versions": versions()}
 
 
 def main() -> None:
     """Measure and print the result as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="25k", help="size by name")
     parser.add_argument("--tokens", type=int, nargs="+", default=[131_072, 262_144], help="budgets, tokens")
     parser.add_argument("--pairs", type=int, default=12, help="further seeds of what is compared, 2 at least")
@@ -359,7 +352,6 @@ def main() -> None:
     parser.add_argument("--replay-only", action="store_true", help="train nothing and start no Ray")
     parser.add_argument("--runs", type=Path, default=RUNS_FILE, help="table of the grids' runs")
     parser.add_argument("--root", type=Path, help="keep corpora and runs here")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     if options.pairs < 2:
         parser.error(f"--pairs {options.pairs}: an interval needs 2 or more; give 2 or more")
@@ -373,9 +365,7 @@ def main() -> None:
             wanted = {name: plans[name] for name in options.studies}
             result["real"] = result.get("real", {}) | measure(root, wanted, options.pairs, options.runs)
         result["replayed"] = measure_replayed(Path(fresh), options.model, options.tokens, options.runs)
-    print(json.dumps(result, indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    give(result, options.out)
 
 
 if __name__ == "__main__":

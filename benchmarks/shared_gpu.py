@@ -11,7 +11,6 @@ to halve them until they do, beside a small model that must not notice.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -24,7 +23,7 @@ import ray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synth.identity import provenance
+from benchmarks.result import give, parser_of, versions
 from synth.progress import Progress
 from tests.assets.packed_set import run_on, write_packed_set
 from train.lanes.job import Lanes
@@ -123,14 +122,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "to_the_first": {str(each["lanes"]): each["tokens_per_second"] / alone for each in results},
         "too_large": too_large,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
+        "versions": versions(),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="4.7m", help="size of the small models by name")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 4, 8], help="numbers of lanes to try")
     parser.add_argument("--runs", type=int, default=8, help="runs of each number of lanes")
@@ -141,12 +138,8 @@ def main() -> None:
     parser.add_argument("--too-large", help="size of a model that is given too many rows at once")
     parser.add_argument("--part", type=float, default=0.25, help="part of the GPU that it has")
     parser.add_argument("--too-many-rows", type=int, default=512, help="rows it is given at once")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(measure(options), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options), options.out)
 
 
 if __name__ == "__main__":

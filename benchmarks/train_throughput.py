@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -35,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synth.identity import provenance
+from benchmarks.result import give, machine, parser_of, versions
 from tests.assets.packed_set import write_packed_set
 from train.devices import device_name, peak_flops
 from train.flops import count_parameters, train_flops
@@ -288,15 +286,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "pairs": options.pairs,
         "ray": not options.no_ray,
         "results": results,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version()} | provenance()["packages"],
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", default=["330k", "780k"], help="model sizes by name")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -318,12 +314,8 @@ def main() -> None:
         "--compile", action="store_true", help="compile the layers of ours and of the bare loop"
     )
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["plain"], help="of the bare loop")
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    result = json.dumps(measure(options), indent=2)
-    print(result)
-    if options.out:
-        options.out.write_text(result + "\n")
+    give(measure(options), options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayjobs.study import Step, StudyConfig
@@ -22,7 +22,7 @@ from synth.recipe import Recipe, load_recipes
 from train.branching import tokens_to_train
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.flops import count_parameters, train_flops
-from train.grid import check_budgets, plan_runs
+from train.grid import check_budgets, check_placement, plan_runs, run_of
 from train.packed_files import ShardInfo
 from train.rate_sweep import missing_runs
 from train.run import RunConfig, RunTemplate
@@ -64,7 +64,7 @@ class _Text:
 
 
 class StudyForecast:
-    """Forecasts of all steps of a study, in its order; `of` gives one, `total` their sum."""
+    """Forecasts of all steps of a study, in its order; `of` gives one."""
 
     def __init__(self, study: StudyConfig, steps: Sequence[Step]) -> None:
         self._study = study
@@ -72,11 +72,20 @@ class StudyForecast:
         self._corpora: dict[str, _Text | None] = {}
         self._synthetic: dict[str, dict[str, float] | None] = {}
         self._packed: dict[str, PackedInfo | None] = {}
-        self._of = {step.key: _FORECASTS.get(step.section, _nothing)(self, step.config) for step in steps}
+        self._of = {step.key: self._foreseen(step) for step in steps}
+
+    def _foreseen(self, step: Step) -> Forecast | UserError:
+        try:
+            return _FORECASTS.get(step.section, _nothing)(self, step.config)
+        except UserError as error:
+            return error
 
     def of(self, step: Step) -> Forecast:
-        """Return the forecast of a step."""
-        return self._of[step.key]
+        """Return the forecast of a step. Raises UserError when it cannot be done, whatever its inputs will be."""
+        found = self._of[step.key]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
     # --- text ---
 
@@ -194,10 +203,14 @@ class StudyForecast:
 
     def generator(self, config: GeneratorConfig) -> Forecast:
         """Count the training of a stand-in generator."""
-        per_step = config.run.rows_per_step * config.sequence_length
-        tokens = config.train_tokens // per_step * per_step
-        model = model_of(config.model)
-        flops = train_flops(model, config.vocab_size, config.sequence_length, tokens)
+        packed = _packed_info(config.sequence_length, config.vocab_size, {"exchanges": None})
+        model, template = model_of(config.model), _without_sweep(config.run)
+        run = run_of(
+            template, config.name, packed, model, config.train_tokens, {"exchanges": 1.0}, config.seed, root=config.root
+        )  # fmt: skip
+        check_placement([run], packed, config.placement)
+        tokens = run.num_steps * run.tokens_per_step
+        flops = _flops(run, packed, tokens)
         return self._training(
             tokens, flops, {"parameters": f"{count_parameters(model, config.vocab_size).total:,}"}
         )
@@ -208,6 +221,7 @@ class StudyForecast:
         if packed is None:
             return _unknown_training(config.packed)
         runs = [each.run for each in missing_runs(config, packed, {})]
+        check_placement(runs, packed, config.placement)
         tokens = {run.run_id: run.num_steps * run.tokens_per_step for run in runs}
         flops = sum(_flops(run, packed, tokens[run.run_id]) for run in runs)
         return self._training(sum(tokens.values()), flops, {"runs at first": len(runs)})
@@ -219,6 +233,7 @@ class StudyForecast:
             return _unknown_training(config.packed)
         planned = plan_runs(config.model_copy(update={"run": _without_sweep(config.run)}), packed)
         runs = [each.run for each in planned]
+        check_placement(runs, packed, config.placement)
         own = tokens_to_train(runs)
         flops = sum(_flops(run, packed, own[run.run_id]) for run in runs)
         facts: dict[str, object] = {
@@ -240,6 +255,7 @@ class StudyForecast:
         config = config.model_copy(update={"run": _without_sweep(config.run)})
         natural = Choice((0.0,) * len(config.synthetic))  # what a run takes does not depend on its mixture
         runs = [trial_run(config, packed, cell, natural) for cell in config.cells]
+        check_placement(runs, packed, config.placement)
         trials = config.trials_per_cell
         each = {run.run_id: trials * run.num_steps * run.tokens_per_step for run in runs}
         flops = sum(_flops(run, packed, each[run.run_id]) for run in runs)
@@ -282,41 +298,6 @@ def _nothing(study: StudyForecast, config: Any) -> Forecast:
     return Forecast(facts={"device-hours": "none: it runs on the driver, in seconds to minutes"})
 
 
-def total_of(forecasts: Sequence[Forecast], currency: str | None) -> dict[str, object]:
-    """Return the sums over steps as facts; a sum with an unknown part says that it is the least.
-
-    `currency` is None when no price is given: then there is no money, and it says how to get some.
-    """
-    labels = {
-        "generated_tokens": "tokens generated",
-        "trained_tokens": "tokens trained on",
-        "generation_flops": "FLOP of generation",
-        "training_flops": "FLOP of training",
-        "generation_device_hours": "device-hours of generation",
-        "training_device_hours": "device-hours of training",
-        "money": f"price, {currency}",
-    }
-    facts: dict[str, object] = {}
-    for each in fields(Forecast):
-        if each.name not in labels:
-            continue
-        if each.name == "money" and currency is None:
-            facts["price"] = "no price set: give [prices] generation_device_hour and training_device_hour"
-            continue
-        values = [getattr(forecast, each.name) for forecast in forecasts]
-        known = math.fsum(value for value in values if value is not None)
-        unknown = sum(value is None for value in values)
-        amount = round(known) if "tokens" in each.name else float(f"{known:.4g}")
-        label = labels[each.name]
-        if not unknown and not known:
-            continue
-        if unknown and not known:
-            facts[label] = f"unknown for {unknown} of {len(values)} steps, see there"
-        else:
-            facts[label + (f" at least (unknown for {unknown} steps)" if unknown else "")] = amount
-    return facts
-
-
 # --- pieces ----------------------------------------------------------------------------------------------------
 
 
@@ -338,8 +319,8 @@ def _work_of(recipe: Recipe, documents: float, length: float, ratio: float | Non
     """Return (prompt tokens, answer tokens) of a recipe over documents of `length` tokens."""
     longest = recipe.chunking.max_length
     per_unit = {"words": TOKENS_PER_WORD, "characters": 1 / BYTES_PER_TOKEN}.get(recipe.chunking.unit, 1.0)
-    chunk = length if longest is None else min(length, longest * per_unit)
-    chunks = documents * math.ceil(length / chunk)
+    chunks_each = 1 if longest is None else math.ceil(length / (longest * per_unit))
+    chunk, chunks = length / chunks_each, documents * chunks_each
     frame = sum(len(text) for message in recipe.messages for text in message.pieces()[::2]) / BYTES_PER_TOKEN
     data = (
         min(chunk, recipe.max_input_tokens)

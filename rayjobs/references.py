@@ -137,7 +137,7 @@ def mistakes_in(sections: Sections, known: Mapping[str, Collection[str]]) -> lis
     return [*found, *_cycles(sections)]
 
 
-def _unknown(path: tuple[str, ...], name: str, there: Collection[str], where: str) -> list[Mistake]:
+def _unknown(path: tuple[str | int, ...], name: str, there: Collection[str], where: str) -> list[Mistake]:
     if name in there:
         return []
     return [Mistake(path, f"{name!r} is not in {where} (there: {', '.join(sorted(there)) or 'none'})")]
@@ -201,9 +201,9 @@ def _check_pretrain(sections: Sections, name: str, config: PretrainConfig) -> li
     for number, axis in enumerate(config.axes):
         for model in axis.models:
             found += _unknown(
-                ("pretrain", name, "axes", str(number), "models"), model, list(SIZES), "the table of sizes"
+                ("pretrain", name, "axes", number, "models"), model, list(SIZES), "the table of sizes"
             )
-        path = ("pretrain", name, "axes", str(number), "train_tokens")
+        path = ("pretrain", name, "axes", number, "train_tokens")
         found += _short_budgets(sections, path, config.packed, config.run, min(axis.train_tokens))
     if not config.synthetic and 0.0 not in config.shares:
         found.append(
@@ -215,7 +215,7 @@ def _check_pretrain(sections: Sections, name: str, config: PretrainConfig) -> li
 def _check_search(sections: Sections, name: str, config: SearchConfig) -> list[Mistake]:
     found = _check_sources(sections, ("search", name), config.packed, config.natural, config.synthetic)
     for number, cell in enumerate(config.cells):
-        path = ("search", name, "cells", str(number))
+        path = ("search", name, "cells", number)
         found += _unknown((*path, "model"), cell.model, list(SIZES), "the table of sizes")
         if cell in config.cells[:number]:
             found.append(Mistake(path, "is the cell of an earlier one: give each cell once"))
@@ -225,17 +225,30 @@ def _check_search(sections: Sections, name: str, config: SearchConfig) -> list[M
     return found
 
 
+OTHER_DIRECTORIES = frozenset((
+    "corpora", "generators", "synthetic", "packed", "learning_rates", "plans", "runs", "trunks", "searches", "laws", "assessments",
+    "evaluations", "recommendations", "tunings", "log", "running", "aside",
+))  # fmt: skip
+"""What lies beside a report under the root: `--force` would move all of it aside with a report of such a name."""
+
+
 def _check_report(sections: Sections, name: str, config: ReportConfig) -> list[Mistake]:
     """Claims are tested on the sources of the plan, and on those of searches that mix in one alone."""
     users: dict[str, Any] = {
         f"pretrain.{config.plan}.synthetic": sections.get("pretrain", {}).get(config.plan)
     }
     users |= {f"search.{each}.synthetic": sections.get("search", {}).get(each) for each in config.searches}
+    found = []
+    if name in OTHER_DIRECTORIES:
+        found.append(
+            Mistake(
+                ("report", name), "is where other things of a study are kept: give the report another name"
+            )
+        )
     if None in users.values():  # said already, of the name or of that step itself
-        return []
+        return found
     plan, *searches = users.values()
     sources = {*plan.synthetic, *(each.synthetic[0] for each in searches if len(each.synthetic) == 1)}
-    found = []
     for part in type(config.claims).model_fields:
         given = getattr(config.claims, part)
         for source in given if isinstance(given, tuple) else (given,) if given else ():
@@ -292,7 +305,7 @@ def _check_sources(
 
 
 def _short_budgets(
-    sections: Sections, path: tuple[str, ...], packed: str, run: RunTemplate, train_tokens: int
+    sections: Sections, path: tuple[str | int, ...], packed: str, run: RunTemplate, train_tokens: int
 ) -> list[Mistake]:
     pack, rows_per_step = sections.get("pack", {}).get(packed), run.rows_per_step
     if pack is None or run.batch_rule is not None:  # a rule takes the size and the vocabulary into account
@@ -347,7 +360,8 @@ def in_order(parents: Mapping[str, Sequence[str]]) -> list[str]:
 def _cycles(sections: Sections) -> list[Mistake]:
     parents = parents_of(sections)
     within = {step: [parent for parent in needed if parent in parents] for step, needed in parents.items()}
-    stuck = [step for step in within if step not in in_order(within)]
+    ordered = set(in_order(within))
+    stuck = [step for step in within if step not in ordered]
     circular = [step for step in stuck if step in ancestors_of(step, within)]
     if not circular:
         return []

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 
 from rayjobs.aside import move_aside, what_is_there
 from rayjobs.cli import Flag, Job, Mistakes, main_of
-from rayjobs.forecast import Forecast, StudyForecast, total_of
-from rayjobs.schedule import Schedule
+from rayjobs.forecast import Forecast, StudyForecast
+from rayjobs.schedule import SILENT_SECONDS, Schedule, running_beside
 from rayjobs.study import Selection, Step, StudyConfig, select
 from rayjobs.studyfile import write_study_file
 from synth.config import JobConfig, RephraseConfig
@@ -32,7 +33,7 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
     selection = select(study, only, until, force)
     forecast = StudyForecast(study, select(study).steps)
     plans: list[Plan] = []
-    mistakes: list[str] = []
+    mistakes = list(_at_work(study, selection.redone))
     for step in selection.steps:
         try:
             plans.append(_plan_step(step, forecast.of(step), step in selection.redone))
@@ -49,6 +50,57 @@ def plan_study(study: StudyConfig, only: Words = (), until: Words = (), force: W
         }
         plans.append(Plan("all steps that are left", str(study_path(study.root)), False, facts))
     return plans
+
+
+def _at_work(study: StudyConfig, redone: Sequence[Step]) -> Iterator[str]:
+    """Yield a sentence for every step to be done again that another process is making: it would lose what it writes to."""
+    there = [
+        (step.key, entry)
+        for entry in running_beside(study.root)
+        for step in redone
+        if step.key in entry["steps"]
+    ]
+    for key, entry in there:
+        yield (
+            f"{key}: --force would move it aside while process {entry['pid']} on {entry['host']} makes it, since "
+            f"{entry['steps'][key]}: wait for that process or end it first (one killed on another machine is forgotten "
+            f"{SILENT_SECONDS / 60:.0f} minutes after)."
+        )
+
+
+def total_of(forecasts: Sequence[Forecast], currency: str | None) -> dict[str, object]:
+    """Return the sums over steps as facts; a sum with an unknown part says that it is the least.
+
+    `currency` is None when no price is given: then there is no money, and it says how to get some.
+    """
+    labels = {
+        "generated_tokens": "tokens generated",
+        "trained_tokens": "tokens trained on",
+        "generation_flops": "FLOP of generation",
+        "training_flops": "FLOP of training",
+        "generation_device_hours": "device-hours of generation",
+        "training_device_hours": "device-hours of training",
+        "money": f"price, {currency}",
+    }
+    facts: dict[str, object] = {}
+    for each in fields(Forecast):
+        if each.name not in labels:
+            continue
+        if each.name == "money" and currency is None:
+            facts["price"] = "no price set: give [prices] generation_device_hour and training_device_hour"
+            continue
+        values = [getattr(forecast, each.name) for forecast in forecasts]
+        known = math.fsum(value for value in values if value is not None)
+        unknown = sum(value is None for value in values)
+        amount = round(known) if "tokens" in each.name else float(f"{known:.4g}")
+        label = labels[each.name]
+        if not unknown and not known:
+            continue
+        if unknown and not known:
+            facts[label] = f"unknown for {unknown} of {len(values)} steps, see there"
+        else:
+            facts[label + (f" at least (unknown for {unknown} steps)" if unknown else "")] = amount
+    return facts
 
 
 def _or_force(step: Step, error: UserError) -> str:

@@ -33,7 +33,8 @@ RUNNING = "running"
 BEAT_SECONDS = 60.0
 """How often a process says that it is still there."""
 SILENT_SECONDS = 600.0
-"""A process of another machine that has not said so for this long is taken to be gone: its pid says nothing here."""
+"""A process that has not said so for this long is taken to be gone: its pid says nothing on another machine, and is another
+process's after a while on its own."""
 
 LOOK_AGAIN_SECONDS = 10.0
 """How often steps that wait for room are held against the cluster again: nodes come and go."""
@@ -213,7 +214,7 @@ class Schedule:
     def _warn_of_others(self) -> None:
         """Say which of these steps another process runs, which may have been killed a moment ago."""
         mine = {step.key for step in self._steps}
-        for entry in running_now(self._study.root):
+        for entry in running_beside(self._study.root):
             for key in mine & entry["steps"].keys():
                 self._say(
                     f"warning: {key} is at work in process {entry['pid']} on {entry['host']} since {entry['steps'][key]}, unless "
@@ -261,6 +262,13 @@ def running_now(root: str) -> list[dict[str, Any]]:
     return [entry for _, entry in _entries(root) if _alive(entry)]
 
 
+def running_beside(root: str) -> list[dict[str, Any]]:
+    """Return the same of processes other than this one: a container that starts again has the host's name and the process
+    number of the one before."""
+    me = (socket.gethostname(), os.getpid())
+    return [entry for entry in running_now(root) if (entry["host"], entry["pid"]) != me]
+
+
 def forget_the_dead(root: str) -> None:
     """Remove what processes have said of themselves that were killed since."""
     for path, entry in _entries(root):
@@ -276,9 +284,11 @@ def _entries(root: str) -> Iterator[tuple[UPath, dict[str, Any]]]:
 
 
 def _alive(entry: dict[str, Any]) -> bool:
+    silent = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(entry["seen_at"])
+    if silent.total_seconds() >= SILENT_SECONDS:
+        return False
     if entry["host"] != socket.gethostname():
-        silent = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(entry["seen_at"])
-        return silent.total_seconds() < SILENT_SECONDS
+        return True
     try:
         os.kill(entry["pid"], 0)
     except ProcessLookupError:

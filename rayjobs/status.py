@@ -64,7 +64,7 @@ def status_of(study: StudyConfig) -> list[StepStatus]:
     rows = []
     for step in steps:
         seconds = _device_seconds(step, counted)
-        row = _status(study, step, forecast.of(step), running.get(step.key), log, finished, seconds)
+        row = _status(study, step, forecast, running.get(step.key), log, finished, seconds)
         rows.append(row)
         if row.state == "finished":
             finished.add(step.key)
@@ -74,19 +74,22 @@ def status_of(study: StudyConfig) -> list[StepStatus]:
 def _status(
     study: StudyConfig,
     step: Step,
-    forecast: Forecast,
+    forecast: StudyForecast,
     since: str | None,
     log: list[dict[str, Any]],
     finished: set[str],
     device_seconds: float | None,
 ) -> StepStatus:
     plan, note = _plan(step)
+    foreseen, wrong = _foreseen(forecast, step)
     waits = [parent for parent in step.parents if parent not in finished]
     fraction = 1.0 if plan and plan.finished else _fraction(step, plan)
     if plan is not None and plan.finished:
         state = "finished"
     elif since is not None:
         state, note = "running", since
+    elif wrong:
+        state, note = "wrong", wrong
     elif waits:
         state, note = "waiting", f"needs {', '.join(waits)}"
     elif plan is None:
@@ -97,7 +100,7 @@ def _status(
     hours = None if device_seconds is None else device_seconds / 3600
     generates = step.section == "rephrase"  # its price is the study's where it has none of its own
     price = step.config.cost.device_hour_price if generates else study.prices.training_device_hour
-    left = 0.0 if state == "finished" else _remaining_hours(plan, forecast, fraction)
+    left = 0.0 if state == "finished" else _remaining_hours(plan, foreseen, fraction)
     return StepStatus(
         step=step.key,
         state=state,
@@ -111,6 +114,13 @@ def _status(
         eta_seconds=None if left is None else left / _devices(step) * 3600,
         note=note,
     )  # fmt: skip
+
+
+def _foreseen(forecast: StudyForecast, step: Step) -> tuple[Forecast, str]:
+    try:
+        return forecast.of(step), ""
+    except UserError as error:
+        return Forecast(generation_device_hours=None, training_device_hours=None), str(error)
 
 
 def _plan(step: Step) -> tuple[Plan | None, str]:

@@ -110,6 +110,7 @@ class StudyConfig(JobConfig):
             mistakes += [
                 _mistake(each["loc"], each["msg"], each["input"], kind=each["type"])
                 for each in error.errors(include_url=False)
+                if not _is_set_here(each["loc"])
             ]
         known = {
             name: table for name, table in values.items() if name in SECTIONS and isinstance(table, dict)
@@ -153,6 +154,11 @@ def _with_names(values: dict[str, Any], default_root: str) -> tuple[dict[str, An
             tables[name] = table
         named[section] = tables
     return named, mistakes
+
+
+def _is_set_here(path: Path) -> bool:
+    """Return whether a place holds what the study has given the step: what is wrong with it is said of the study's own."""
+    return len(path) == 3 and path[0] in SECTIONS and path[2] in ("name", "root")
 
 
 def _mistake(

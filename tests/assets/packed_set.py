@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from upath import UPath
 
 from synth.identity import claim_directory, finish
 from synth.storage import study_path, write_bytes_atomic
@@ -94,7 +95,7 @@ def _stream(seed: int, length: int, vocab_size: int, document_length: int) -> np
     return tokens
 
 
-def _write(path, tokens: np.ndarray) -> dict[str, object]:
+def _write(path: UPath, tokens: np.ndarray) -> dict[str, object]:
     data = tokens.astype("<u2").tobytes()
     write_bytes_atomic(path, data)
     return {"num_tokens": tokens.size, "sha256": hashlib.sha256(data).hexdigest()}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.forecast import StudyForecast, total_of
+from rayjobs.forecast import StudyForecast
+from rayjobs.run_study import total_of
 from rayjobs.study import StudyConfig, steps_of
 from tests.assets.study_file import STUDY, changed
 from train.flops import count_parameters, train_flops
@@ -44,6 +45,19 @@ def test_generation_is_counted_from_what_is_assumed():
     assert found.generation_flops == pytest.approx(
         2000 * (found.facts["prompt tokens"] + found.generated_tokens)
     )
+
+
+def test_a_document_cut_into_chunks_is_sent_once():
+    def prompt_tokens(length):
+        corpora = {"natural": {"documents": 1000, "tokens_per_document": length}}
+        study = changed("assumptions", {**ASSUMED, "corpora": corpora})
+        return forecasts(study)["rephrase.made"].facts["prompt tokens"]
+
+    documents = 1000 * 0.95
+    frame = (
+        prompt_tokens(500.0) / documents - 500
+    )  # what is around a chunk, of which hq sends 512 tokens at most
+    assert prompt_tokens(600.0) == pytest.approx(documents * (600 + 2 * frame), abs=1)
 
 
 def test_training_is_counted_exactly_and_priced_by_the_assumed_speed():

@@ -284,7 +284,9 @@ def test_the_cluster_is_asked_once_for_each_step(tmp_path):
     asked = []
     study, steps = steps_that(lambda name: None, tmp_path)
     gone = running_path(study.root, os.uname().nodename, 2**22 - 1)
-    write_json_atomic(gone, {"host": os.uname().nodename, "pid": 2**22 - 1, "steps": {}})
+    write_json_atomic(
+        gone, {"host": os.uname().nodename, "pid": 2**22 - 1, "seen_at": minutes_ago(1), "steps": {}}
+    )
     Schedule(
         study, steps, connect=lambda step, config: asked.append(step), say=lambda text: None, size=lambda: ClusterSize(2.0, 0.0),
     ).run()  # fmt: skip
@@ -298,6 +300,9 @@ def test_a_step_that_another_process_runs_is_warned_of(tmp_path):
     steps_there = {"corpora.two": "2026-01-01T00:00:00+00:00", "pack.x": "-"}
     other = {"host": "elsewhere", "pid": 7, "seen_at": minutes_ago(1), "steps": steps_there}
     write_json_atomic(running_path(study.root, "elsewhere", 7), other)
+    host, pid = os.uname().nodename, os.getpid()
+    before = other | {"host": host, "pid": pid}
+    write_json_atomic(running_path(study.root, host, pid), before)  # of a container that has started again
     Schedule(
         study, steps, connect=lambda step, config: None, say=said.append, size=lambda: ClusterSize(2.0, 0.0)
     ).run()

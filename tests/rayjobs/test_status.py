@@ -77,11 +77,14 @@ def test_a_step_whose_process_is_gone_is_not_running(text, tmp_path):
     host, began_at = os.uname().nodename, "2026-01-01T00:00:00+00:00"
     steps = {"corpora.natural": began_at}
     path = running_path(study.root, host, os.getpid())
-    write_json_atomic(path, {"host": host, "pid": os.getpid(), "steps": steps})
+    here = {"host": host, "seen_at": minutes_ago(1), "steps": steps}
+    write_json_atomic(path, {**here, "pid": os.getpid()})
     assert status_of(study)[0].state == "running"
     assert status_of(study)[0].note == f"since {began_at} on {host}"
-    write_json_atomic(path, {"host": host, "pid": 2**22 - 1, "steps": steps})
+    write_json_atomic(path, {**here, "pid": 2**22 - 1})
     assert status_of(study)[0].state == "ready"
+    write_json_atomic(path, {**here, "pid": os.getpid(), "seen_at": minutes_ago(60)})
+    assert status_of(study)[0].state == "ready", "its number is another process's since"
 
 
 @pytest.mark.parametrize(("minutes", "state"), [(1, "running"), (60, "ready")])

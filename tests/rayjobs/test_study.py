@@ -1,5 +1,6 @@
 """A study file: one root, names from its keys, a graph of steps, and every mistake in it told at once."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pydantic
 import pytest
 
 from rayjobs.cli import sentences
+from rayjobs.references import OTHER_DIRECTORIES
 from rayjobs.study import SECTIONS, StudyConfig, select, steps_of
 from synth.errors import UserError
 from tests.assets.study_file import STUDY, changed
 from tune.config import Prices
 
-CONFIGS = Path(__file__).parent.parent.parent / "rayjobs" / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "rayjobs" / "configs"
 
 
 def mistakes(study):
@@ -60,6 +63,9 @@ def test_a_sweep_of_learning_rates_comes_before_the_plan_that_takes_its_rates():
         ("assumptions.corpora.wild", {"tokens_per_document": 9.0}, "assumptions.corpora.wild: 'wild' is not in [corpora]"),
         ("rephrase.made.cost", {"device_hour_price": 2.0, "currency": "EUR"}, "rephrase.made.cost.currency: 'EUR' is not prices.currency, 'USD': give both"),
         ("pretrain.grid.shares", [0.0, 1.2], "pretrain.grid.shares.1: Input should be less than or equal to 1 (it is 1.2)."),
+        ("report.laws", {"plan": "grid", "laws": "fit"}, "report.laws: is where other things of a study are kept: give the report another name."),
+        ("root", 5, "root: Input should be a valid string (it is 5)."),
+        ("corpora.New York", {"sources": [{"kind": "docstrings", "packages": ["numpy"]}]}, "corpora.New York.[key]: String should match pattern"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_with_its_dotted_path(path, value, sentence):
@@ -140,6 +146,10 @@ def test_mistakes_of_all_kinds_are_told_at_once():
             {"corpora.natural.sources": [{"kind": "files", "paths": 5}], "corpora.natural.disjoint_from": ["wild"]},
             ["corpora.natural.sources.0.files.paths: Input should be", "corpora.natural.disjoint_from: 'wild' is not in"],
         ),
+        (  # two cells whose sizes are not known are not one cell
+            {"search.s": {"synthetic": "hq", "cells": [{"model": 1, "train_tokens": 65536}, {"model": 2, "train_tokens": 65536}]}},
+            ["search.s.cells.0.model: Input should be", "search.s.cells.1.model: Input should be"],
+        ),
         ({"pretrain.grid.shares": []}, ["pretrain.grid.shares: Tuple should have at least 1 item"]),
         ({"pretrain.grid.seeds": []}, ["pretrain.grid.seeds: Tuple should have at least 1 item"]),
         (
@@ -170,6 +180,11 @@ def test_every_field_of_a_study_can_be_wrong_without_hiding_a_reference_beside_i
             said = mistakes(study)
             assert any("laws.other.plan: 'gird' is not in" in each for each in said), (section, field)
             assert all(each.startswith((f"{section}.broken", "laws.other")) for each in said), said
+
+
+def test_no_report_may_lie_where_other_things_of_a_study_do():
+    tree = (ROOT / "docs" / "formats.md").read_text().split("```")[1]
+    assert set(re.findall(r"^  ([a-z_]+)/", tree, re.MULTILINE)) == OTHER_DIRECTORIES
 
 
 def test_a_circle_of_steps_is_refused():

@@ -3,6 +3,7 @@
 import pytest
 
 from rayjobs import run_study
+from rayjobs.status import status_of
 from rayjobs.study import StudyConfig
 from synth.identity import claim_directory
 from synth.storage import study_path
@@ -18,6 +19,31 @@ def test_a_steps_mistake_is_said_with_all_others_before_anything_starts(tmp_path
     with pytest.raises(run_study.Mistakes) as error:
         run_study.plan_study(StudyConfig.model_validate({**study, "root": str(tmp_path / "study")}))
     assert [each.split(":")[0] for each in error.value.sentences] == ["corpora.natural", "corpora.other"]
+
+
+def test_a_training_that_no_packed_set_could_make_possible_is_told_before_anything_is_generated(tmp_path):
+    two_gpus = {"gpus_per_worker": 2}
+    study = changed("pretrain.grid.run", {"rows_per_step": 7, "max_epochs": None})
+    study = changed("pretrain.grid.placement", {"workers_per_lane": 2}, study)
+    study = changed(
+        "search.best", {"synthetic": ["hq"], "cells": [{"model": "98k", "train_tokens": 65536}]}, study
+    )
+    study["search"]["best"]["placement"] = two_gpus
+    study = changed(
+        "learning_rates.rates", {"models": ["98k"], "train_tokens": 65536, "placement": two_gpus}, study
+    )
+    study = changed("generators.writer", {"corpus": "natural", "train_tokens": 10}, study)
+    study = StudyConfig.model_validate({**study, "root": str(tmp_path / "study")})
+    with pytest.raises(run_study.Mistakes) as error:
+        run_study.plan_study(study)
+    said = dict(each.split(": ", 1) for each in error.value.sentences)
+    assert said.keys() == {"pretrain.grid", "search.best", "learning_rates.rates", "generators.writer"}
+    assert said["pretrain.grid"].startswith(
+        "rows_per_step = 7 cannot be shared evenly by workers_per_lane = 2"
+    )
+    assert said["generators.writer"].startswith("train_tokens = 10 is less than one step")
+    states = {row.step: row.state for row in status_of(study)}
+    assert {key for key, state in states.items() if state == "wrong"} == said.keys()
 
 
 def test_a_step_that_was_made_otherwise_is_told_with_the_flag_that_makes_it_again(text, tmp_path):
