@@ -137,8 +137,18 @@ def _plan_step(step: Step, forecast: Forecast, redone: bool) -> Plan:
         return replace(foreseen, warnings=(*foreseen.warnings, f"not looked at from here: {error}"))
     if plan.finished:
         return plan
-    return replace(
-        plan, facts={**needs, **forecast.facts, **plan.facts}, warnings=(*plan.warnings, *forecast.warnings)
+    warnings = (*plan.warnings, *forecast.warnings, *_more_than_there_is(step, plan, forecast))
+    return replace(plan, facts={**needs, **forecast.facts, **plan.facts}, warnings=warnings)
+
+
+def _more_than_there_is(step: Step, plan: Plan, forecast: Forecast) -> tuple[str, ...]:
+    """Say when a corpus is assumed to have more tokens than its input has bytes: what is planned on it will not do."""
+    tokens, there = forecast.facts.get("tokens, assumed"), plan.facts.get("input bytes")
+    if not isinstance(tokens, int) or not isinstance(there, int) or not 0 < there < tokens:
+        return ()
+    return (
+        f"assumptions.corpora.{step.config.name} makes {tokens:,} tokens of an input of {there:,} bytes, and a token takes three or "
+        "four: what follows is planned on text that is not there",
     )
 
 

@@ -59,6 +59,16 @@ def test_a_step_that_was_made_otherwise_is_told_with_the_flag_that_makes_it_agai
     assert str(directory) in str(plans[0].facts["is done again"])
 
 
+def test_more_tokens_assumed_than_the_input_has_bytes_are_told(text, tmp_path):
+    def warnings(tokens):
+        assumed = {"corpora": {"natural": {"documents": 6, "tokens_per_document": tokens}}}
+        return run_study.plan_study(study_on(text, tmp_path / "study", assumptions=assumed))[0].warnings
+
+    assert warnings(100.0) == ()
+    (said,) = warnings(100_000.0)
+    assert said.startswith("assumptions.corpora.natural makes 600,000 tokens of an input of ")
+
+
 def test_a_model_that_is_nowhere_is_a_mistake_and_one_out_of_reach_a_warning(text, tmp_path):
     study = study_on(text, tmp_path / "study")
     rephrase = next(plan for plan in run_study.plan_study(study) if plan.step == "rephrase_corpus")
