@@ -67,6 +67,8 @@ def test_runs_a_sweep_begins_with_are_taken_over(tmp_path):
     wanted = [each.run for each in missing_runs(config, packed, {})]
     for run in wanted[1:]:
         write_record(theirs, record_of(run))
+    failed = {"status": "failed", "reason": "no memory for one row", "final": None}
+    write_record(theirs, record_of(wanted[0]).model_copy(update=failed))
     job = Job(name="sweep_learning_rates", config=RateSweepConfig, plan=lambda config: None, run=lambda config: None)  # fmt: skip
     assert take_over(Step("learning_rates", job, config), [theirs], {}) is None
     assert [read_record(ours, run.run_id) is not None for run in wanted] == [False] + [True] * (
