@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from rayjobs import run_study
 from rayjobs.cli import Job
 from rayjobs.demand import ClusterSize
 from rayjobs.schedule import Schedule
@@ -35,6 +36,17 @@ def test_a_corpus_of_another_study_is_taken_over_and_stays_there(text, tmp_path)
         read_json(study_path(study.root, "corpora/natural/manifest.json"))["hash"] for study in (ours, theirs)
     ]
     assert hashes[0] == hashes[1]
+
+
+def test_a_study_to_share_with_that_is_nowhere_is_told(text, tmp_path, capsys):
+    ours = study_on(text, tmp_path / "ours", share_with=[str(tmp_path / "thiers")])
+    build(first_step(ours).config)
+    run_study.run_study(
+        ours, connect=lambda step, config: pytest.fail("Ray is not needed"), only=("corpora",)
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"[study] warning: share_with = '{tmp_path}/thiers': there is nothing")
+    assert "1/1 build_corpus natural: finished already" in said[1]
 
 
 def test_a_step_done_again_is_not_taken_over(text, tmp_path):
