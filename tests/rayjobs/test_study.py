@@ -183,6 +183,14 @@ def test_every_field_of_a_study_can_be_wrong_without_hiding_a_reference_beside_i
             assert all(each.startswith((f"{section}.broken", "laws.other")) for each in said), said
 
 
+@pytest.mark.parametrize("endpoint", ["http://me:hush@node7:8000/v1", "https://node7/v1?key=hush"])
+def test_a_key_in_an_address_is_refused_and_not_said_again(endpoint):
+    engine = {"model": "org/model", "kind": "http", "endpoint": endpoint}
+    (said,) = mistakes(changed("rephrase.made.engine", engine))
+    assert said.startswith("rephrase.made.engine: endpoint carries a credential")
+    assert "hush" not in said
+
+
 def test_no_report_may_lie_where_other_things_of_a_study_do():
     tree = (ROOT / "docs" / "formats.md").read_text().split("```")[1]
     assert set(re.findall(r"^  ([a-z_]+)/", tree, re.MULTILINE)) == OTHER_DIRECTORIES
