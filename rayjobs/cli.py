@@ -294,7 +294,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """Return the contents of a TOML file. Raises UserError when it is missing or malformed."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"--config {path}: there is no such file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"--config {path} is not valid TOML: {error}.") from None
@@ -333,6 +333,10 @@ BETWEEN_STEPS = "between_steps"
 """Type of a mistake whose message says all there is to say, the value found included."""
 
 
+JOB_OF_STEP = "job"
+"""In the context of a mistake inside a step of a study: the job whose fields these are. The study has no flags for them."""
+
+
 def sentences(error: pydantic.ValidationError) -> list[str]:
     """Return one sentence per mistake: the dotted field, what is wrong, the value found."""
     return [_sentence(detail) for detail in details_of(error)]
@@ -340,10 +344,14 @@ def sentences(error: pydantic.ValidationError) -> list[str]:
 
 def _sentence(detail: Any) -> str:
     path = ".".join(str(part) for part in detail["loc"]) or "the configuration"
+    job = detail.get("ctx", {}).get(JOB_OF_STEP)
     if detail["type"] == "extra_forbidden":
-        return f"{path} is not a field that exists: remove it or mend its spelling (--help lists all fields)."
+        lists = f"python -m rayjobs.{job} --help" if job else "--help"
+        return (
+            f"{path} is not a field that exists: remove it or mend its spelling ({lists} lists all fields)."
+        )
     if detail["type"] == "missing":
-        return f"{path} is missing: give it in the file or as --{path}."
+        return f"{path} is missing: give it in the file of --config{'' if job else f' or as --{path}'}."
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == BETWEEN_STEPS:
         return f"{path}: {message}."

@@ -20,7 +20,7 @@ from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
 from synth.model_source import STUDY_PREFIX, find_model
 from synth.plan import Plan
 from synth.progress import clock
-from synth.storage import study_path
+from synth.storage import exists, study_path
 
 Words = tuple[str, ...]
 
@@ -185,6 +185,11 @@ def run_study(
     """
     selection = select(study, only, until, force)
     began = time.monotonic()
+    for root in study.share_with:
+        if not exists(study_path(root)):
+            say(
+                f"warning: share_with = {root!r}: there is nothing, so nothing is taken over; correct it if it is misspelt"
+            )
     _set_aside(study, selection)
     write_study_file(study)
     Schedule(study, selection.steps, connect, say, redone=selection.redone).run()

@@ -33,7 +33,7 @@ from synth.storage import (
 from train.config import PretrainConfig, RateSweepConfig
 from train.grid import plan_runs
 from train.rate_sweep import missing_runs
-from train.record import RECORD_FILE, run_directory
+from train.record import RECORD_FILE, read_record, run_directory
 from train.tokens import PackedInfo
 from tune.cells import trial_run
 from tune.config import SearchConfig
@@ -110,7 +110,8 @@ def _wanted_runs(step: Step) -> list[str]:
 
 
 def _take_run(root: str, own: str, run_id: str) -> None:
-    if exists(run_directory(root, run_id) / RECORD_FILE):
+    # A run that failed there, on what it had there, has not been had: here it may end.
+    if (record := read_record(root, run_id)) is not None and record.status != "failed":
         _copy_tree(run_directory(root, run_id), run_directory(own, run_id), RECORD_FILE)
 
 

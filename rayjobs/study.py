@@ -25,7 +25,7 @@ from rayjobs import (
     write_report,
 )
 from rayjobs.assumptions import Assumptions
-from rayjobs.cli import BETWEEN_STEPS, Job
+from rayjobs.cli import BETWEEN_STEPS, JOB_OF_STEP, Job
 from rayjobs.mending import VARIANTS, Mended, Path, mend
 from rayjobs.references import Mistake, ancestors_of, descendants_of, in_order, mistakes_in, parents_of
 from rayjobs.rounds import as_written, left_over, unrolled
@@ -164,8 +164,10 @@ def _is_set_here(path: Path) -> bool:
 def _mistake(
     path: Iterable[str | int], sentence: str, value: Any, kind: str = BETWEEN_STEPS
 ) -> InitErrorDetails:
-    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence})
-    return InitErrorDetails(type=error, loc=tuple(path), input=value)
+    path = tuple(path)
+    step = {JOB_OF_STEP: SECTIONS[path[0]].name} if len(path) > 2 and path[0] in SECTIONS else {}
+    error = PydanticCustomError(kind, "{sentence}", {"sentence": sentence, **step})
+    return InitErrorDetails(type=error, loc=path, input=value)
 
 
 def _hidden_mistakes(values: dict[str, Any], known: dict[str, Any]) -> list[tuple[Path, str]]:
@@ -375,7 +377,7 @@ def _named(word: str, flag: str, steps: tuple[Step, ...]) -> list[str]:
     keys = [step.key for step in steps]
     found = [step.key for step in steps if word in (step.key, step.section)]
     if not found:
-        near = difflib.get_close_matches(word, keys, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(word, [*keys, *{step.section for step in steps}], n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(keys)}."
         raise UserError(f"{flag} {word} is no step of this study; {hint}")
     return found

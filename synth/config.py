@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -192,6 +193,12 @@ class EngineConfig(Config):
         if (self.kind == "http") != (self.endpoint is not None):
             raise ValueError(
                 "kind http needs an endpoint, such as http://node7:8000/v1, and the other kinds take none"
+            )
+        at = urlsplit(self.endpoint or "")
+        if at.password or at.query:
+            raise ValueError(
+                "endpoint carries a credential or a query, which the study's file and its report would show: give the plain "
+                "address, and the key in api_key_file"
             )
         return self
 

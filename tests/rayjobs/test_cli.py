@@ -55,6 +55,10 @@ def test_every_function_a_job_names_exists(name):
         (["--corpous", "x"], "--corpous is not a flag of this job; did you mean --corpus?"),
         (["--config", "nowhere.toml"], "--config nowhere.toml: there is no such file."),
         (
+            ["--config", f"{__file__}/nowhere.toml"],
+            f"--config {__file__}/nowhere.toml: there is no such file.",
+        ),
+        (
             [*MINIMAL, "--max_reject_fraction", "1.5"],
             "max_reject_fraction: Input should be less than or equal to 1 (it is '1.5').",
         ),
@@ -64,7 +68,7 @@ def test_every_function_a_job_names_exists(name):
         ),
         (
             ["--recipes", "hq", "--engine.model", "m"],
-            "corpus is missing: give it in the file or as --corpus.",
+            "corpus is missing: give it in the file of --config or as --corpus.",
         ),
     ],
 )

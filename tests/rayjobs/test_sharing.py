@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from rayjobs import run_study
 from rayjobs.cli import Job
 from rayjobs.demand import ClusterSize
 from rayjobs.schedule import Schedule
@@ -37,6 +38,17 @@ def test_a_corpus_of_another_study_is_taken_over_and_stays_there(text, tmp_path)
     assert hashes[0] == hashes[1]
 
 
+def test_a_study_to_share_with_that_is_nowhere_is_told(text, tmp_path, capsys):
+    ours = study_on(text, tmp_path / "ours", share_with=[str(tmp_path / "thiers")])
+    build(first_step(ours).config)
+    run_study.run_study(
+        ours, connect=lambda step, config: pytest.fail("Ray is not needed"), only=("corpora",)
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"[study] warning: share_with = '{tmp_path}/thiers': there is nothing")
+    assert "1/1 build_corpus natural: finished already" in said[1]
+
+
 def test_a_step_done_again_is_not_taken_over(text, tmp_path):
     theirs = study_on(text, tmp_path / "theirs")
     build(first_step(theirs).config)
@@ -67,6 +79,8 @@ def test_runs_a_sweep_begins_with_are_taken_over(tmp_path):
     wanted = [each.run for each in missing_runs(config, packed, {})]
     for run in wanted[1:]:
         write_record(theirs, record_of(run))
+    failed = {"status": "failed", "reason": "no memory for one row", "final": None}
+    write_record(theirs, record_of(wanted[0]).model_copy(update=failed))
     job = Job(name="sweep_learning_rates", config=RateSweepConfig, plan=lambda config: None, run=lambda config: None)  # fmt: skip
     assert take_over(Step("learning_rates", job, config), [theirs], {}) is None
     assert [read_record(ours, run.run_id) is not None for run in wanted] == [False] + [True] * (

@@ -64,6 +64,7 @@ def test_a_sweep_of_learning_rates_comes_before_the_plan_that_takes_its_rates():
         ("rephrase.made.cost", {"device_hour_price": 2.0, "currency": "EUR"}, "rephrase.made.cost.currency: 'EUR' is not prices.currency, 'USD': give both"),
         ("pretrain.grid.shares", [0.0, 1.2], "pretrain.grid.shares.1: Input should be less than or equal to 1 (it is 1.2)."),
         ("report.laws", {"plan": "grid", "laws": "fit"}, "report.laws: is where other things of a study are kept: give the report another name."),
+        ("pretrain.more", {"synthetic": ["hq"]}, "pretrain.more.axes is missing: give it in the file of --config."),
         ("root", 5, "root: Input should be a valid string (it is 5)."),
         ("corpora.New York", {"sources": [{"kind": "docstrings", "packages": ["numpy"]}]}, "corpora.New York.[key]: String should match pattern"),
     ],
@@ -182,6 +183,14 @@ def test_every_field_of_a_study_can_be_wrong_without_hiding_a_reference_beside_i
             assert all(each.startswith((f"{section}.broken", "laws.other")) for each in said), said
 
 
+@pytest.mark.parametrize("endpoint", ["http://me:hush@node7:8000/v1", "https://node7/v1?key=hush"])
+def test_a_key_in_an_address_is_refused_and_not_said_again(endpoint):
+    engine = {"model": "org/model", "kind": "http", "endpoint": endpoint}
+    (said,) = mistakes(changed("rephrase.made.engine", engine))
+    assert said.startswith("rephrase.made.engine: endpoint carries a credential")
+    assert "hush" not in said
+
+
 def test_no_report_may_lie_where_other_things_of_a_study_do():
     tree = (ROOT / "docs" / "formats.md").read_text().split("```")[1]
     assert set(re.findall(r"^  ([a-z_]+)/", tree, re.MULTILINE)) == OTHER_DIRECTORIES
@@ -230,7 +239,7 @@ def test_what_is_wrong_in_every_round_is_told_once_where_it_is_written():
     study["pretrain"]["grid"]["synthetic"] = ["hq", "{round}"]
     told = mistakes(study)
     assert [each for each in told if each.startswith("rephrase")] == [
-        "rephrase.round{round}.sead is not a field that exists: remove it or mend its spelling (--help lists all fields).",
+        "rephrase.round{round}.sead is not a field that exists: remove it or mend its spelling (python -m rayjobs.rephrase_corpus --help lists all fields).",
         "rephrase.round{round}.corpus: 'wild' is not in [corpora] (there: natural).",
     ]
 
@@ -324,6 +333,7 @@ def test_force_takes_what_is_made_from_a_step_with_it():
     ("flags", "sentence"),
     [
         ({"only": ("pretrain.gird",)}, "--only pretrain.gird is no step of this study; did you mean pretrain.grid?"),
+        ({"only": ("lawz",)}, "--only lawz is no step of this study; did you mean laws?"),
         ({"until": ("zzz",)}, "--until zzz is no step of this study; there are corpora.natural, "),
         ({"only": ("laws",), "force": ("report",)}, "--force report.report: --only and --until leave this step out"),
     ],
