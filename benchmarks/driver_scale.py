@@ -111,13 +111,15 @@ def made_of_nothing(root: str, num_parts: int, engines: int) -> RephraseWork:
 def through_ray(work: RephraseWork, num_parts: int) -> dict[str, Any]:
     import ray
 
-    from synth.job import _results
+    from synth.job import _results, beside_the_driver
+    from synth.open_parts import OpenParts
 
     ray.init(num_cpus=max(4, work.config.placement.engines + 1), include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # fmt: skip
     driver, done, first = psutil.Process(), 0, 0.0
     before = peak = driver.memory_info().rss
     began = time.monotonic()
-    for result in _results(work, list(range(num_parts))):
+    open_parts = ray.remote(**beside_the_driver())(OpenParts).remote()
+    for result in _results(work, list(range(num_parts)), open_parts):
         assert result["entry"], result["failure"]
         done += 1
         if done == 1:

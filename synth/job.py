@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,6 +21,7 @@ from synth.engines.protocol import PASSING_REASONS
 from synth.errors import UserError, first_line
 from synth.identity import is_finished, read_manifest, reopen
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts, parts_to_retry
+from synth.open_parts import OpenParts, Telling
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
@@ -153,19 +153,33 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
 def _make_parts(work: RephraseWork, missing: list[int]) -> None:
     """Make the missing parts on actors of one engine each; the first failure ends the job."""
     progress = Progress("rephrase_corpus", work.num_parts, "parts", already=work.num_parts - len(missing))
+    open_parts = ray.remote(**beside_the_driver())(OpenParts).remote()
     accepted = 0
-    results = _ray_data_llm_results if work.config.engine.kind == "ray_data_llm" else _results
-    for result in results(work, missing):
-        if failure := result["failure"]:
-            raise UserError(failure)
-        entry = LedgerEntry.model_validate_json(result["entry"])
-        accepted += entry.total.accepted_tokens
-        rate = accepted / max(progress.elapsed_seconds, 1e-9)
-        progress.advance(note=f"{rate:,.0f} accepted tokens/s")
-        publish(of_part(work.config.name, entry, progress, rate))
+    if work.config.engine.kind == "ray_data_llm":
+        results = _ray_data_llm_results(work, missing)
+    else:
+        results = _results(work, missing, open_parts)
+    with Telling(progress, lambda: _heard(open_parts)) as telling:
+        for result in results:
+            if failure := result["failure"]:
+                raise UserError(failure)
+            entry = LedgerEntry.model_validate_json(result["entry"])
+            telling.finish(entry.part)
+            accepted += entry.total.accepted_tokens
+            rate = accepted / max(progress.elapsed_seconds, 1e-9)
+            progress.advance(note=f"{rate:,.0f} accepted tokens/s")
+            publish(of_part(work.config.name, entry, progress, rate))
 
 
-def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
+def _heard(open_parts: Any) -> dict[int, tuple[int, int]]:
+    try:
+        heard: dict[int, tuple[int, int]] = ray.get(open_parts.answered.remote())
+    except ray.exceptions.RayError:  # whatever it is, the results say it
+        return {}
+    return heard
+
+
+def _results(work: RephraseWork, parts: list[int], open_parts: Any) -> Iterator[dict[str, Any]]:
     """Send part numbers through the actors; yield a small row for each, in no order.
 
     Only part numbers and ledger entries pass through Ray: actors read and write the study themselves. Nothing but
@@ -174,14 +188,13 @@ def _results(work: RephraseWork, parts: list[int]) -> Iterator[dict[str, Any]]:
     placement = work.config.placement
     most = min(placement.engines, len(parts))
     at_once = most_parts_at_a_time(work)
-    attempts = ray.remote(**beside_the_driver())(PartAttempts).remote()
     name = f"rephrase_corpus {work.config.name}"
     with _quiet_ray_data(), EngineGroups(name, placement) as groups:
         dataset = ray.data.from_items(
             [{"part": part} for part in parts], override_num_blocks=len(parts)
         ).map_batches(
             RephrasePart,
-            fn_constructor_args=(work, attempts),
+            fn_constructor_args=(work, open_parts),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(placement.min_engines or most, most),
@@ -273,20 +286,8 @@ def _quiet_ray_data() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-class PartAttempts:
-    """Counts how often each part was begun: an actor that outlives those that make them."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
-
-    def begin(self, part: int) -> int:
-        """Count one more attempt at a part and return how many there have been."""
-        self._begun[part] += 1
-        return self._begun[part]
-
-
 PUBLISH_SECONDS = 2.0
-"""How often an engine shows how full it is."""
+"""How often an engine shows how full it is, and how far its parts are."""
 
 CLOSE_SECONDS = 25.0
 """Time an engine has to end when its actor does: longer than it takes itself, shorter than Ray waits for an actor."""
@@ -298,9 +299,9 @@ class RephrasePart:
     The name is what Ray's dashboard shows.
     """
 
-    def __init__(self, work: RephraseWork, attempts: Any) -> None:
+    def __init__(self, work: RephraseWork, open_parts: Any) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._attempts, self._failure = attempts, ""
+        self._open_parts, self._failure = open_parts, ""
         # Raised from here it would come back as Ray's traceback, after several attempts.
         try:
             if work.config.placement.across_nodes and work.config.engine.kind == "vllm":
@@ -324,10 +325,10 @@ class RephrasePart:
         if self._failure:
             return {"entry": [""], "failure": [self._failure]}
         self._loop = asyncio.get_running_loop()
-        self._showing = self._showing or asyncio.create_task(_show_load(self._worker))
+        self._showing = self._showing or asyncio.create_task(_show(self._worker, self._open_parts))
         part = int(batch["part"][0])
         try:
-            if await self._attempts.begin.remote(part) > PART_ATTEMPTS:
+            if await self._open_parts.begin.remote(part) > PART_ATTEMPTS:
                 raise UserError(
                     f"part {part}: the process that makes it has died {PART_ATTEMPTS} times, most likely for want of memory: "
                     "lower placement.parts_in_flight or placement.kv_cache_gib, or take larger nodes."
@@ -341,7 +342,9 @@ class RephrasePart:
         return {"entry": [entry.model_dump_json()], "failure": [""]}
 
 
-async def _show_load(worker: RephraseWorker) -> None:
+async def _show(worker: RephraseWorker, open_parts: Any) -> None:
+    me = ray.get_runtime_context().get_actor_id()
     while True:
         publish(of_engine(worker.work.config.name, *worker.load))
+        open_parts.hear.remote(me, worker.answered)
         await asyncio.sleep(PUBLISH_SECONDS)

@@ -43,6 +43,7 @@ class Progress:
     ) -> None:
         self.step, self.total, self.unit = step, total, unit
         self.done = self._already = already
+        self._partly = 0.0
         self._interval = interval_seconds
         self._stream = stream or sys.stderr
         self._started = time.monotonic()
@@ -56,10 +57,18 @@ class Progress:
     def set(self, done: float, note: str = "") -> None:
         """Set the work done so far, for callers that keep the count themselves."""
         self.done = done
+        self._tell(note)
+
+    def partly(self, amount: float, note: str = "") -> None:
+        """Set how much of the units in work is done, in units: it counts towards the part that is done, and towards the ETA."""
+        self._partly = amount
+        self._tell(note)
+
+    def _tell(self, note: str) -> None:
         now = time.monotonic()
-        if self._first is None and done > self._already:
-            self._first = (now, done)
-        if now - self._last_line >= self._interval or done >= self.total:
+        if self._first is None and self._reached > self._already:
+            self._first = (now, self._reached)
+        if now - self._last_line >= self._interval or self.done >= self.total:
             self._last_line = now
             self.say(self._state(now) + (f", {note}" if note else ""))
 
@@ -74,11 +83,16 @@ class Progress:
         """Seconds since this step began in this process."""
         return time.monotonic() - self._started
 
+    @property
+    def _reached(self) -> float:
+        """All that is done, units in work included; a unit that has just ended may count twice until the next word of the others."""
+        return min(self.done + self._partly, self.total)
+
     def _state(self, now: float) -> str:
         elapsed = now - self._started
-        share = self.done / self.total if self.total else 1.0
+        share = self._reached / self.total if self.total else 1.0
         pace = self._seconds_per_unit(now)
-        eta = "unknown" if pace is None else clock(pace * (self.total - self.done))
+        eta = "unknown" if pace is None else clock(pace * (self.total - self._reached))
         return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}, {percentage(share)}, {clock(elapsed)} elapsed, ETA {eta}"
 
     def _seconds_per_unit(self, now: float) -> float | None:
@@ -86,6 +100,6 @@ class Progress:
         if self._first is None:
             return None
         since, first = self._first
-        if self.done > first:
-            return (now - since) / (self.done - first)
-        return (now - self._started) / (self.done - self._already)
+        if self._reached > first:
+            return (now - since) / (self._reached - first)
+        return (now - self._started) / (first - self._already)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -102,6 +103,8 @@ class RephraseWorker:
             placement.outage_seconds,
         )
         self._writer = PartWriter(work)
+        self._rows: dict[int, int] = {}
+        self._answered: Counter[int] = Counter()
         # One thread: tokenizers are not made for several, and the event loop must never wait for their work.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rephrase")
 
@@ -120,6 +123,7 @@ class RephraseWorker:
         drafted = await loop.run_in_executor(self._thread, self._draft, part, entry)
         allowed = work.config.allowed_engine_deaths(len(drafted.drafts))
         self._supervisor.allow(part, allowed)
+        self._rows[part] = len(drafted.drafts)
         answers = {at: asyncio.create_task(self._finish(drafted, at)) for at in longest_first(drafted.drafts)}
         try:
             finished = await asyncio.gather(*(answers[at] for at in range(len(drafted.drafts))))
@@ -132,6 +136,7 @@ class RephraseWorker:
         finally:
             for answer in answers.values():
                 answer.cancel()
+            del self._rows[part], self._answered[part]
         return await loop.run_in_executor(self._thread, self._commit, drafted, finished, began)
 
     async def make_parts(self, parts: Iterable[int]) -> list[LedgerEntry]:
@@ -153,6 +158,11 @@ class RephraseWorker:
         return self._supervisor.load
 
     @property
+    def answered(self) -> dict[int, tuple[int, int]]:
+        """Of every part in work, the rows that are answered, and all rows."""
+        return {part: (self._answered[part], rows) for part, rows in self._rows.items()}
+
+    @property
     def last_words(self) -> str:
         """What the engine said when it died last; "" while it has not."""
         return self._supervisor.last_words
@@ -168,9 +178,11 @@ class RephraseWorker:
 
     async def _finish(self, drafted: DraftedPart, at: int) -> Finished:
         """Have a row answered, and judge it at once: when the part's last answer comes, little is left to do."""
-        if at in drafted.stays:
-            return drafted.stays[at]
-        outcome = await self._answer(drafted, drafted.drafts[at])
+        stays = drafted.stays.get(at)
+        outcome = None if stays else await self._answer(drafted, drafted.drafts[at])
+        self._answered[drafted.part] += 1
+        if stays:
+            return stays
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._thread, self._writer.finish, drafted.drafts[at], outcome, self._engine.version

@@ -100,7 +100,7 @@ def test_a_study_shows_its_numbers_and_says_what_it_does(tmp_path):
         assert any(re.fullmatch(pattern, name) for name in tasks), (pattern, sorted(tasks))
     for pattern in (
         r".*RephrasePart.*",
-        r"PartAttempts",
+        r"OpenParts",
         r"run queue of pretrain_models-grid-lanes-\w+",
         r"RayTrainWorker.*",
         r"trial of search_mixture share",

@@ -51,6 +51,26 @@ def test_the_eta_forgets_how_long_the_start_took(now):
     assert stream.getvalue().splitlines()[-1] == "[train] 20/100 tokens, 20 %, 1:10 elapsed, ETA 1:20"
 
 
+def test_units_in_work_count_for_as_much_of_them_as_is_done(now):
+    stream = io.StringIO()
+    line = Progress("read", 4, "parts", interval_seconds=0, stream=stream)
+    now[0] += 60
+    line.partly(0.5, "50 of 100 rows")
+    now[0] += 10
+    line.partly(1.0, "100 of 200 rows")
+    now[0] += 10
+    line.set(1)  # the half of the other one is still counted
+    line.partly(0.5)
+    line.set(4)
+    assert stream.getvalue().splitlines() == [
+        "[read] 0/4 parts, 12 %, 1:00 elapsed, ETA 7:00, 50 of 100 rows",
+        "[read] 0/4 parts, 25 %, 1:10 elapsed, ETA 1:00, 100 of 200 rows",
+        "[read] 1/4 parts, 50 %, 1:20 elapsed, ETA 0:27",
+        "[read] 1/4 parts, 38 %, 1:20 elapsed, ETA 0:50",
+        "[read] 4/4 parts, 100 %, 1:20 elapsed, ETA 0:00",
+    ]
+
+
 def test_lines_keep_their_distance_but_the_last_one_comes(now):
     stream = io.StringIO()
     line = Progress("read", 100, "parts", interval_seconds=5, stream=stream)
