@@ -212,12 +212,13 @@ def _total(rows: Iterable[StepStatus]) -> dict[str, float | int | None]:
     left = [row.remaining_device_hours for row in rows]
     hours = [row.device_hours for row in rows]
     costs = [row.cost for row in rows if row.device_hours != 0]
+    unpriced = all(row.cost is None for row in rows)
     return {
         "finished": sum(row.state == "finished" for row in rows),
         "steps": len(rows),
         "wall_seconds": sum(row.wall_seconds for row in rows),
         "device_hours": None if None in hours else sum(each for each in hours if each is not None),
-        "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
+        "cost": None if unpriced or None in costs else sum(cost for cost in costs if cost is not None),
         "remaining_device_hours": None if None in left else sum(each for each in left if each is not None),
     }
 

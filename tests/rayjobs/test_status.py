@@ -110,4 +110,8 @@ def test_status_is_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     value = json.loads(capsys.readouterr().out)
     assert [step["state"] for step in value["steps"]] == ["ready", *["waiting"] * 7]
     assert value["total"]["remaining_device_hours"] > 0
+    assert value["total"]["cost"] is None
+    assert "cost in" not in table, "nothing has a price"
+    assert study_status.main([*argv, "--json", "--prices", '{"training_device_hour": 2.0}']) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["cost"] == 0.0
     assert not (tmp_path / "study").exists()
