@@ -1,13 +1,14 @@
 """Start Prometheus and Grafana on loopback with what stands beside this file, for the Ray cluster of this machine.
 
 `make dashboards`, on the head node (or on the machine of a local Ray with `--dashboard`). Installs nothing: says what is
-missing. Ends both on Ctrl-C. Standard library only.
+missing. Ends both on Ctrl-C and on SIGTERM. Standard library only.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def main() -> int:
         print(
             f"dashboards: {DISCOVERY} is not there yet: Ray's head node writes it; waiting.", file=sys.stderr
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="synthscale-dashboards-") as data:
         started = [subprocess.Popen(prometheus_arguments(prometheus, data))]
         print(f"dashboards: Prometheus at http://{PROMETHEUS}", file=sys.stderr)

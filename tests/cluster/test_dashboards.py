@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import yaml
 
 import synth.telemetry
@@ -95,3 +96,19 @@ def test_what_is_installed_is_started_with_what_stands_in_deploy(tmp_path):
     assert "'GF_SERVER_HTTP_ADDR': '127.0.0.1'" in grafana
     assert "'GF_AUTH_DISABLE_LOGIN_FORM': 'true'" in grafana
     assert "'GF_AUTH_BASIC_ENABLED': 'false'" in grafana
+
+
+def test_what_was_started_ends_with_it(tmp_path):
+    script = tmp_path / "prometheus"
+    script.write_text(
+        f"#!{sys.executable}\nimport os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
+    )
+    script.chmod(0o755)
+    command = [sys.executable, DEPLOY / "dashboards.py"]
+    with subprocess.Popen(
+        command, env=os.environ | {"PATH": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+    ) as job:
+        started = psutil.Process(int(job.stdout.readline()))
+        job.terminate()
+        assert job.wait(30) == 0
+    assert not started.is_running()
