@@ -45,6 +45,7 @@ class Telling:
         """`ask` returns how far the parts in work are, and nothing where that cannot be had."""
         self._progress, self._ask = progress, ask
         self._finished: set[int] = set()
+        self._in_work: dict[int, tuple[int, int]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="parts in work", daemon=True)
 
@@ -64,10 +65,16 @@ class Telling:
 
     def _tell(self) -> None:
         while not self._over.wait(TELL_SECONDS):
-            heard = [rows for part, rows in self._ask().items() if part not in self._finished]
-            done, of = (sum(rows[place] for rows in heard) for place in (0, 1))
+            # A part of which no more is heard is being written, or its result is under way: all its rows are answered.
+            answered_all = {part: (rows, rows) for part, (_, rows) in self._in_work.items()}
+            self._in_work = {
+                part: rows
+                for part, rows in (answered_all | dict(self._ask())).items()
+                if part not in self._finished
+            }
+            done, of = (sum(rows[place] for rows in self._in_work.values()) for place in (0, 1))
             if of and not self._over.is_set():
                 self._progress.partly(
-                    sum(answered / rows for answered, rows in heard if rows),
+                    sum(answered / rows for answered, rows in self._in_work.values() if rows),
                     f"{done:,} of the {of:,} rows in work answered",
                 )

@@ -102,4 +102,6 @@ class Progress:
         since, first = self._first
         if self._reached > first:
             return (now - since) / (self._reached - first)
+        if self.done == self._already:
+            return None  # a few rows, and all of the start-up
         return (now - self._started) / (first - self._already)

@@ -20,20 +20,22 @@ def often(monkeypatch):
     monkeypatch.setattr(open_parts, "TELL_SECONDS", 0.01)
 
 
-def told(heard, finished=(), lines=1):
-    """Return what a progress of four parts says when makers say this, as soon as it has been asked so often."""
+def told(*words, finished=()):
+    """Return what a progress of four parts says when makers say one thing after the other, the last one again and again."""
     stream, asked = io.StringIO(), threading.Semaphore(0)
     progress = Progress("rephrase_corpus", 4, "parts", interval_seconds=0, stream=stream)
 
+    left = list(words)
+
     def ask():
         asked.release()
-        return heard
+        return left.pop(0) if len(left) > 1 else left[0]
 
     with Telling(progress, ask) as telling:
         for part in finished:
             telling.finish(part)
             progress.advance()
-        for _ in range(lines + 2):
+        for _ in range(len(words) + 2):
             assert asked.acquire(timeout=10)
     return stream.getvalue()
 
@@ -48,6 +50,13 @@ def test_a_part_that_is_done_is_not_in_work_any_more():
     said = told({0: (40, 40), 1: (10, 40)}, finished=[0])
     assert "1/4 parts, 31 %" in said
     assert "10 of the 40 rows" in said
+
+
+def test_a_part_that_is_being_written_counts_as_answered():
+    said = told({0: (30, 40), 1: (10, 40)}, {1: (20, 40)}).splitlines()
+    assert "0/4 parts, 25 %" in said[0]
+    assert "0/4 parts, 38 %" in said[1]
+    assert said[1].endswith(", 60 of the 80 rows in work answered")
 
 
 @pytest.mark.parametrize("heard", [{}, {0: (0, 0)}])

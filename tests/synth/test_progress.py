@@ -63,7 +63,7 @@ def test_units_in_work_count_for_as_much_of_them_as_is_done(now):
     line.partly(0.5)
     line.set(4)
     assert stream.getvalue().splitlines() == [
-        "[read] 0/4 parts, 12 %, 1:00 elapsed, ETA 7:00, 50 of 100 rows",
+        "[read] 0/4 parts, 12 %, 1:00 elapsed, ETA unknown, 50 of 100 rows",
         "[read] 0/4 parts, 25 %, 1:10 elapsed, ETA 1:00, 100 of 200 rows",
         "[read] 1/4 parts, 50 %, 1:20 elapsed, ETA 0:27",
         "[read] 1/4 parts, 38 %, 1:20 elapsed, ETA 0:50",
