@@ -164,10 +164,9 @@ def _make_parts(work: RephraseWork, missing: list[int]) -> None:
             if failure := result["failure"]:
                 raise UserError(failure)
             entry = LedgerEntry.model_validate_json(result["entry"])
-            telling.finish(entry.part)
             accepted += entry.total.accepted_tokens
             rate = accepted / max(progress.elapsed_seconds, 1e-9)
-            progress.advance(note=f"{rate:,.0f} accepted tokens/s")
+            telling.finish(entry.part, f"{rate:,.0f} accepted tokens/s")
             publish(of_part(work.config.name, entry, progress, rate))
 
 

@@ -45,6 +45,7 @@ class Telling:
         """`ask` returns how far the parts in work are, and nothing where that cannot be had."""
         self._progress, self._ask = progress, ask
         self._finished: set[int] = set()
+        self._note = ""
         self._in_work: dict[int, tuple[int, int]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="parts in work", daemon=True)
@@ -59,9 +60,11 @@ class Telling:
         self._over.set()
         self._thread.join(TELL_SECONDS)
 
-    def finish(self, part: int) -> None:
-        """Count a part as done: what was last heard of it is of no interest any more."""
+    def finish(self, part: int, note: str) -> None:
+        """Count a part as done: what was last heard of it is of no interest any more. The note stands in all lines from here on."""
         self._finished.add(part)
+        self._note = note
+        self._progress.advance(note=note)
 
     def _tell(self) -> None:
         while not self._over.wait(TELL_SECONDS):
@@ -76,5 +79,6 @@ class Telling:
             if of and not self._over.is_set():
                 self._progress.partly(
                     sum(answered / rows for answered, rows in self._in_work.values() if rows),
-                    f"{done:,} of the {of:,} rows in work answered",
+                    f"{done:,} of the {of:,} rows in work answered"
+                    + (f", {self._note}" if self._note else ""),
                 )

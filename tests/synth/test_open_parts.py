@@ -33,8 +33,7 @@ def told(*words, finished=()):
 
     with Telling(progress, ask) as telling:
         for part in finished:
-            telling.finish(part)
-            progress.advance()
+            telling.finish(part, "7 accepted tokens/s")
         for _ in range(len(words) + 2):
             assert asked.acquire(timeout=10)
     return stream.getvalue()
@@ -49,7 +48,7 @@ def test_the_rows_of_parts_in_work_are_told_while_none_ends():
 def test_a_part_that_is_done_is_not_in_work_any_more():
     said = told({0: (40, 40), 1: (10, 40)}, finished=[0])
     assert "1/4 parts, 31 %" in said
-    assert "10 of the 40 rows" in said
+    assert "10 of the 40 rows in work answered, 7 accepted tokens/s" in said
 
 
 def test_a_part_that_is_being_written_counts_as_answered():
