@@ -116,7 +116,9 @@ def _warnings(config: SearchConfig, cell: CellSearch, surface: Surface, curve: C
             f"({surface.noise_nats():.2g} nats) of the best, so any of them will do"
         )
     yield from _at_an_end(config, cell, surface)
-    if not surface.looks_like_one_valley:
+    if not surface.single_valley_fraction:
+        yield "no surface with one valley explains the losses: repeat the search with another seed"
+    elif not surface.looks_like_one_valley:
         yield (
             f"the losses jump about more than those of runs usually do: they are read as one valley under a noise of {surface.noise_nats():.2g} "
             "nats; more seeds (max_seeds) would show whether it is"

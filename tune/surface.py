@@ -166,14 +166,14 @@ def most_telling(surface: Surface, candidates: Places, pending: Places) -> int:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """N surfaces from the posterior, those with more than one valley among them."""
+    """N surfaces, those with more than one valley among them."""
 
     surfaces: Floats
     """[N, G]"""
     noise: Floats
     """[N]"""
     single: NDArray[np.bool_]
-    """[N] which have one valley."""
+    """[N] which to keep: those with one valley."""
 
 
 @dataclass(frozen=True)
@@ -211,19 +211,21 @@ def _draw_rare_valleys(
 
     Losses that jump about are explained either by surfaces that bend to each of them or by more noise than runs usually
     have. If the loss has one valley it is the noise, but what is likely before one asks for a valley is hardly ever it. So
-    every level of noise gets as many draws as any other, and what is kept of each is brought to its part of the posterior:
-    importance sampling. Where nothing is kept at all, all surfaces stand for themselves.
+    every level of noise that is not ruled out gets as many draws as any other, and what is kept of each is brought to its
+    part of the posterior: importance sampling. Where none has one valley, all are kept.
     """
     parts = chances.sum(axis=(0, 1, 2))  # [noise]
-    each = NUM_DRAWS // len(parts)
-    counts = np.stack([allocate(chances[..., s], each) for s in range(len(parts))], axis=-1)
+    possible = np.flatnonzero(parts)
+    each = NUM_DRAWS // len(possible)
+    counts = np.zeros(chances.shape, np.int64)
+    for s in possible:
+        counts[..., s] = allocate(chances[..., s], each)
     drawn = process.draw(counts, beside, random)
-    weight = np.where(drawn.single, parts[np.searchsorted(process.noises, drawn.noise)] / each, 0.0)
-    fraction = float(weight.sum())
-    if fraction == 0.0:
-        return _Drawn(drawn.surfaces, drawn.noise, np.ones_like(drawn.single)), fraction
-    copies = np.repeat(np.arange(len(weight)), allocate(weight, int(drawn.single.sum())))
-    return _Drawn(drawn.surfaces[copies], drawn.noise[copies], drawn.single[copies]), fraction
+    part = parts[np.searchsorted(process.noises, drawn.noise)] / each
+    fraction = float(part[drawn.single].sum())
+    kept = drawn.single if fraction else np.ones_like(drawn.single)
+    copies = np.repeat(np.arange(len(part)), allocate(np.where(kept, part, 0.0), int(kept.sum())))
+    return _Drawn(drawn.surfaces[copies], drawn.noise[copies], kept[copies]), fraction
 
 
 @dataclass(frozen=True)

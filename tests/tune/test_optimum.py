@@ -81,6 +81,18 @@ def test_losses_that_jump_about_are_read_as_noise_and_not_as_a_narrow_valley():
     assert curve.noise_nats() > 0.02
 
 
+def test_repeats_that_rule_out_a_level_of_noise_do_not_stop_a_fit_without_a_valley():
+    """Two runs of one mixture are 0.3 nats apart, which the least noise explains with a chance of exactly nothing."""
+    points = MixtureSpace().points
+    shares = np.array([0.0, 0.25, 1 / 3, 0.625, 2 / 3, 1.0] * 2)
+    at = np.array([np.abs(points[:, 0] - share).argmin() for share in shares])
+    values = np.array([4.0, 5.0, 4.0, 5.0, 4.0, 5.0, 4.3, 5.0, 4.0, 5.0, 4.0, 5.0])
+    surface = fit_surface(points, Losses(at, values, np.zeros(12, dtype=int), np.zeros(12)))
+    assert not surface.looks_like_one_valley
+    assert np.isfinite(surface.draws).all()
+    assert surface.noise_nats() > 0.05
+
+
 def test_the_noise_it_reports_is_the_noise_there_was():
     shares = np.linspace(0.0, 1.0, 12)
     estimates = [
