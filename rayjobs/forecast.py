@@ -22,11 +22,11 @@ from synth.recipe import Recipe, load_recipes
 from train.branching import tokens_to_train
 from train.config import GeneratorConfig, PackConfig, PretrainConfig, RateSweepConfig
 from train.flops import count_parameters, train_flops
-from train.grid import check_budgets, check_placement, plan_runs, run_of
+from train.generator import run_before_packing
+from train.grid import check_budgets, check_placement, plan_runs
 from train.packed_files import ShardInfo
 from train.rate_sweep import missing_runs
 from train.run import RunConfig, RunTemplate
-from train.sizes import model_of
 from train.tokens import EvaluationInfo, PackedInfo, SourceInfo
 from tune.cells import Choice, trial_run
 from tune.config import SearchConfig
@@ -203,16 +203,11 @@ class StudyForecast:
 
     def generator(self, config: GeneratorConfig) -> Forecast:
         """Count the training of a stand-in generator."""
-        packed = _packed_info(config.sequence_length, config.vocab_size, {"exchanges": None})
-        model, template = model_of(config.model), _without_sweep(config.run)
-        run = run_of(
-            template, config.name, packed, model, config.train_tokens, {"exchanges": 1.0}, config.seed, root=config.root
-        )  # fmt: skip
-        check_placement([run], packed, config.placement)
+        run = run_before_packing(config.model_copy(update={"run": _without_sweep(config.run)}))
         tokens = run.num_steps * run.tokens_per_step
-        flops = _flops(run, packed, tokens)
+        flops = train_flops(run.model, config.vocab_size, config.sequence_length, tokens)
         return self._training(
-            tokens, flops, {"parameters": f"{count_parameters(model, config.vocab_size).total:,}"}
+            tokens, flops, {"parameters": f"{count_parameters(run.model, config.vocab_size).total:,}"}
         )
 
     def sweep(self, config: RateSweepConfig) -> Forecast:

@@ -52,7 +52,8 @@ def plan_generator(config: GeneratorConfig) -> Plan:
     recipe, parents = _identity(config)
     if exists(directory / RECIPE_FILE):
         claim_directory(directory, KIND, recipe, parents)
-    run = _check_run(config)
+    run = run_before_packing(config)
+    check_trackers(config.root, config.placement)
     parameters = count_parameters(run.model, config.vocab_size)
     tokens = run.num_steps * run.tokens_per_step
     flops = train_flops(run.model, config.vocab_size, config.sequence_length, tokens)
@@ -115,8 +116,11 @@ def run_config(config: GeneratorConfig) -> RunConfig:
     return _run_on(config, PackedInfo.read(config.root, own_name(config)))
 
 
-def _check_run(config: GeneratorConfig) -> RunConfig:
-    """Return that run as far as it is known before anything is packed. Raises UserError when it cannot be trained."""
+def run_before_packing(config: GeneratorConfig) -> RunConfig:
+    """Return that run as far as it is known before anything is packed.
+
+    Raises UserError when it cannot be trained on its placement, whatever is packed.
+    """
     nothing = ShardInfo(num_tokens=0, sha256="")
     packed = PackedInfo(
         hash="not packed yet", sequence_length=config.sequence_length, vocab_size=config.vocab_size, eot_id=0,
@@ -124,7 +128,6 @@ def _check_run(config: GeneratorConfig) -> RunConfig:
     )  # fmt: skip
     run = _run_on(config, packed)
     check_placement([run], packed, config.placement)
-    check_trackers(config.root, config.placement)
     return run
 
 
