@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from upath import UPath
 
+from rayjobs.references import PLACES
 from rayjobs.study import Step
 from synth.storage import MARKER, exists, is_local, list_directories, read_bytes, read_json, study_path
 from train.attempts import CONFIG_FILE
@@ -63,13 +64,6 @@ def _paths(step: Step) -> Iterator[UPath]:
             study_path(root, kind, f"{name}{end}") for kind in ("corpora", "packed") for end in OWN_NAMES
         )
     yield directory_of(step)
-
-
-PLACES = {
-    "corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed", "learning_rates": "learning_rates", "pretrain": "plans",
-    "search": "searches", "laws": "laws", "assess": "assessments",
-}  # fmt: skip
-"""Section -> where its artefacts lie under the root; a report lies at the root itself."""
 
 
 def directory_of(step: Step, root: str | None = None) -> UPath:

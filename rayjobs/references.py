@@ -19,6 +19,12 @@ from tune.observations import mixture_label
 Sections = Mapping[str, Mapping[str, Any]]
 """Section of a study file -> name -> configuration of the step; only steps that are valid by themselves."""
 
+PLACES = {
+    "corpora": "corpora", "generators": "generators", "rephrase": "synthetic", "pack": "packed", "learning_rates": "learning_rates", "pretrain": "plans",
+    "search": "searches", "laws": "laws", "assess": "assessments",
+}  # fmt: skip
+"""Section -> where its artefacts lie under the root; a report lies at the root itself."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -226,8 +232,7 @@ def _check_search(sections: Sections, name: str, config: SearchConfig) -> list[M
 
 
 OTHER_DIRECTORIES = frozenset((
-    "corpora", "generators", "synthetic", "packed", "learning_rates", "plans", "runs", "trunks", "searches", "laws", "assessments",
-    "evaluations", "recommendations", "tunings", "log", "running", "aside",
+    *PLACES.values(), "runs", "trunks", "evaluations", "recommendations", "tunings", "log", "running", "aside",
 ))  # fmt: skip
 """What lies beside a report under the root: `--force` would move all of it aside with a report of such a name."""
 
