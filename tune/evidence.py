@@ -19,7 +19,7 @@ from tune.laws import SavedLaws, load_fit
 from tune.optimum import Curve
 from tune.results import CellOptimum, Interval, NextCell, Recommendation
 from tune.search import BEST_FILE
-from tune.share_at_target import ShareAtTarget, percent
+from tune.share_at_target import ShareAtTarget, percent, percent_between
 
 FAR = 10.0
 """A target more than this many times beyond the data is called far outside it."""
@@ -97,7 +97,7 @@ def summary(recommendation: Recommendation) -> list[str]:
     lines = [
         f"target N = {r.target_num_params:,} parameters, D = {r.target_train_tokens:,} tokens",
         r.headline,
-        f"best share of {r.synthetic}: {_percent(r.best_share)}; nearest mixture trained: {r.best_group}",
+        f"best share of {r.synthetic}: {percent_between(r.best_share)}; nearest mixture trained: {r.best_group}",
         f"predicted loss {_shown(r.predicted_loss)} nats per token, natural text alone {_shown(r.natural_only_loss)}"
         + ("" if r.gain is None else f"; gain {_shown(r.gain)}"),
         *(
@@ -110,7 +110,7 @@ def summary(recommendation: Recommendation) -> list[str]:
         *(f"several sources together: {each.headline}" for each in r.splits),
     ]
     lines += [
-        f"if {each.what}: share of {each.synthetic} {_percent(each.best_share)}, loss {-each.gain_nats:+.3g} nats against natural "
+        f"if {each.what}: share of {each.synthetic} {percent_between(each.best_share)}, loss {-each.gain_nats:+.3g} nats against natural "
         f"text, pays: {each.pays}"
         + (
             f", natural text alone costs {_shown(each.natural_cost_ratio)} times as much"
@@ -127,13 +127,6 @@ def summary(recommendation: Recommendation) -> list[str]:
     if r.cost is not None:
         lines.append(f"cost at the given prices: {r.cost:,.2f}")
     return lines + [f"! {warning}" for warning in r.warnings]
-
-
-def _percent(share: Interval) -> str:
-    ends = (
-        "" if share.low is None or share.high is None else f" ({percent(share.low)} to {percent(share.high)})"
-    )
-    return f"{percent(share.value)}{ends}"
 
 
 def _proposed(cell: NextCell) -> str:
@@ -168,13 +161,13 @@ def evidence_lines(
     )
     for name, curve in curves.items():
         best, loss = curve.least_best_share(), curve.best_loss()
-        yield f"laws/{config.laws}: best share of {name} at the target {_percent(best)}, loss {_shown(loss)}"
+        yield f"laws/{config.laws}: best share of {name} at the target {percent_between(best)}, loss {_shown(loss)}"
     for cell in evidence.cells:
         other = (
             "several sources: see splits" if cell.best_shares else "another source: not used for the share"
         )
         used = "" if cell.synthetic == source else f" ({other})"
-        yield f"searches/{cell.search}: {cell.synthetic} at N = {cell.num_params:,}, D = {cell.train_tokens:,}: best share {_percent(cell.best_share)}{used}"
+        yield f"searches/{cell.search}: {cell.synthetic} at N = {cell.num_params:,}, D = {cell.train_tokens:,}: best share {percent_between(cell.best_share)}{used}"
     for each in evidence.mixtures:
         record = each.fitted.record
         held_out = (
@@ -291,8 +284,8 @@ def _cell_warnings(evidence: Evidence, source: str, from_laws: Interval) -> Iter
         apart = abs(best.value - from_laws.value) > DISAGREEMENT
         if apart and (_outside(best.value, from_laws) or _outside(from_laws.value, best)):
             yield (
-                f"searches/{cell.search} found {_percent(best)} at N = {cell.num_params:,}, D = {cell.train_tokens:,} and the "
-                f"laws give {_percent(from_laws)} at the target: the best share moves with scale, or one of them is wrong"
+                f"searches/{cell.search} found {percent_between(best)} at N = {cell.num_params:,}, D = {cell.train_tokens:,} and the "
+                f"laws give {percent_between(from_laws)} at the target: the best share moves with scale, or one of them is wrong"
             )
     alone = {cell.synthetic for cell in evidence.cells if not cell.best_shares}
     others = sorted(alone - set(evidence.sources))

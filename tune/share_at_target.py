@@ -117,3 +117,11 @@ def share_at_target(
 def percent(share: float) -> str:
     """Return a share for a person: whole per cents, small ones with a decimal."""
     return percentage(share, 1) if 0.0 < share < 0.095 else percentage(share)
+
+
+def percent_between(share: Interval) -> str:
+    """Return a share for a person, with the ends of its interval where it has one."""
+    ends = (
+        "" if share.low is None or share.high is None else f" ({percent(share.low)} to {percent(share.high)})"
+    )
+    return f"{percent(share.value)}{ends}"

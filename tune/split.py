@@ -8,7 +8,7 @@ import numpy as np
 
 from tune.at_target import decades_from, share_where
 from tune.results import CellOptimum, Interval, OneSource, Split
-from tune.share_at_target import percent
+from tune.share_at_target import percent, percent_between
 
 
 def splits_at(
@@ -62,7 +62,7 @@ def split_warnings(splits: Sequence[Split]) -> Iterator[str]:
 
 
 def _headline(shares: dict[str, Interval], found: Sequence[CellOptimum], nearest: CellOptimum) -> str:
-    mixture = " and ".join(f"{_share(share)} of {name}" for name, share in shares.items())
+    mixture = " and ".join(f"{percent_between(share)} of {name}" for name, share in shares.items())
     cells = "one cell" if len(found) == 1 else f"{len(found)} cells"
     best = f"{mixture} are best at the target by {cells} of searches/{nearest.search}."
     losses = [f"{_nats(nearest.gain)} less than natural text alone"] if nearest.gain else []
@@ -78,10 +78,6 @@ def _headline(shares: dict[str, Interval], found: Sequence[CellOptimum], nearest
 
 def _alone(one: OneSource) -> str:
     return f"{percent(one.share)} of {one.synthetic}" if one.synthetic else "natural text alone"
-
-
-def _share(share: Interval) -> str:
-    return f"{percent(share.value)} ({percent(share.low or 0.0)} to {percent(share.high or 0.0)})"
 
 
 def _nats(interval: Interval) -> str:
