@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from synth.engines.protocol import PASSING_REASONS
 from synth.errors import UserError, first_line
 from synth.identity import is_finished, read_manifest, reopen
 from synth.ledger import MADE_BY, LedgerEntry, missing_parts, parts_to_retry
-from synth.open_parts import OpenParts, Telling
+from synth.open_parts import Answered, OpenParts, Telling
 from synth.plan import OFF_THE_GPU_POOLS
 from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
@@ -153,13 +153,14 @@ def rephrase_corpus(config: RephraseConfig) -> dict[str, Any]:
 def _make_parts(work: RephraseWork, missing: list[int]) -> None:
     """Make the missing parts on actors of one engine each; the first failure ends the job."""
     progress = Progress("rephrase_corpus", work.num_parts, "parts", already=work.num_parts - len(missing))
-    open_parts = ray.remote(**beside_the_driver())(OpenParts).remote()
     accepted = 0
+    ask: Callable[[], Answered] = dict  # Ray Data LLM tells nothing of a part before it is done
     if work.config.engine.kind == "ray_data_llm":
         results = _ray_data_llm_results(work, missing)
     else:
-        results = _results(work, missing, open_parts)
-    with Telling(progress, lambda: _heard(open_parts)) as telling:
+        open_parts = ray.remote(**beside_the_driver())(OpenParts).remote()
+        results, ask = _results(work, missing, open_parts), functools.partial(_heard, open_parts)
+    with Telling(progress, ask) as telling:
         for result in results:
             if failure := result["failure"]:
                 raise UserError(failure)
@@ -170,9 +171,9 @@ def _make_parts(work: RephraseWork, missing: list[int]) -> None:
             publish(of_part(work.config.name, entry, progress, rate))
 
 
-def _heard(open_parts: Any) -> dict[int, tuple[int, int]]:
+def _heard(open_parts: Any) -> Answered:
     try:
-        heard: dict[int, tuple[int, int]] = ray.get(open_parts.answered.remote())
+        heard: Answered = ray.get(open_parts.answered.remote())
     except ray.exceptions.RayError:  # whatever it is, the results say it
         return {}
     return heard

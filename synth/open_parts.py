@@ -33,7 +33,7 @@ class OpenParts:
         """Take what one that makes parts says of all it has in work."""
         self._answered[maker] = answered
 
-    def answered(self) -> dict[int, tuple[int, int]]:
+    def answered(self) -> Answered:
         """Return what was heard last, of all parts; a part that another one has taken up since counts once."""
         return {part: rows for each in self._answered.values() for part, rows in each.items()}
 

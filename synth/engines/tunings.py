@@ -164,12 +164,12 @@ def find_tunings(
     if not names:
         return []
     histogram = length_histogram(part)
+    ours = (tensor_parallel, engine_identity(engine), recipe_hashes(recipes))
     found = []
     for name in names:
         tuning = _read_tuning(directory / name)
-        wanted = (model_hash, tuning.device, tensor_parallel, engine_identity(engine), recipe_hashes(recipes))
         distance = length_distance(histogram, tuning.length_histogram)
-        if tuning.made_for == wanted and distance <= MAX_LENGTH_DISTANCE:
+        if tuning.made_for == (model_hash, tuning.device, *ours) and distance <= MAX_LENGTH_DISTANCE:
             found.append((distance, name, tuning))
     return [tuning for _, _, tuning in sorted(found, key=lambda each: each[:2])]
 

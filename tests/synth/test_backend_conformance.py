@@ -71,9 +71,8 @@ def config(request, natural):
 
 def test_a_set_that_lost_parts_is_made_whole_with_the_same_bytes_and_nothing_else_touched(run, config):
     first, manifest = run(config)
-    chunks = (
-        3 if config.engine.kind == "fake" else 2
-    )  # its tokens are characters, of which `continue` reads 256 at a time
+    # The fake's tokens are characters, of which `continue` reads 256 at a time.
+    chunks = 3 if config.engine.kind == "fake" else 2
     assert manifest["rows"] == 24 * chunks
     assert manifest["rows"] == manifest["kept"] + manifest["rejected"] + manifest["quarantined"]
     work = open_work(config)

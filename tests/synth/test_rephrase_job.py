@@ -228,6 +228,7 @@ def test_real_vllm_killed_with_its_driver_in_the_middle_ends_in_the_same_bytes(s
         below |= set(psutil.Process(job.process.pid).children(recursive=True))
         time.sleep(0.2)
     finished(job)
+    assert below
     _, left = psutil.wait_procs(below, timeout=60)
     left = [each.name() for each in left if not each.name().startswith(RAYS_AGENTS)]
     assert not left, "nothing is left behind, an engine's process least of all"
