@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ def memory_in_use(device: Any) -> int:
     most = int(torch.cuda.max_memory_allocated(device))
     torch.cuda.reset_peak_memory_stats(device)
     return most
+
+
+def choose_kernels(device: Any, placement: TrainPlacement) -> None:
+    """Let this process compute by kernels that add up in a fixed order, or by the fastest, as the placement has it.
+
+    On a CPU they are the same. PyTorch then raises RuntimeError where a GPU has no such kernel for something.
+    """
+    if device.type != "cuda":
+        return
+    import torch
+
+    if placement.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else PyTorch refuses matrix products
+    torch.use_deterministic_algorithms(placement.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads what it has not written
+    if placement.compile_layers:
+        import torch._inductor.config
+
+        # Else it times kernels and takes the fastest, which may be another one the next time.
+        torch._inductor.config.deterministic = placement.deterministic
 
 
 @functools.cache

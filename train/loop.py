@@ -19,6 +19,7 @@ from synth.storage import write_json_atomic
 from train.attempts import Attempts, begin_attempt
 from train.attention import choose_attention
 from train.deepspeed_config import deepspeed_config
+from train.devices import choose_kernels
 from train.distributed import (
     agreed,
     join_process_group,
@@ -68,6 +69,7 @@ def train_run(
     if device.type == "cpu":
         torch.set_num_threads(placement.threads_per_worker)
     join_process_group(device.type)
+    choose_kernels(device, placement)
     _check(run, packed, placement)
     devices = world_size() * placement.devices_per_worker
     attempts = begin_attempt(run, directory, devices) if leads() else None

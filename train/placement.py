@@ -56,6 +56,9 @@ class TrainPlacement(Config):
     compile_layers: bool = False
     """Compile the layers of the model with torch.compile: a minute more at the start of every shape, and faster steps on a GPU; a
     run's losses differ in their last bits from those of the same run without, and may with what its lane has trained before."""
+    deterministic: bool = False
+    """Add up gradients in a fixed order on a GPU too, so that a run there has the same bits whenever it is trained again or
+    resumed, as it has on a CPU anyway; slower attention backwards."""
     trackers: tuple[Tracker, ...] = ()
     """Where else a run's metrics go: `tensorboard` (event files beside metrics.jsonl), `mlflow`, `wandb`; the last two
     must be installed, and take addresses and keys from their own settings."""

