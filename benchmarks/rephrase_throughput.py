@@ -1,6 +1,8 @@
 """Throughput of `rephrase_corpus` to written Parquet, against bare `vllm.LLM.generate` and against `ray.data.llm`.
 
     python benchmarks/rephrase_throughput.py [--documents 2048] [--hidden 384] [--layers 6] [--threads 1] [--out FILE.json]
+    python benchmarks/rephrase_throughput.py --device cuda --size 1b --documents 8192 --num-seqs 512 --vocabulary 32768 \\
+        --max-output-tokens 512 --stop j --order ours,bare
 
 The same prompts (token ids), the same seeds, the same engine settings, one engine each, one after the other on one
 machine. The model is a Llama of random weights: right for speed, nonsense as text. Such a model hardly ever ends an
@@ -44,17 +46,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.result import give, parser_of, versions
 from synth.config import RephraseConfig
 from synth.drafts import draft_rows, prepare_recipe
+from synth.engines.factory import device_name
 from synth.engines.vllm import VllmEngine, sampling_arguments
 from synth.identity import claim_directory, finish
 from synth.ledger import entry_path, read_entries, summarise
 from synth.parts import part_name
 from synth.rephrase import RephraseWork, open_work
 from synth.storage import study_path, write_parquet_atomic
-
-VOCABULARY = 2048
-MAX_OUTPUT_TOKENS = 256
-STOP = "x"
-"""Ends an answer: about one token in a hundred has it."""
+from train.run import ModelConfig
+from train.sizes import model_of
 
 
 def write_corpus(root: str, num_documents: int, per_part: int = 256) -> list[str]:
@@ -87,41 +87,65 @@ def write_corpus(root: str, num_documents: int, per_part: int = 256) -> list[str
     return texts[:2000]
 
 
-def write_model(directory: Path, texts: list[str], hidden: int, layers: int) -> int:
-    """Write a Llama of random weights with a byte-level tokenizer; return its number of parameters."""
+def write_model(directory: Path, texts: list[str], options: argparse.Namespace) -> int:
+    """Write a Llama of random weights with a byte-level tokenizer; return its number of parameters.
+
+    Its shape is that of a size by name, where one is given, else of so many layers of a hidden size.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from train.model import Vocabulary, llama_config
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=options.vocabulary,
         special_tokens=["<|end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(directory)
-    shape = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 3, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+    shape = (
+        model_of(options.size)
+        if options.size
+        else ModelConfig(
+            num_layers=options.layers,
+            hidden_size=options.hidden,
+            num_heads=options.hidden // 64,
+            num_kv_heads=options.hidden // 64,
+            intermediate_size=options.hidden * 3,
+        )
+    )
+    config = llama_config(shape, Vocabulary(tokenizer.get_vocab_size(), 0), 2048)
+    config.bos_token_id, config.pad_token_id, config.initializer_range = None, 0, 0.02
     torch.manual_seed(0)
-    model = LlamaForCausalLM(shape)
+    with torch.device(options.device):
+        model = LlamaForCausalLM(config).to(getattr(torch, _dtype(options)))
     model.save_pretrained(directory)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def configuration(root: str, model: str, threads: int, num_seqs: int) -> RephraseConfig:
-    """Return what the three sides have in common, as a configuration of ours."""
+def _dtype(options: argparse.Namespace) -> str:
+    return "bfloat16" if options.device == "cuda" else "float32"
+
+
+def configuration(root: str, model: str, options: argparse.Namespace) -> RephraseConfig:
+    """Return what the sides have in common, as a configuration of ours."""
+    place = (
+        {"gpus_per_engine": 1}
+        if options.device == "cuda"
+        else {"kv_cache_gib": 2.0, "threads": options.threads}
+    )
     return RephraseConfig.model_validate(
         {
             "root": root, "corpus": "natural", "recipes": ["hq"],
-            "engine": {"model": model, "max_model_len": 1024, "dtype": "float32"},
-            "recipe_overrides": {"sampling": {"max_output_tokens": MAX_OUTPUT_TOKENS, "temperature": 1.0, "stop": [STOP]}},
-            "placement": {"cpus_per_engine": 1, "max_num_seqs": num_seqs, "kv_cache_gib": 2.0, "threads": threads},
+            "engine": {"model": model, "max_model_len": 1024, "dtype": _dtype(options)},
+            "recipe_overrides": {"sampling": {
+                "max_output_tokens": options.max_output_tokens, "temperature": 1.0, "stop": [options.stop]}},
+            "placement": {"cpus_per_engine": 1, "max_num_seqs": options.num_seqs} | place,
         }
     )  # fmt: skip
 
@@ -187,11 +211,11 @@ def _through_processor(task: dict[str, Any], prompt: str, settings: dict[str, An
     import ray.data
     import ray.data.llm
 
-    ray.init(num_cpus=8, include_dashboard=False, logging_level="ERROR")
+    ray.init(num_cpus=8, num_gpus=task["gpus"], include_dashboard=False, logging_level="ERROR")
     arguments = {name: value for name, value in task["arguments"].items() if name not in ("model",)}
     config = ray.data.llm.vLLMEngineProcessorConfig(
         model_source=task["arguments"]["model"], engine_kwargs=arguments, concurrency=(1, 1), batch_size=32,
-        placement_group_config={"bundles": [{"CPU": 1}]}, **settings,
+        placement_group_config={"bundles": [{"CPU": 1} | ({"GPU": 1} if task["gpus"] else {})]}, **settings,
     )  # fmt: skip
     from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF
 
@@ -237,7 +261,9 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
 
     from synth.job import rephrase_corpus
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        num_cpus=2, num_gpus=task["gpus"], include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     config = RephraseConfig.model_validate(task["config"])
     rephrase_corpus(config)
     ray.shutdown()
@@ -305,8 +331,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as root:
         model = Path(root) / "model"
-        num_params = write_model(model, write_corpus(root, options.documents), options.hidden, options.layers)
-        config = configuration(root, str(model), options.threads, options.num_seqs)
+        num_params = write_model(model, write_corpus(root, options.documents), options)
+        config = configuration(root, str(model), options)
         work = open_work(config)
         requests = prompts_of(work)
         stored = Path(root) / "requests.json"
@@ -327,11 +353,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "arguments": VllmEngine(config.engine, config.placement, work.model).arguments(),
             "config": config.model_dump(mode="json"),
             "out": f"{root}/out",
+            "gpus": int(options.device == "cuda"),
         }
         environment = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "ERROR", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "RAY_worker_niceness": "0", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
+        if options.device == "cpu":
+            environment |= {
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads),
+            }  # fmt: skip
         sides: dict[str, list[dict[str, Any]]] = {}
         for name in options.order.split(","):
             if name == "ours":  # once more means in a set of its own
@@ -344,17 +374,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             run.pop("texts")
     best = {name: max(run["tokens_per_second"] for run in runs) for name, runs in sides.items()}
     return {
-        "model": {"parameters": num_params, "weights": "random", "dtype": "float32"},
+        "model": {
+            "parameters": num_params,
+            "size": options.size,
+            "weights": "random",
+            "dtype": _dtype(options),
+        },
+        "device": device_name(config.engine, config.placement),
         "documents": options.documents,
         "requests": len(requests),
         "max_num_seqs": options.num_seqs,
-        "engine_threads": options.threads,
+        "engine_threads": options.threads if options.device == "cpu" else None,
         "prompt_tokens": sum(len(request["prompt_token_ids"]) for request in requests),
         "runs_in_order": options.order,
         "sides": sides,
         "ours_over": {name: best["ours"] / best[name] for name in best if "ours" in best and name != "ours"},
         "answers_that_differ_from_bare": {
-            name: sum(mine.split(STOP)[0] != bare for mine, bare in zip(theirs, texts["bare"], strict=True))
+            name: sum(
+                mine.split(options.stop)[0] != bare for mine, bare in zip(theirs, texts["bare"], strict=True)
+            )
             for name, theirs in texts.items()
             if name != "bare" and "bare" in texts
         },
@@ -369,6 +407,17 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2048, help="documents to rephrase")
     parser.add_argument("--hidden", type=int, default=384, help="width of the model")
     parser.add_argument("--layers", type=int, default=6, help="layers of the model")
+    parser.add_argument("--size", help="shape of the model by name, in place of width and layers")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="tokens of the tokenizer at most")
+    parser.add_argument(
+        "--max-output-tokens", type=int, default=256, help="an answer that is longer is cut, tokens"
+    )
+    parser.add_argument(
+        "--stop",
+        default="x",
+        help="letter that ends an answer; of 2,048 tokens about one in a hundred has an x",
+    )
     parser.add_argument("--num-seqs", type=int, default=256, help="sequences decoded together")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of the engine")
     parser.add_argument(

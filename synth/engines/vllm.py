@@ -117,9 +117,13 @@ class VllmEngine:
         """Return a running AsyncLLM; blocks for minutes."""
         _ = self.tokenizer  # part of starting: what cannot be tokenised for need not be loaded
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+        # vLLM chooses its batch by who asks: 16,384 tokens a step on a large GPU for offline work such as this, and 2,048
+        # for an AsyncLLM that does not say.
+        arguments = AsyncEngineArgs(**self.arguments())
+        return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Draw one answer. Raises EngineDead, RequestTooLong, RequestFailed."""
