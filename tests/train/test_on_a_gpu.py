@@ -1,6 +1,11 @@
-"""Runs on a GPU: interrupted ones end like undisturbed ones, and checkpoints come back whole. Skipped where there is none."""
+"""Runs on a GPU: interrupted ones end like undisturbed ones, and checkpoints come back whole.
+
+DeepSpeed works on one kind of device in a process, and the other tests want the CPU: these are skipped but for
+`DS_ACCELERATOR=cuda pytest tests/train/test_on_a_gpu.py`.
+"""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,7 +21,10 @@ from train.run import ModelConfig
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.skipif(
+        os.environ["DS_ACCELERATOR"] != "cuda" or not torch.cuda.is_available(),
+        reason="needs a GPU and DS_ACCELERATOR=cuda",
+    ),
 ]
 
 MODEL = ModelConfig(num_layers=4, hidden_size=128, num_heads=4, num_kv_heads=2, intermediate_size=384)
