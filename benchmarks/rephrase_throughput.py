@@ -48,6 +48,7 @@ from synth.config import RephraseConfig
 from synth.drafts import draft_rows, prepare_recipe
 from synth.engines.factory import device_name
 from synth.engines.vllm import VllmEngine, sampling_arguments
+from synth.errors import UserError
 from synth.identity import claim_directory, finish
 from synth.ledger import entry_path, read_entries, summarise
 from synth.parts import part_name
@@ -429,7 +430,11 @@ def main() -> None:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(SIDES[options.side](json.loads(options.task))))
+        try:
+            print(json.dumps(SIDES[options.side](json.loads(options.task))))
+        except UserError as error:  # what Ray prints when it is left like this would hide it
+            print(error, file=sys.stderr, flush=True)
+            os._exit(2)
         return
     give(measure(options), options.out)
 
