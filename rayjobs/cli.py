@@ -29,7 +29,7 @@ from rayjobs.mending import details_of
 from synth.config import JobConfig
 from synth.errors import UserError
 from synth.plan import Plan
-from synth.storage import StoreAway
+from synth.storage import StoreAway, check_credentials
 
 C = TypeVar("C", bound=JobConfig)
 
@@ -170,6 +170,7 @@ def _run(job: Job[Any], argv: list[str]) -> int:
         if not look.needs_config and look.flag in argv:
             return _print_lines(look.show())
     config, options = parse(job, argv)
+    check_credentials(getattr(config, "root", ""))
     for look in job.looks:
         number = getattr(options, look.flag.strip("-").replace("-", "_"), None)
         if look.needs_config and number is not None:

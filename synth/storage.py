@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fsspec.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
@@ -63,6 +64,27 @@ def study_path(root: str, *parts: str) -> UPath:
         # fsspec keeps listings by default, and would not see what another process wrote after the first one.
         path = UPath(root, use_listings_cache=False)
     return path.joinpath(*parts) if parts else path
+
+
+def check_credentials(root: str) -> None:
+    """Raise UserError when a root in Google's store has nobody's credentials to be written with.
+
+    Its client would go on as nobody, and ask for minutes before it says that it may not write.
+    """
+    if not root.startswith(("gs://", "gcs://")) or "STORAGE_EMULATOR_HOST" in os.environ:
+        return
+    if any("token" in fsspec.config.conf.get(protocol, {}) for protocol in ("gs", "gcs")):
+        return
+    import google.auth
+    import google.auth.exceptions
+
+    try:
+        google.auth.default()
+    except google.auth.exceptions.DefaultCredentialsError:
+        raise UserError(
+            f"root = {root!r} needs Google's credentials and there are none here: run `gcloud auth application-default login`, set "
+            "GOOGLE_APPLICATION_CREDENTIALS to a key file, or give the machine a service account."
+        ) from None
 
 
 def node_cache(*parts: str) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from synth.errors import UserError
-from synth.percentage import percentage
 from tune.at_target import MixtureAtTarget, combine_shares, curve_at_target, mixtures_at_target
 from tune.config import RecommendConfig
 from tune.costs import Generation, Training, generation_of, training_of
@@ -150,8 +149,8 @@ def _within_supply(
     if share.value >= least:
         return raised, least, ()
     said = (
-        f"the best share is {percentage(share.value)}, but {config.natural_tokens_available:,} natural tokens passed over "
-        f"{config.max_natural_passes:g} times are {supply:,.0f} of the target's {config.train_tokens:,}: the share is raised to {percentage(least)}"
+        f"the best share is {percent(share.value)}, but {config.natural_tokens_available:,} natural tokens passed over "
+        f"{config.max_natural_passes:g} times are {supply:,.0f} of the target's {config.train_tokens:,}: the share is raised to {percent(least)}"
     )
     return raised, least, (said,)
 

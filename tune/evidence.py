@@ -256,7 +256,7 @@ def _share_warnings(
     """Say how flat the curve is, and where it, and not a run, is what speaks for the share."""
     low, high = equally_good
     if high - low >= FLAT:
-        yield f"flat optimum: shares of {source} from {percentage(low)} to {percentage(high)} have the same predicted loss within its error"
+        yield f"flat optimum: shares of {source} from {percent(low)} to {percent(high)} have the same predicted loss within its error"
     if there.share > there.above.share:
         yield (
             f"no share above {percent(there.above.share)} of {source} was trained: the loss given for {percent(there.share)} is that "

@@ -15,7 +15,7 @@ from tune.costs import Costs, Generation, Training, costs_of
 from tune.evidence import Evidence
 from tune.laws.fitted import interval_from
 from tune.results import EqualLoss, Interval
-from tune.share_at_target import ShareAtTarget
+from tune.share_at_target import ShareAtTarget, percent
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ def verdict_on(
     tokens, samples = there.natural_tokens
     value, ratios = per_token * tokens / with_share, per_token * samples / with_share
     says = (
-        f"a share of {percentage(there.share)} reaches its loss for {with_share:.3g} {unit}, generation included; natural text alone "
+        f"a share of {percent(there.share)} reaches its loss for {with_share:.3g} {unit}, generation included; natural text alone "
         f"would need {_times_as_much(value)}"
     )
     if not len(ratios):

@@ -20,7 +20,7 @@ from synth.corpus import corpus_directory
 from synth.documents import DOCUMENT_SCHEMA, document_id
 from synth.identity import claim_directory, finish
 from synth.model_source import write_card
-from synth.storage import StoreAway, study_path, write_parquet_atomic
+from synth.storage import StoreAway, check_credentials, study_path, write_parquet_atomic
 
 ROOT = Path(__file__).parent.parent.parent
 JOBS = [name for _, name, _ in pkgutil.iter_modules(rayjobs.__path__) if "_" in name]
@@ -90,6 +90,24 @@ def test_a_disk_or_a_store_that_will_not_is_one_sentence_and_exit_code_2(error, 
     assert capsys.readouterr().err == (
         f"build_corpus: {error}: mend the disk or the store, then run it again; what is done stays done.\n"
     )
+
+
+def test_a_root_in_googles_store_without_credentials_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "CLOUDSDK_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    assert (
+        importlib.import_module("rayjobs.rephrase_corpus").main([*MINIMAL, "--root", "gs://bucket/study"])
+        == 2
+    )
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("rephrase_corpus: root = 'gs://bucket/study' needs Google's credentials")
+
+
+def test_an_address_of_a_stand_in_for_googles_store_needs_no_credentials(monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:4443")
+    check_credentials("gs://bucket/study")
 
 
 def test_a_file_of_ours_that_is_not_there_is_our_mistake():
