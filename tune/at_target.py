@@ -54,14 +54,9 @@ class MixtureAtTarget:
         Infinite where it never does. Only for laws of D.
         """
         samples = self.fitted.samples[: len(losses)]
-        curves = losses_over_tokens(self.fitted, np.vstack([self.values, samples]), num_params)
+        curves = losses_over_tokens(self.fitted, np.vstack([self.fitted.values, samples]), num_params)
         tokens = tokens_where(curves, np.append(loss, losses[: len(samples)]))
         return float(tokens[0]), tokens[1:]
-
-    @property
-    def values(self) -> Floats:
-        """Fitted parameters of its law, [1, p]."""
-        return np.array([list(self.fitted.parameters.values())])
 
     @property
     def knows_tokens(self) -> bool:

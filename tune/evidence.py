@@ -16,6 +16,7 @@ from tune.at_target import MixtureAtTarget, mixtures_at_target, with_target
 from tune.config import RecommendConfig
 from tune.costs import Generation, Training
 from tune.laws import SavedLaws, load_fit
+from tune.laws.fitted import FIXED_TOLERANCE
 from tune.optimum import Curve
 from tune.results import CellOptimum, Interval, NextCell, Recommendation
 from tune.search import BEST_FILE
@@ -219,7 +220,7 @@ def scale_warnings(config: RecommendConfig, evidence: Evidence) -> Iterator[str]
         if not trained:
             continue
         beyond, below = target / max(trained), min(trained) / target
-        if max(beyond, below) <= 1.0:
+        if max(beyond, below) <= 1.0 + FIXED_TOLERANCE:
             continue
         end, times, which = (
             (max(trained), beyond, "largest") if beyond > 1.0 else (min(trained), below, "smallest")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from upath import UPath
 
 from synth.errors import IdentityMismatch
@@ -20,6 +22,8 @@ from tune.split import split_warnings, splits_at
 from tune.verdict import equal_loss_at, equal_losses
 
 KIND = "recommendation"
+FORMAT = 2
+"""Raised whenever the same configuration would answer otherwise; part of the identity."""
 
 
 def plan_recommend(config: RecommendConfig) -> Plan:
@@ -84,7 +88,7 @@ def recommend(config: RecommendConfig, evidence: Evidence, identity: str) -> Rec
     splits = tuple(splits_at(evidence.cells, n, d, evidence.confidence))
     return Recommendation(
         hash=identity,
-        recipe=asked.identity(),
+        recipe=_recipe(asked),
         parents=evidence.parents,
         target_num_params=n,
         target_train_tokens=d,
@@ -140,8 +144,12 @@ def _path(config: RecommendConfig) -> UPath:
     return study_path(config.root, "recommendations", f"{config.name}.json")
 
 
+def _recipe(config: RecommendConfig) -> dict[str, Any]:
+    return {**config.identity(), "format": FORMAT}
+
+
 def _identity(config: RecommendConfig, evidence: Evidence) -> str:
-    return artefact_hash(KIND, config.identity(), evidence.parents)
+    return artefact_hash(KIND, _recipe(config), evidence.parents)
 
 
 def _read_finished(config: RecommendConfig, identity: str, evidence: Evidence) -> Recommendation | None:
@@ -153,7 +161,7 @@ def _read_finished(config: RecommendConfig, identity: str, evidence: Evidence) -
     if found.hash == identity:
         return found
     there = {**found.recipe, **{f"parents.{role}": value for role, value in found.parents.items()}}
-    asked = {**config.identity(), **{f"parents.{role}": value for role, value in evidence.parents.items()}}
+    asked = {**_recipe(config), **{f"parents.{role}": value for role, value in evidence.parents.items()}}
     differences = {
         field: (there.get(field), asked.get(field))
         for field in sorted(there.keys() | asked.keys())

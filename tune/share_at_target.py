@@ -85,7 +85,7 @@ class ShareAtTarget:
 
     def _moves(self, mixture: MixtureAtTarget, count: int) -> Floats:
         """Return L(D') - L(D) over TOKEN_GRID, [1 + count, G]: of the fitted law, then of its resamples."""
-        parameters = np.vstack([mixture.values, mixture.fitted.samples[:count]])
+        parameters = np.vstack([mixture.fitted.values, mixture.fitted.samples[:count]])
         losses = losses_over_tokens(mixture.fitted, parameters, self.num_params)
         place = float(np.interp(np.log(self.train_tokens), np.log(TOKEN_GRID), np.arange(len(TOKEN_GRID))))
         before = min(int(place), len(TOKEN_GRID) - 2)  # as on the grid, so that no gain is exactly D tokens

@@ -34,6 +34,16 @@ def test_tokens_to_reach_inverts_the_prediction():
     assert tokens.low < 2e7 < tokens.high
 
 
+@pytest.mark.parametrize("law", ["data", "over_training", "chinchilla"])
+def test_a_law_read_from_a_file_has_its_parameters_in_the_order_of_its_resamples(tmp_path, law):
+    fitted = fit(law, grid_rows("chinchilla", noise=0.005), bootstrap_samples=50)
+    fitted.save(tmp_path / "law.json")
+    loaded = load(tmp_path / "law.json")
+    assert tuple(loaded.parameters) == loaded.law.names == fitted.law.names
+    assert loaded.values == pytest.approx(fitted.values)
+    assert loaded.parameters == fitted.parameters
+
+
 def test_a_loss_below_the_floor_is_never_reached():
     fitted = fit("data", five_points(0.0), bootstrap_samples=0)
     assert fitted.tokens_to_reach(2.1) is None

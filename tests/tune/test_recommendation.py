@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from synth.errors import IdentityMismatch, IncompleteArtefact, UserError
-from synth.percentage import percentage
 from synth.storage import study_path
 from tests.assets.known_truth import (
     BEST_SHARE,
@@ -24,6 +23,7 @@ from tune.config import RecommendConfig
 from tune.evidence import read_evidence
 from tune.recommendation import plan_recommend, recommend_mixture
 from tune.results import CellOptimum, Interval
+from tune.share_at_target import percent
 
 
 def test_finds_the_share_the_loss_and_the_speed_up_of_the_truth(study):
@@ -93,6 +93,27 @@ def test_the_speed_up_is_that_of_the_recommended_share(study):
     assert speed_up.value == pytest.approx(truth, rel=0.15)
     assert speed_up.low < truth < speed_up.high
     assert found.equal_loss_at_best_share.tokens.value == pytest.approx(TARGET_D / speed_up.value)
+
+
+@pytest.mark.parametrize("law", ["data", "over_training"])
+def test_the_tokens_are_those_of_the_law_as_it_was_fitted_whatever_order_its_file_has(tmp_path, law):
+    write_study(str(tmp_path), law=law)
+    num_params = count_parameters(model_of("98k"), 64).non_embedding
+    found = recommend_mixture(asked(str(tmp_path), target_num_params=num_params))
+    (each,) = (each for each in found.equal_loss if each.group == "hq 33 %")
+    assert each.speed_up.value == pytest.approx(2.5 ** (1 - (1 / 6) ** 2), rel=0.2)
+    assert each.speed_up.low < each.speed_up.value < each.speed_up.high
+    assert each.tokens.low < each.tokens.value < each.tokens.high
+    best = found.equal_loss_at_best_share.speed_up
+    assert best.low < best.value < best.high
+
+
+def test_a_target_as_large_as_the_largest_model_is_not_called_beyond_it(study):
+    num_params = count_parameters(model_of("98k"), 64).non_embedding
+    warnings = recommend_mixture(
+        asked(study, name="near", target_num_params=round(1.004 * num_params))
+    ).warnings
+    assert not any("target N" in each for each in warnings)
 
 
 def test_says_how_far_the_target_lies_outside_the_data(study):
@@ -242,7 +263,7 @@ def test_natural_text_that_does_not_suffice_is_never_the_answer(study):
     lowest, highest = enough.equally_good_shares
     assert lowest < least < highest
     assert short.equally_good_shares == (short.least_share, highest)
-    flat = f"flat optimum: shares of hq from {percentage(least)} to {percentage(highest)} "
+    flat = f"flat optimum: shares of hq from {percent(least)} to {percent(highest)} "
     assert any(each.startswith(flat) for each in short.warnings)
 
 

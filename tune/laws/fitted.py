@@ -42,8 +42,13 @@ class FittedLaw:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """Values of the parameters by name."""
-        return {name: interval.value for name, interval in self.record.parameters.items()}
+        """Values of the parameters by name, in the order of `law.names` also where the record has another, read from a file."""
+        return {name: self.record.parameters[name].value for name in self.law.names}
+
+    @property
+    def values(self) -> Floats:
+        """Values of the parameters in the order of `law.names`, [1, p], as `samples` has them."""
+        return np.array([list(self.parameters.values())])
 
     def __str__(self) -> str:
         return describe(self.record)
@@ -103,7 +108,7 @@ class FittedLaw:
                 f"the {self.law.name} law has no train_tokens, so it cannot say how many reach a loss"
             )
         point = {"num_params": num_params, "train_tokens": 1.0, **inputs}
-        best = self._tokens(self._values(), point, loss)[0]
+        best = self._tokens(self.values, point, loss)[0]
         if not np.isfinite(best):
             return None
         return self._interval(float(best), self._tokens(self.samples, point, loss))
@@ -159,15 +164,12 @@ class FittedLaw:
 
     # --- inside ------------------------------------------------------------------------------------------------
 
-    def _values(self) -> Floats:
-        return np.array([[self.record.parameters[name].value for name in self.law.names]])
-
     def _interval(self, value: float, samples: Floats) -> Interval:
         return interval_from(value, samples, self.record.confidence)
 
     def _losses(self, rows: Mapping[str, ArrayLike]) -> tuple[Floats, Floats]:
         bound = self.law.bind(self.law.columns(rows))
-        value = np.exp(bound.log_prediction(self.law.to_theta(self._values())))[0]
+        value = np.exp(bound.log_prediction(self.law.to_theta(self.values)))[0]
         if not len(self.samples):
             return value, np.empty((0, len(value)))
         return value, np.exp(bound.log_prediction(self.law.to_theta(self.samples)))
