@@ -1,17 +1,19 @@
 """What very many parts, and very many runs, cost the driver: memory, and scheduling per piece of work.
 
-    python benchmarks/driver_scale.py [--parts 1000 10000] [--engines 2] [--runs 1000 10000] [--out FILE.json]
+    python benchmarks/driver_scale.py [--parts 1000 10000] [--engines 2] [--nodes 24] [--runs 1000 10000] [--out FILE.json]
 
 * parts: `synth.job` sends so many parts of one set through actors of the fake engine. Their ledger entries are there
   already, so that a part costs its actor one small read and all the rest is Ray's and the driver's: the seconds until
   the first part is back, the seconds a part after that, the driver's growth in resident memory, the object store's use.
   The same parts are then read in a plain loop, which is what the actors' share of it is worth.
+* nodes: `--node-parts` parts once more, through one actor on each of so many logical nodes: Ray nodes of one CPU, all on this
+  machine, each with the processes a node has.
 * requests: a worker makes a few parts under a root in an S3 server of its own process; its requests to the store are
   counted by kind, a part each.
 * runs: `train.lanes.queue` hands so many runs to so many lanes and hears their ends, in one process without Ray: the seconds
   an assignment takes, and the memory a waiting run takes.
 
-One machine stands in for a cluster: it has as many actors as given, and no network between them.
+One machine stands in for a cluster: there is no network between its actors and nodes, and all of them share its cores.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +49,29 @@ from synth.rephrase import RephraseWork
 
 def main() -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("--parts", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--parts", type=int, nargs="*", default=[1000, 10_000])
     parser.add_argument("--engines", type=int, default=2)
-    parser.add_argument("--runs", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--nodes", type=int, nargs="*", default=[], help="logical nodes, one engine on each")
+    parser.add_argument("--node-parts", type=int, default=10_000, help="parts sent through logical nodes")
+    parser.add_argument("--runs", type=int, nargs="*", default=[1000, 10_000])
     parser.add_argument("--lanes", type=int, default=64)
     parser.add_argument("--store-parts", type=int, default=20)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         kind, number, width = options.one.split(":")
-        measure = {"parts": send_parts, "requests": count_requests, "runs": queue_runs}[kind]
-        print("RESULT " + json.dumps(measure(int(number), int(width))))
+        measures: dict[str, Callable[[int, int], dict[str, Any]]] = {
+            "parts": send_parts,
+            "nodes": send_parts_to_nodes,
+            "requests": count_requests,
+            "runs": queue_runs,
+        }
+        print("RESULT " + json.dumps(measures[kind](int(number), int(width))))
         return 0
     found = {
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
         "parts": [in_own_process("parts", number, options.engines) for number in options.parts],
+        "nodes": [in_own_process("nodes", options.node_parts, number) for number in options.nodes],
         "requests": in_own_process("requests", options.store_parts, 8),
         "runs": [in_own_process("runs", number, options.lanes) for number in options.runs],
         "provenance": provenance(),
@@ -81,7 +92,23 @@ def in_own_process(kind: str, number: int, width: int) -> dict[str, Any]:
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def send_parts(num_parts: int, engines: int) -> dict[str, Any]:
+def send_parts_to_nodes(num_parts: int, nodes: int) -> dict[str, Any]:
+    from ray.cluster_utils import Cluster
+
+    began = time.monotonic()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=1, wait=False)
+    cluster.wait_for_nodes(timeout=600)
+    started = time.monotonic() - began
+    try:
+        measured = send_parts(num_parts, nodes, cluster.address)
+    finally:
+        cluster.shutdown()
+    return {"nodes": nodes, "seconds_until_all_nodes_are_up": started, **measured}
+
+
+def send_parts(num_parts: int, engines: int, address: str | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="driver-scale-") as root:
         from benchmarks.ledger_resume import write_ledger
 
@@ -93,7 +120,7 @@ def send_parts(num_parts: int, engines: int) -> dict[str, Any]:
         alone = time.monotonic() - began
         return {
             "parts": num_parts, "engines": engines, "seconds_per_entry_read_in_a_loop": alone / num_parts,
-            **through_ray(work, num_parts),
+            **through_ray(work, num_parts, address),
         }  # fmt: skip
 
 
@@ -108,13 +135,16 @@ def made_of_nothing(root: str, num_parts: int, engines: int) -> RephraseWork:
     return RephraseWork(config, load_recipes(config.recipes, {}), model, "0" * 16, sources, None, 256)
 
 
-def through_ray(work: RephraseWork, num_parts: int) -> dict[str, Any]:
+def through_ray(work: RephraseWork, num_parts: int, address: str | None) -> dict[str, Any]:
     import ray
 
     from synth.job import _results, beside_the_driver
     from synth.open_parts import OpenParts
 
-    ray.init(num_cpus=max(4, work.config.placement.engines + 1), include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # fmt: skip
+    own: dict[str, Any] = (
+        {} if address else {"num_cpus": max(4, work.config.placement.engines + 1), "include_dashboard": False}
+    )
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     driver, done, first = psutil.Process(), 0, 0.0
     before = peak = driver.memory_info().rss
     began = time.monotonic()
