@@ -1,6 +1,10 @@
-"""What records of runs have in common that were trained alike, wherever and however fast."""
+"""What runs that were trained alike have in common, wherever and however fast: their records, and their metrics' lines to compare."""
 
-from train.record import RunRecord
+import json
+from typing import Any
+
+from train.record import RunRecord, run_directory
+from train.run import RunConfig
 
 WHERE_AND_WHEN = {
     "wall_seconds",
@@ -16,3 +20,9 @@ WHERE_AND_WHEN = {
 def results(record: RunRecord) -> dict:
     """Return what a record says, without where, when and how fast."""
     return record.model_dump(exclude=WHERE_AND_WHEN)
+
+
+def metric_lines(root: Any, run: RunConfig) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl under a local root."""
+    text = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]

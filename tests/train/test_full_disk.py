@@ -1,7 +1,6 @@
 """A disk that fills up under a run: told in one sentence, and the run is the same once there is room again."""
 
 import errno
-import json
 import resource
 
 import pytest
@@ -10,6 +9,7 @@ from upath import UPath
 
 from tests.assets.direct_link import DirectLink
 from tests.assets.packed_set import run_on, write_packed_set
+from tests.assets.record_contents import metric_lines
 from train.checkpoint_files import BYTES_PER_PARAMETER, CompleteCheckpoint, newest_step
 from train.full_disk import full_disk
 from train.placement import TrainPlacement
@@ -28,8 +28,7 @@ def test_a_full_disk_is_known_by_its_errno_anywhere_in_the_chain_and_other_error
 
 
 def lines_of(root, run):
-    text = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text()
-    return [(line["step"], line["loss_nats_per_token"]) for line in map(json.loads, text.splitlines())]
+    return [(line["step"], line["loss_nats_per_token"]) for line in metric_lines(root, run)]
 
 
 @pytest.mark.slow

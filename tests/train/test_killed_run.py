@@ -1,7 +1,6 @@
 """A training process killed without a word: what a second one makes of it is the run that nobody disturbed, bit for bit."""
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -10,7 +9,7 @@ import pytest
 
 from tests.assets.object_store import object_store
 from tests.assets.packed_set import run_on, write_packed_set
-from tests.assets.record_contents import results
+from tests.assets.record_contents import metric_lines, results
 from tests.assets.worker_group import start_group
 from train.checkpoint_files import newest_step
 from train.placement import TrainPlacement
@@ -24,9 +23,8 @@ def train(root, packed, run):
 
 
 def steps(root, run):
-    lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
     names = ("step", "loss_nats_per_token", "gradient_norm", "learning_rate", "loss_by_source")
-    return [tuple(json.loads(line)[name] for name in names) for line in lines]
+    return [tuple(line[name] for name in names) for line in metric_lines(root, run)]
 
 
 @pytest.mark.parametrize(

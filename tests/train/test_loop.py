@@ -1,13 +1,11 @@
 """One run end to end with the real engine: the same bits whatever interrupts it, precedes it or shares the work."""
 
-import json
-
 import pytest
 import torch
 
 from synth.errors import UserError
 from tests.assets.packed_set import run_on, write_packed_set
-from tests.assets.record_contents import results
+from tests.assets.record_contents import metric_lines, results
 from tests.assets.worker_group import NEVER, start_group
 from train.placement import TrainPlacement
 from train.record import read_record, run_directory
@@ -36,10 +34,8 @@ def train(root, packed, run, *, stop_at_step=None, **placement):
 
 
 def losses(root, run) -> list[tuple]:
-    lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
     numbers = ("step", "loss_nats_per_token", "gradient_norm", "learning_rate", "loss_by_source")
-    return [tuple(line[name] for name in numbers) for line in found]
+    return [tuple(line[name] for name in numbers) for line in metric_lines(root, run)]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +53,7 @@ def test_a_run_learns_and_accounts_for_every_token(tmp_path, packed):
     assert [step for step, *_ in steps] == list(range(1, 25))
     assert steps[0][1] == pytest.approx(4.16, abs=0.3)  # ln 64
     assert steps[-1][1] < steps[0][1] - 0.5
-    lines = [
-        json.loads(line)
-        for line in (run_directory(str(tmp_path), run.run_id) / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = metric_lines(tmp_path, run)
     for line in lines:  # of 8 rows, 6 are natural and 2 synthetic
         natural, synthetic = (line["loss_by_source"][name] for name in ("natural", "synthetic"))
         assert 0.75 * natural + 0.25 * synthetic == pytest.approx(line["loss_nats_per_token"], rel=1e-5)

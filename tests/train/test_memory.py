@@ -1,13 +1,13 @@
 """A device without the memory for a microbatch: the run goes on with less at once, says so, and computes the same."""
 
 import contextlib
-import json
 
 import pytest
 import torch
 from upath import UPath
 
 from tests.assets.packed_set import run_on, write_packed_set
+from tests.assets.record_contents import metric_lines
 from train.deepspeed_config import rows_per_microbatch
 from train.memory import FIT_FILE, OutOfDeviceMemory, note_smaller_microbatch, read_fit
 from train.placement import TrainPlacement
@@ -93,8 +93,7 @@ def train(root, packed, run, **placement):
 
 
 def losses(root, run):
-    lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
-    return [(line["loss_nats_per_token"], line["gradient_norm"]) for line in map(json.loads, lines)]
+    return [(line["loss_nats_per_token"], line["gradient_norm"]) for line in metric_lines(root, run)]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from upath import UPath
 
 from tests.assets.packed_set import run_on, write_packed_set
-from tests.assets.record_contents import results
+from tests.assets.record_contents import metric_lines, results
 from train.placement import TrainPlacement
 from train.record import read_record, run_directory
 from train.run import ModelConfig
@@ -60,9 +60,8 @@ def train(root, packed, run, *, stop_at_step=None, **placement):
 
 
 def losses(root, run):
-    lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
     return [
-        (line["step"], line["loss_nats_per_token"], line["gradient_norm"]) for line in map(json.loads, lines)
+        (line["step"], line["loss_nats_per_token"], line["gradient_norm"]) for line in metric_lines(root, run)
     ]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.assets.packed_set import run_on, write_packed_set
+from tests.assets.record_contents import metric_lines
 from train.placement import TrainPlacement
 from train.record import TrunkUse, run_directory
 from train.run import OptimizerConfig
@@ -46,12 +47,9 @@ def results(record):
 
 
 def losses(root, run):
-    from json import loads
-
-    lines = (run_directory(str(root), run.run_id) / "metrics.jsonl").read_text().splitlines()
     return {
         line["step"]: (line["loss_nats_per_token"], line["gradient_norm"], line["learning_rate"])
-        for line in map(loads, lines)
+        for line in metric_lines(root, run)
     }
 
 
