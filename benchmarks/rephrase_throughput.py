@@ -303,7 +303,7 @@ SIDES = {
 
 
 def run_side(name: str, task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Run one side in a process of its own and return what it found."""
+    """Run one side in a process of its own; return what it found, or `failed` with the last line it said."""
     before = os.getloadavg()[0]
     command = [sys.executable, __file__, "--side", name, "--task", json.dumps(task)]
     done = subprocess.run(
@@ -314,7 +314,8 @@ def run_side(name: str, task: dict[str, Any], environment: dict[str, str]) -> di
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+        print(f"{name} failed:\n{done.stderr[-4000:]}", file=sys.stderr, flush=True)
+        return {"failed": (done.stderr.strip().splitlines() or ["nothing was said"])[-1]}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     result["tokens_per_second"] = result["output_tokens"] / result["seconds"]
     result["load_before"] = round(before, 2)
@@ -369,11 +370,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 task["config"]["name"] = f"ours{len(sides.get(name, []))}"
             task["out"] = f"{root}/out{len(sides.get(name, []))}"
             sides.setdefault(name, []).append(run_side(name, task, environment))
-    texts = {name: runs[0].pop("texts") for name, runs in sides.items()}
-    for runs in sides.values():
-        for run in runs[1:]:
-            run.pop("texts")
-    best = {name: max(run["tokens_per_second"] for run in runs) for name, runs in sides.items()}
+    ended = {name: [run for run in runs if "failed" not in run] for name, runs in sides.items()}
+    given = {name: [run.pop("texts") for run in runs] for name, runs in ended.items() if runs}
+    texts = {name: answers[0] for name, answers in given.items()}
+    best = {name: max(run["tokens_per_second"] for run in ended[name]) for name in texts}
     return {
         "model": {
             "parameters": num_params,
@@ -436,7 +436,10 @@ def main() -> None:
             print(error, file=sys.stderr, flush=True)
             os._exit(2)
         return
-    give(measure(options), options.out)
+    result = measure(options)
+    give(result, options.out)
+    if any("failed" in run for runs in result["sides"].values() for run in runs):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
