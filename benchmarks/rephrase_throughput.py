@@ -17,6 +17,7 @@ answer of a batch is seen to wait. Starting Ray and the engine is left out of al
   its engine never starves, engine metrics off.
 * ours: `rephrase_corpus`, with chunking, tokenising, verdicts, Parquet, checksums and ledger; from the engine's start
   to the last ledger entry.
+* ours_two: the same with two engines on the one GPU, half of its memory each.
 
 Ray makes its workers nicer than other processes (niceness 15), which on a machine with anything else to do would slow its
 two sides alone; here they have niceness 0.
@@ -35,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +273,13 @@ def run_ours(task: dict[str, Any]) -> dict[str, Any]:
     return _found(config)
 
 
+def run_ours_two(task: dict[str, Any]) -> dict[str, Any]:
+    """Return tokens and seconds of rephrase_corpus with two engines on one GPU."""
+    halves = {"engines": 2, "gpus_per_engine": 0.5}
+    placement = task["config"]["placement"] | halves
+    return run_ours(task | {"config": task["config"] | {"name": "ours_two", "placement": placement}})
+
+
 def _found(config: RephraseConfig) -> dict[str, Any]:
     """Return what a finished set holds and what it took, from its files."""
     work = open_work(config)
@@ -299,6 +308,7 @@ def _found(config: RephraseConfig) -> dict[str, Any]:
 
 SIDES = {
     "bare": run_bare, "ray_data_llm": run_ray_data_llm, "ray_data_llm_tuned": run_ray_data_llm_tuned, "ours": run_ours,
+    "ours_two": run_ours_two,
 }  # fmt: skip
 
 
@@ -327,8 +337,8 @@ def run_side(name: str, task: dict[str, Any], environment: dict[str, str]) -> di
     return result
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the throughputs and the ratios, with machine and versions."""
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the throughputs and the ratios, with machine and versions, after each side: one may take too long."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as root:
@@ -364,36 +374,39 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             environment |= {
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads),
             }  # fmt: skip
+        about = {
+            "model": {"parameters": num_params, "size": options.size, "weights": "random", "dtype": _dtype(options)},
+            "device": device_name(config.engine, config.placement),
+            "documents": options.documents,
+            "requests": len(requests),
+            "max_num_seqs": options.num_seqs,
+            "engine_threads": options.threads if options.device == "cpu" else None,
+            "prompt_tokens": sum(len(request["prompt_token_ids"]) for request in requests),
+            "runs_in_order": options.order,
+        }  # fmt: skip
         sides: dict[str, list[dict[str, Any]]] = {}
+        texts: dict[str, list[str]] = {}
         for name in options.order.split(","):
             if name == "ours":  # once more means in a set of its own
                 task["config"]["name"] = f"ours{len(sides.get(name, []))}"
             task["out"] = f"{root}/out{len(sides.get(name, []))}"
-            sides.setdefault(name, []).append(run_side(name, task, environment))
-    ended = {name: [run for run in runs if "failed" not in run] for name, runs in sides.items()}
-    given = {name: [run.pop("texts") for run in runs] for name, runs in ended.items() if runs}
-    texts = {name: answers[0] for name, answers in given.items()}
-    best = {name: max(run["tokens_per_second"] for run in ended[name]) for name in texts}
+            found = run_side(name, task, environment)
+            if "texts" in found:
+                texts.setdefault(name, found.pop("texts"))
+            sides.setdefault(name, []).append(found)
+            yield about | compared(sides, texts, options.stop)
+
+
+def compared(
+    sides: dict[str, list[dict[str, Any]]], texts: dict[str, list[str]], stop: str
+) -> dict[str, Any]:
+    """Return what the sides took, their ratios, and how many answers differ from those of the bare engine."""
+    best = {name: max(run.get("tokens_per_second", 0.0) for run in sides[name]) for name in texts}
     return {
-        "model": {
-            "parameters": num_params,
-            "size": options.size,
-            "weights": "random",
-            "dtype": _dtype(options),
-        },
-        "device": device_name(config.engine, config.placement),
-        "documents": options.documents,
-        "requests": len(requests),
-        "max_num_seqs": options.num_seqs,
-        "engine_threads": options.threads if options.device == "cpu" else None,
-        "prompt_tokens": sum(len(request["prompt_token_ids"]) for request in requests),
-        "runs_in_order": options.order,
         "sides": sides,
         "ours_over": {name: best["ours"] / best[name] for name in best if "ours" in best and name != "ours"},
         "answers_that_differ_from_bare": {
-            name: sum(
-                mine.split(options.stop)[0] != bare for mine, bare in zip(theirs, texts["bare"], strict=True)
-            )
+            name: sum(mine.split(stop)[0] != bare for mine, bare in zip(theirs, texts["bare"], strict=True))
             for name, theirs in texts.items()
             if name != "bare" and "bare" in texts
         },
@@ -436,8 +449,8 @@ def main() -> None:
             print(error, file=sys.stderr, flush=True)
             os._exit(2)
         return
-    result = measure(options)
-    give(result, options.out)
+    for result in measure(options):
+        give(result, options.out)
     if any("failed" in run for runs in result["sides"].values() for run in runs):
         raise SystemExit(1)
 

@@ -203,6 +203,10 @@ class EngineConfig(Config):
         return self
 
 
+SHARED_GPU_MEMORY = 0.9
+"""Fraction of its part of a GPU an engine takes where the placement leaves it open."""
+
+
 class RephrasePlacement(Config):
     """Where the engines run and how much of the machine they take."""
 
@@ -214,7 +218,8 @@ class RephrasePlacement(Config):
     cpus_per_engine: float = Field(default=1.0, ge=0.0)
     """Logical CPUs each replica asks of the cluster."""
     gpus_per_engine: float = Field(default=0.0, ge=0.0)
-    """GPUs each replica asks of the cluster; 0 runs the CPU engine."""
+    """GPUs each replica asks of the cluster; 0 runs the CPU engine, and 0.5 puts two on one GPU, each with half of its
+    memory: a small model leaves a GPU waiting for the one process that schedules it."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of a replica each layer is spread over."""
     pipeline_parallel: int = Field(default=1, ge=1)
@@ -230,7 +235,8 @@ class RephrasePlacement(Config):
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
     """Tokens the engine computes in one step; null is what tune_engine found, else the engine's own choice."""
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    """Fraction of a GPU's memory the engine takes; null is what tune_engine found, else the engine's own choice."""
+    """Fraction of the memory of its GPU, or of its part of one, that the engine takes; null is what tune_engine found, else
+    the engine's own choice (0.9 of a part)."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
     """Memory for the KV cache of a CPU engine, GiB; null lets the engine choose."""
     threads: int = Field(default=0, ge=0)
@@ -269,6 +275,16 @@ class RephrasePlacement(Config):
                 "across_nodes keeps the GPUs of every engine until the end: leave min_engines out"
             )
         return self
+
+    @property
+    def memory_of_a_gpu(self) -> float | None:
+        """Fraction of a whole GPU's memory an engine takes; None leaves it to the engine, which then takes nearly all.
+
+        Engines that share a GPU take their parts of it: with what an engine chooses itself the second one does not start.
+        """
+        if not 0 < self.gpus_per_engine < 1:
+            return self.gpu_memory_utilization
+        return round(self.gpus_per_engine * (self.gpu_memory_utilization or SHARED_GPU_MEMORY), 4)
 
     @property
     def devices_per_engine(self) -> int:

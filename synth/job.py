@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -187,7 +188,8 @@ def _results(work: RephraseWork, parts: list[int], open_parts: Any) -> Iterator[
     """
     placement = work.config.placement
     most = min(placement.engines, len(parts))
-    at_once = most_parts_at_a_time(work)
+    # No more than its share: the engine that is up first would take what keeps the others busy.
+    at_once = min(most_parts_at_a_time(work), math.ceil(len(parts) / most))
     name = f"rephrase_corpus {work.config.name}"
     with _quiet_ray_data(), EngineGroups(name, placement) as groups:
         dataset = ray.data.from_items(

@@ -194,7 +194,7 @@ class VllmEngine:
         if placement.gpus_per_engine == 0:
             chosen |= self._cpu_arguments()
         else:
-            chosen["gpu_memory_utilization"] = placement.gpu_memory_utilization
+            chosen["gpu_memory_utilization"] = placement.memory_of_a_gpu
             # Else vLLM runs its workers as processes of this node, where it finds too few devices or none.
             chosen["distributed_executor_backend"] = "ray" if placement.across_nodes else None
         chosen |= config.engine_arguments

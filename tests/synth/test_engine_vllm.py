@@ -66,6 +66,15 @@ def test_a_gpu_engine_is_spread_and_speculates_as_configured(tiny_tokenizer):
     )
 
 
+@pytest.mark.parametrize(
+    ("gpus", "of_its_part", "of_the_gpu"),
+    [(0.5, None, 0.45), (0.25, 0.8, 0.2), (1, None, None), (1, 0.8, 0.8)],
+)
+def test_engines_that_share_a_gpu_have_room_for_each_other(tiny_tokenizer, gpus, of_its_part, of_the_gpu):
+    placement = RephrasePlacement(gpus_per_engine=gpus, gpu_memory_utilization=of_its_part)
+    assert engine_for(tiny_tokenizer, placement).arguments().get("gpu_memory_utilization") == of_the_gpu
+
+
 def test_an_engine_across_nodes_has_vllms_ray_workers_and_one_on_a_node_has_its_choice(tiny_tokenizer):
     placement = RephrasePlacement(
         gpus_per_engine=16, cpus_per_engine=32, tensor_parallel=8, pipeline_parallel=2

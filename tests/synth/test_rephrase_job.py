@@ -134,6 +134,18 @@ def test_several_engines_side_by_side_make_the_same_bytes(start, fake_config):
     assert parts_of(one) == parts_of(three)
 
 
+@pytest.mark.slow
+def test_every_engine_has_work_when_one_could_take_all_parts(start, fake_config):
+    config = fake_config(
+        {"start_seconds": 1.0, "latency_seconds": 0.2},
+        placement={"engines": 2, "cpus_per_engine": 0.25, "parts_in_flight": 100},
+    )
+    finished(start(config))
+    work = open_work(config)
+    starts = [entry.engine_start_seconds for entry in read_entries(work.directory, work.num_parts)]
+    assert sum(seconds > 0 for seconds in starts) == 2 < len(starts)
+
+
 @pytest.mark.drill
 @pytest.mark.parametrize(
     ("change", "sentence"),
