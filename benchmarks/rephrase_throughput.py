@@ -393,7 +393,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for name in options.order.split(","):
             if name == "ours":  # once more means in a set of its own
                 task["config"]["name"] = f"ours{len(sides.get(name, []))}"
-            task["out"] = f"{root}/out{len(sides.get(name, []))}"
+            task["out"] = f"{root}/{name}{len(sides.get(name, []))}"
             found = run_side(name, task, environment)
             if "texts" in found:
                 texts.setdefault(name, found.pop("texts"))
