@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import fcntl
 import functools
 import importlib.metadata
 import logging
@@ -18,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,9 @@ choice is nine tenths of the machine."""
 
 CPU_BATCHED_TOKENS = 4096
 """Prompt tokens a CPU engine takes in one step, at least."""
+
+START_POLL_SECONDS = 0.2
+"""How often an engine that shares a GPU looks whether another one's start is over."""
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -98,20 +102,24 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(logging.NOTSET)
         self._guard = guard = Guard()
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
-        with _output_to(self._log), guard.watching():
-            try:
-                self._llm = await _in_a_thread(self._load)
-            except EngineStartFailed:
-                raise
-            # vLLM's start fails with anything from TypeError (an argument it does not know) to RuntimeError (the
-            # engine process died); all of them are told in its own words.
-            except Exception as error:
-                raise EngineStartFailed(
-                    f"engine.model = {self._config.model!r}: vLLM did not start: {self._last_words(error)} (whole log: {self._log})."
-                ) from error
-            except asyncio.CancelledError:
-                guard.kill()
-                raise
+        async with alone_on_its_gpu(self._placement):
+            with _output_to(self._log), guard.watching():
+                await self._start(guard)
+
+    async def _start(self, guard: Guard) -> None:
+        try:
+            self._llm = await _in_a_thread(self._load)
+        except EngineStartFailed:
+            raise
+        # vLLM's start fails with anything from TypeError (an argument it does not know) to RuntimeError (the
+        # engine process died); all of them are told in its own words.
+        except Exception as error:
+            raise EngineStartFailed(
+                f"engine.model = {self._config.model!r}: vLLM did not start: {self._last_words(error)} (whole log: {self._log})."
+            ) from error
+        except asyncio.CancelledError:
+            guard.kill()
+            raise
 
     def _load(self) -> Any:
         """Return a running AsyncLLM; blocks for minutes."""
@@ -332,6 +340,31 @@ def device_name(placement: RephrasePlacement) -> str:
     except (OSError, StopIteration):
         model = platform.machine()
     return f"{model} x {threads}"
+
+
+@asynccontextmanager
+async def alone_on_its_gpu(placement: RephrasePlacement) -> AsyncIterator[None]:
+    """Start no two engines on one GPU at a time, where engines share it.
+
+    vLLM finds out what memory it has by watching what is free while it tries the model: another that starts meanwhile
+    takes from it, or ends its start when it lets go of some.
+    """
+    if not 0 < placement.gpus_per_engine < 1:
+        yield
+        return
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    path = Path(tempfile.gettempdir()) / f"synthscale-start-{os.getuid()}-gpu-{devices}.lock"
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(START_POLL_SECONDS)
+        try:
+            yield
+        finally:  # by name: an engine process that was forked holds the file too
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 @contextmanager

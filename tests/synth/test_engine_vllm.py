@@ -17,7 +17,7 @@ import pytest
 from synth.config import EngineConfig, RephraseConfig, RephrasePlacement
 from synth.engines.protocol import EngineStartFailed
 from synth.engines.supervisor import Supervisor
-from synth.engines.vllm import VllmEngine
+from synth.engines.vllm import VllmEngine, alone_on_its_gpu
 from synth.ledger import open_synthetic
 from synth.model_source import find_model
 from synth.rephrase import finish_work, open_work
@@ -73,6 +73,59 @@ def test_a_gpu_engine_is_spread_and_speculates_as_configured(tiny_tokenizer):
 def test_engines_that_share_a_gpu_have_room_for_each_other(tiny_tokenizer, gpus, of_its_part, of_the_gpu):
     placement = RephrasePlacement(gpus_per_engine=gpus, gpu_memory_utilization=of_its_part)
     assert engine_for(tiny_tokenizer, placement).arguments().get("gpu_memory_utilization") == of_the_gpu
+
+
+@pytest.mark.parametrize(("gpus", "most_at_once"), [(0.5, 1), (1, 3), (0, 3)])
+def test_engines_that_share_a_gpu_start_one_after_the_other(monkeypatch, tmp_path, gpus, most_at_once):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    placement, starting, seen = RephrasePlacement(gpus_per_engine=gpus), [], []
+
+    async def start(name):
+        async with alone_on_its_gpu(placement):
+            starting.append(name)
+            seen.append(len(starting))
+            await asyncio.sleep(0.1)
+            starting.remove(name)
+
+    async def start_three_and_give_one_up():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(start("first"))
+            await asyncio.sleep(0)
+            given_up = group.create_task(start("given up"))
+            group.create_task(start("third"))
+            await asyncio.sleep(0.05)
+            given_up.cancel()
+
+    asyncio.run(start_three_and_give_one_up())
+    asyncio.run(start("later"))
+    assert max(seen) == most_at_once
+    assert len(seen) == (4 if most_at_once > 1 else 3), "who waits no longer does not start"
+
+
+def test_a_shared_gpu_is_free_again_when_the_process_that_starts_an_engine_is_killed(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    placement = RephrasePlacement(gpus_per_engine=0.5)
+    program = (
+        "import asyncio\nfrom synth.config import RephrasePlacement\nfrom synth.engines.vllm import alone_on_its_gpu\n"
+        "async def hold():\n async with alone_on_its_gpu(RephrasePlacement(gpus_per_engine=0.5)):\n"
+        "  print('held', flush=True)\n  await asyncio.sleep(600)\nasyncio.run(hold())"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=REPOSITORY, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )  # fmt: skip
+
+    async def start(seconds):
+        async with asyncio.timeout(seconds), alone_on_its_gpu(placement):
+            pass
+
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(TimeoutError):
+            asyncio.run(start(0.5))
+    finally:
+        holder.kill()
+        holder.wait()
+    asyncio.run(start(30))
 
 
 def test_an_engine_across_nodes_has_vllms_ray_workers_and_one_on_a_node_has_its_choice(tiny_tokenizer):
@@ -236,7 +289,7 @@ def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(tiny_mode
 PARENT = """
 import asyncio, sys, time
 from synth.config import EngineConfig, RephrasePlacement
-from synth.engines.vllm import VllmEngine
+from synth.engines.vllm import VllmEngine, alone_on_its_gpu
 from synth.model_source import find_model
 
 async def main():
