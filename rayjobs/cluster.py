@@ -31,13 +31,23 @@ def connect(step: str, config: JobConfig, *, dashboard: bool = False) -> None:
     cluster has the machine's CPUs and GPUs and asks every client for Ray's token; `dashboard` serves its dashboard on
     loopback and prints the address; its processes take a good part of a small machine.
 
-    Raises UserError when no cluster answers at the address, when no local Ray comes up, or when the cluster can never hold
+    Raises UserError when the study root is relative on a cluster, when no cluster answers at the address, when no local Ray comes up, or when the cluster can never hold
     what the step's placement asks for.
     """
+    _check_root(step, config.root)
     _join(step, dashboard)
     JobPage().put(**{STUDY: config.root, STEP: step, PROGRESS: "begun"})
     if need := need_of(config):
         check_capacity(step, need, may_grow=_address() is not None)
+
+
+def _check_root(step: str, root: str) -> None:
+    """Refuse a relative root on a cluster: each of its processes has a working directory of its own."""
+    if _address() is not None and "://" not in root and not os.path.isabs(root):
+        raise UserError(
+            f"{step}: root = {root!r} is relative, and every process of a cluster runs in a directory of its own: give a bucket, or an "
+            "absolute path that all nodes see."
+        )
 
 
 def _address() -> str | None:

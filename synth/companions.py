@@ -66,6 +66,22 @@ def quality_fingerprint(config: RephraseConfig) -> dict[str, str]:
     return {"quality_scores": content_hash(_versions(directory, names))}
 
 
+def check_scores_cover(config: RephraseConfig, part_names: Sequence[str]) -> None:
+    """Raise UserError when a part that is to be rephrased has no file of quality scores.
+
+    Found out at that part it would be too late: the files are part of the set's identity, and one more makes another set.
+    """
+    if config.quality_scores is None:
+        return
+    have = set(list_names(study_path(config.quality_scores), ".parquet"))
+    missing = [name for name in part_names if name not in have]
+    if missing:
+        raise UserError(
+            f"quality_scores = {config.quality_scores!r} lacks {len(missing)} of {len(part_names)} parts ({missing[0]} first): score "
+            "them before the set is begun."
+        )
+
+
 def _versions(directory: UPath, names: Sequence[str]) -> dict[str, str]:
     """Return what tells each file from another of the same name: the ETag of its store's listing, else a digest of it."""
     tags: dict[str, str] = {}

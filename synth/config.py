@@ -248,18 +248,23 @@ class RephrasePlacement(Config):
     """An engine that is not up after this long ends the job with the engine's own last lines; the largest models load for
     many minutes, seconds. Of `http`: how long a server that does not answer is waited for, also when it goes away later."""
     outage_seconds: float = Field(default=3600.0, ge=0)
-    """Of `http`: how long a server that is there and fails every request (500, 502, 503, 504) is waited for, and asked now
+    """Of `http`: how long a server that is there and fails every request (429, 500, 502, 503, 504) is waited for, and asked now
     and then; no row is blamed meanwhile. After this the job ends and can be started again, seconds."""
     use_tuning: bool = True
-    """Take what tune_engine stored for this model, device and recipes, where a field above leaves it open."""
+    """Take what tune_engine stored for this model, device and recipes, where a field above leaves it open. Engines that
+    share a GPU take none: it was found with a whole one."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.min_engines is not None and self.min_engines > self.engines:
             raise ValueError(f"min_engines = {self.min_engines} is more than engines = {self.engines}")
         devices = self.devices_per_engine
-        shares_a_gpu = devices == 1 and 0 < self.gpus_per_engine < 1
-        if self.gpus_per_engine not in (0, devices) and not shares_a_gpu:
+        if 0.5 < self.gpus_per_engine < 1:
+            raise ValueError(
+                f"gpus_per_engine = {self.gpus_per_engine:g} leaves the rest of a GPU unused, where no second engine fits: give 1, "
+                "or 0.5 or less"
+            )
+        if self.gpus_per_engine not in (0, devices) and not (devices == 1 and self.shares_a_gpu):
             raise ValueError(
                 f"tensor_parallel x pipeline_parallel = {devices} needs gpus_per_engine = {devices}, not "
                 f"{self.gpus_per_engine:g}: an engine uses so many GPUs, and is paid for what it reserves (more engines of one GPU "
@@ -277,12 +282,22 @@ class RephrasePlacement(Config):
         return self
 
     @property
+    def takes_tunings(self) -> bool:
+        """Whether what tune_engine found fills the open settings."""
+        return self.use_tuning and not self.shares_a_gpu
+
+    @property
+    def shares_a_gpu(self) -> bool:
+        """Whether several engines lie on one GPU."""
+        return 0 < self.gpus_per_engine < 1
+
+    @property
     def memory_of_a_gpu(self) -> float | None:
         """Fraction of a whole GPU's memory an engine takes; None leaves it to the engine, which then takes nearly all.
 
         Engines that share a GPU take their parts of it: with what an engine chooses itself the second one does not start.
         """
-        if not 0 < self.gpus_per_engine < 1:
+        if not self.shares_a_gpu:
             return self.gpu_memory_utilization
         return round(self.gpus_per_engine * (self.gpu_memory_utilization or SHARED_GPU_MEMORY), 4)
 
@@ -400,4 +415,25 @@ class RephraseConfig(JobConfig):
             raise ValueError("recipe_weights: a weight is negative; give 0 to leave a recipe out")
         if self.recipe_weights and not any(self.recipe_weights.values()):
             raise ValueError("recipe_weights are all 0: give one of them weight, or leave them out")
+        drawn = sum(weight > 0 for weight in self.recipe_weights.values())
+        if self.recipes_per_document > max(1, drawn):
+            raise ValueError(
+                f"recipes_per_document = {self.recipes_per_document}, and recipe_weights gives {drawn} recipes weight: without weights "
+                "every document goes through all recipes; give weights to as many, or lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_is_where_it_is_placed(self) -> RephraseConfig:
+        kind, placement = self.engine.kind, self.placement
+        if kind == "http" and placement.gpus_per_engine:
+            raise ValueError(
+                f"placement.gpus_per_engine = {placement.gpus_per_engine:g}: kind 'http' computes on its server, and would keep GPUs "
+                "idle here; leave it out"
+            )
+        if kind == "ray_data_llm" and placement.shares_a_gpu:
+            raise ValueError(
+                f"placement.gpus_per_engine = {placement.gpus_per_engine:g}: engines of kind 'ray_data_llm' cannot share a GPU; give 1, "
+                "or take kind 'vllm'"
+            )
         return self

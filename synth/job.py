@@ -28,7 +28,7 @@ from synth.progress import Progress
 from synth.ray_data_llm import CommitParts, RequestRows, processor_fields, to_answer, to_request
 from synth.rephrase import RephraseWork, finish_work, open_work
 from synth.telemetry import Metric, Sample, of_engine, of_part
-from synth.worker import RephraseWorker, most_parts_at_a_time
+from synth.worker import LEAST_PARTS, RephraseWorker, most_parts_at_a_time
 
 
 def publish(samples: Iterable[Sample]) -> None:
@@ -188,8 +188,9 @@ def _results(work: RephraseWork, parts: list[int], open_parts: Any) -> Iterator[
     """
     placement = work.config.placement
     most = min(placement.engines, len(parts))
-    # No more than its share: the engine that is up first would take what keeps the others busy.
-    at_once = min(most_parts_at_a_time(work), math.ceil(len(parts) / most))
+    # No more than its share: the engine that is up first would take what keeps the others busy. But enough to have work
+    # all the time, since fewer engines may come than were asked for.
+    at_once = min(most_parts_at_a_time(work), max(LEAST_PARTS, math.ceil(len(parts) / most)))
     name = f"rephrase_corpus {work.config.name}"
     with _quiet_ray_data(), EngineGroups(name, placement) as groups:
         dataset = ray.data.from_items(
@@ -273,6 +274,8 @@ def _quiet_ray_data() -> Iterator[None]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = PART_ATTEMPTS
+    # Its default asks for more tasks in flight than an engine may have, and a pool would never grow past `min_engines`.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     # It takes what a tokenizer weighs for a leak, every half minute.
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     # Its progress module warns that progress bars are off, which is what was asked for.
@@ -309,8 +312,8 @@ class RephrasePart:
             if work.config.placement.across_nodes and work.config.engine.kind == "vllm":
                 fetch_to_every_node(work.model)
             self._worker = RephraseWorker(work)
-        except UserError as error:
-            self._failure = str(error)
+        except (UserError, OSError) as error:
+            self._failure = first_line(error)
         self._showing: asyncio.Task[None] | None = None
 
     def __del__(self) -> None:

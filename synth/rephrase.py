@@ -16,7 +16,7 @@ from upath import UPath
 
 from synth.assignment import Assignment
 from synth.card.build import write_card
-from synth.companions import attach_quality, held_out_corpora, quality_fingerprint
+from synth.companions import attach_quality, check_scores_cover, held_out_corpora, quality_fingerprint
 from synth.config import RephraseConfig
 from synth.corpus import open_corpus
 from synth.errors import UserError, first_line
@@ -120,6 +120,12 @@ def open_work(config: RephraseConfig) -> RephraseWork:
         raise UserError(
             f"recipe_weights.{unknown[0]}: recipes names no recipe {unknown[0]!r}: add it there, or take its weight out."
         )
+    if config.recipe_weights and (
+        without := sorted({recipe.name for recipe in recipes} - set(config.recipe_weights))
+    ):
+        raise UserError(
+            f"recipe_weights has no weight for {without[0]!r}, which recipes names: give it one (0 leaves it out)."
+        )
     held_out = held_out_corpora(config)
     others = quality_fingerprint(config) | {
         f"held_out.{name}": manifest["hash"]
@@ -132,6 +138,7 @@ def open_work(config: RephraseConfig) -> RephraseWork:
             f"corpus {config.corpus!r} has no document to rephrase: lower its held_out_fraction or add sources."
         )
     sources, rest = _take(parts, config.max_documents)
+    check_scores_cover(config, [part.name for part in sources])
     split = manifest["splits"]["train"]
     model = _find_model(config)
     return RephraseWork(

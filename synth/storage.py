@@ -17,7 +17,9 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +51,8 @@ _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "D
 """Names of their errors that no waiting mends."""
 
 _T = TypeVar("_T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class StoreAway(OSError):
@@ -229,6 +233,18 @@ def remove_tree(directory: UPath) -> None:
     elif exists(directory):
         with contextlib.suppress(FileNotFoundError):  # gone at an attempt whose answer did not arrive
             patiently(directory, lambda: directory.fs.rm(directory.path, recursive=True))
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int = 16) -> Iterator[Result]:
+    """Yield `work(item)` of every item, in order; threads are some items ahead, and never more than a few results wait."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def list_names(directory: UPath, suffix: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from synth.config import RephrasePlacement
 from synth.drafts import Draft
+from synth.engines.accounts import PartUsage
 from synth.engines.factory import device_name, open_engine
 from synth.engines.protocol import FATAL_REASONS, Engine
 from synth.engines.supervisor import Outcome, Quarantined, Supervisor, TooManyDeaths
@@ -45,7 +46,7 @@ def most_parts_at_a_time(work: RephraseWork) -> int:
     Raises UserError when a file under `tunings/` is no tuning.
     """
     config, placements = work.config, [work.config.placement]
-    if config.placement.use_tuning:
+    if config.placement.takes_tunings:
         found = find_tunings(
             config.root, config.engine, work.model.hash, config.placement.tensor_parallel, work.recipes, work.sources[0]
         )  # fmt: skip
@@ -59,7 +60,7 @@ def tuned_for(work: RephraseWork) -> tuple[RephrasePlacement, str | None]:
     Raises UserError when a file under `tunings/` is no tuning.
     """
     config, placement = work.config, work.config.placement
-    if not placement.use_tuning or not list_names(study_path(config.root, TUNINGS), ".json"):
+    if not placement.takes_tunings or not list_names(study_path(config.root, TUNINGS), ".json"):
         return placement, None
     device = device_name(config.engine, placement)
     tuning = find_tuning(
@@ -137,7 +138,11 @@ class RephraseWorker:
             for answer in answers.values():
                 answer.cancel()
             del self._rows[part], self._answered[part]
-        return await loop.run_in_executor(self._thread, self._commit, drafted, finished, began)
+        # Taken here: the event loop changes the accounts, and the commit's thread must not meet it there.
+        usage = self._supervisor.usage(part)
+        committed = await loop.run_in_executor(self._thread, self._commit, drafted, finished, began, usage)
+        self._supervisor.forget(part)
+        return committed
 
     async def make_parts(self, parts: Iterable[int]) -> list[LedgerEntry]:
         """Make parts, as many at a time as `parts_at_a_time` says; return their entries in the same order.
@@ -199,17 +204,14 @@ class RephraseWorker:
             self._writer.note_killers(drafted)
         return outcome
 
-    def _commit(self, drafted: DraftedPart, finished: list[Finished], began: float) -> LedgerEntry:
-        usage, devices = (
-            self._supervisor.usage(drafted.part),
-            self.work.config.placement.gpus_per_engine or 1.0,
-        )
+    def _commit(
+        self, drafted: DraftedPart, finished: list[Finished], began: float, usage: PartUsage
+    ) -> LedgerEntry:
+        devices = self.work.config.placement.gpus_per_engine or 1.0
         cost = PartCost(
             device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
             engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
             lost_attempts=usage.lost_attempts, lost_device_seconds=usage.lost_device_seconds * devices,
         )  # fmt: skip
         generated = GeneratedBy(self._engine.version, self._engine.tokenizer.prompt_format, self.tuning)
-        entry = self._writer.commit(drafted, finished, generated, cost)
-        self._supervisor.forget(drafted.part)
-        return entry
+        return self._writer.commit(drafted, finished, generated, cost)

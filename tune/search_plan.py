@@ -103,6 +103,11 @@ def _warnings(config: SearchConfig, packed: PackedInfo, cells: list[CellSearch])
             f"placement.concurrent_trials = {config.placement.concurrent_trials} is below placement.lanes = "
             f"{config.placement.lanes}: some lanes will stand idle"
         )
+    if config.method == "adaptive" and config.trials_per_round * len(cells) < config.placement.lanes:
+        yield (
+            f"trials_per_round = {config.trials_per_round}: after its first round a cell tries so many mixtures at a time, fewer in all "
+            f"cells ({len(cells)}) than placement.lanes = {config.placement.lanes}: some lanes will stand idle"
+        )
     if config.trials_per_cell < FEW_LOSSES:
         yield f"trials_per_cell = {config.trials_per_cell}: with fewer than {FEW_LOSSES} intervals will be wide"
     if config.max_seeds > 1 and config.method == "grid":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from upath import UPath
 from synth.errors import UserError, first_line
 from synth.ledger import LedgerEntry
 from synth.rows import KEPT, QUARANTINED, REJECTED
-from synth.storage import read_parquet
+from synth.storage import in_order, read_parquet
 
 _FRACTIONS = tuple(number / 10 for number in range(11))
 _OPEN = float("inf")
@@ -38,7 +37,6 @@ SAMPLED_ROWS = 2000
 """Texts are read from at most so many parts, evenly spaced, and of these the rows of the lowest seeds, by recipe. Parts
 and seeds go by hashes, so this is a random sample, and the same one every time."""
 
-_READERS = 8
 _SAMPLE_COLUMNS = ["doc_id", "domain", "recipe", "chunk_start", "chunk_end", "text", "verdict", "reject_reasons", "seed"]  # fmt: skip
 
 Counts = NDArray[np.int64]
@@ -64,11 +62,10 @@ def survey_set(parts: Sequence[UPath], entries: Iterable[LedgerEntry]) -> Survey
     """Return what is in a set. Raises UserError when a file is damaged or does not hold what its ledger entry says."""
     survey = Survey(sampled_parts=spaced(len(parts), SAMPLED_PARTS))
     columns = ["recipe", "verdict", "held_out_overlap", "language", *EDGES]
-    with ThreadPoolExecutor(_READERS) as pool:
-        tables = pool.map(lambda part: _read(part, list(dict.fromkeys(columns))), parts)
-        for part, table, entry in zip(parts, tables, entries, strict=True):
-            check_accounts(part, table, entry)
-            _count(survey, table)
+    tables = in_order(lambda part: _read(part, list(dict.fromkeys(columns))), parts)
+    for part, table, entry in zip(parts, tables, entries, strict=True):
+        check_accounts(part, table, entry)
+        _count(survey, table)
     for number in survey.sampled_parts:
         _take_texts(survey, number, _read(parts[number], _SAMPLE_COLUMNS))
     return survey

@@ -11,6 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import pydantic
 from pydantic import Field
@@ -117,6 +118,10 @@ class FakeEngine:
                 f"engine.engine_arguments.{field} does not suit the fake engine: {detail['msg']}."
             ) from None
         return cls(behaviour, config.max_model_len)
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Need no turn: it shares no device."""
+        return nullcontext()
 
     async def start(self) -> None:
         """Come up, or fail to as told."""

@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class HttpEngine:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._config, self._model)
         return self._tokenizer
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Need no turn: it shares no device."""
+        return nullcontext()
 
     async def start(self) -> None:
         """Wait for the server, as long as its owner needs to bring it up, and see that it serves the model.

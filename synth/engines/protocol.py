@@ -7,6 +7,7 @@ declared here, and one suite of tests holds all of them to it.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -132,6 +133,9 @@ class Engine(Protocol):
     @property
     def last_lines(self) -> str:
         """What the engine has said last, in one line; "" if it has said nothing."""
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait for the engine's turn to start, and keep it inside: engines that share a device start one after the other."""
 
     async def start(self) -> None:
         """Bring the engine up, however long it takes; cancelled, give up and leave nothing behind. Raises EngineStartFailed."""

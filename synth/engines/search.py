@@ -47,6 +47,16 @@ class TuneEngineConfig(RephraseConfig):
                 "engine.kind = 'ray_data_llm' cannot be tuned, it does not tell its device time: tune kind 'vllm' and set "
                 "what was found under placement"
             )
+        if self.engine.kind == "http":
+            raise ValueError(
+                "engine.kind = 'http' cannot be tuned: what is searched are settings of an engine here, and a server has its own; tune "
+                "kind 'vllm' on a machine like the server's"
+            )
+        if self.placement.shares_a_gpu:
+            raise ValueError(
+                f"placement.gpus_per_engine = {self.placement.gpus_per_engine:g}: a trial has its GPU to itself and would tell the speed "
+                "of all of it; tune with gpus_per_engine = 1, and set what engines that share one are to have under placement"
+            )
         if self.placement.across_nodes:
             raise ValueError(
                 "placement.across_nodes: an engine on several nodes cannot be tuned, a trial is one task: tune settings on one "

