@@ -52,7 +52,7 @@ def search_mixture(config: SearchConfig, lanes: Lanes | None = None) -> dict[str
     """Search the best share of every cell on a running Ray; return the manifest.
 
     `lanes` are warm worker groups to train on; without them the search opens its own. Raises UserError and
-    IdentityMismatch before anything is trained, UserError when a disk is full, RuntimeError when trials could not be run or a cell had too few
+    IdentityMismatch before anything is trained, UserError when a disk is full, no lane is left or a cell had too few
     complete ones; what is recorded by then stays, and the same call goes on from there.
     """
     directory = search_directory(config)

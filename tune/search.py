@@ -128,13 +128,13 @@ class ShareSearch:
         return sum(len(cell.trials) if cell.done else cell.most_trials for cell in self.cells.values())
 
     def check_optima(self) -> None:
-        """Raise RuntimeError when a cell is done without an optimum, with the reasons of its trials."""
+        """Raise UserError when a cell is done without an optimum, with the reasons of its trials."""
         for cell in self.cells.values():
             if cell.done and cell.optimum is None:
                 reasons = "; ".join(
                     f"share {each.share:.3g}: {each.reason}" for each in cell.settled if each.reason
                 )
-                raise RuntimeError(
+                raise UserError(
                     f"cell {cell.name}: {len(complete_trials(cell.settled))} of {len(cell.settled)} trials are complete and a "
                     f"best share needs {MIN_POINTS} ({reasons}): mend what stopped them, delete their records under runs/, and search again"
                 )

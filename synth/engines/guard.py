@@ -11,13 +11,34 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
 WATCH_SECONDS = 0.2
 """How often new processes are looked for while something starts them."""
 
-_SCRIPT = 'while read -r pid; do pids="$pids $pid"; done; [ -z "$pids" ] || kill -9 $pids 2>/dev/null'
+_SCRIPT = """
+while read -r pid began; do known="$known $pid:$began"; done
+for each in $known; do
+    pid=${each%%:*}
+    stat=$(cat "/proc/$pid/stat" 2>/dev/null) || continue
+    set -- ${stat##*) }
+    shift 19
+    [ "$1" = "${each##*:}" ] && kill -9 "$pid" 2>/dev/null
+done
+"""
+"""Kills what it has read, as soon as there is no more to read. A process is known by its number and the moment it began: after
+days the number may be another one's."""
+
+
+def began_at(pid: int) -> str | None:
+    """Return when a process began, in clock ticks since boot (field 22 of proc(5)'s stat); None when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
 
 
 class Guard:
@@ -69,5 +90,6 @@ class Guard:
         new = {child.pid for child in psutil.Process().children(recursive=True)} - self._known
         self._known |= new
         if new and self._shell.stdin and not self._shell.stdin.closed:
-            self._shell.stdin.write("".join(f"{pid}\n" for pid in sorted(new)).encode())
+            lines = [f"{pid} {began}\n" for pid in sorted(new) if (began := began_at(pid)) is not None]
+            self._shell.stdin.write("".join(lines).encode())
             self._shell.stdin.flush()

@@ -25,7 +25,7 @@ def dead(monkeypatch):
 
 
 def connect():
-    cluster.connect("1/1 build_corpus natural", CorpusConfig.model_validate(SMALL))
+    cluster.connect("1/1 build_corpus natural", CorpusConfig.model_validate(SMALL | {"root": "/study"}))
 
 
 def test_an_address_where_nothing_answers_is_named_with_its_remedy(dead, monkeypatch):
@@ -59,6 +59,15 @@ def test_the_address_a_killed_cluster_has_left_is_said_with_its_file(dead, tmp_p
         UserError, match=rf"{left}: no Ray cluster answers at {dead} .*run `ray stop` or delete"
     ):
         connect()
+
+
+def test_a_relative_root_is_refused_on_a_cluster(dead, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    config = CorpusConfig.model_validate(
+        {"root": "studies/mine", "name": "natural", "sources": SMALL["sources"]}
+    )
+    with pytest.raises(UserError, match=r"build_corpus: root = 'studies/mine' is relative"):
+        cluster.connect("build_corpus", config)
 
 
 @pytest.mark.slow

@@ -196,6 +196,25 @@ def test_what_was_found_is_taken_where_the_job_leaves_it_open_and_noted(tune_con
     assert _tuned(fake_config({"latency_seconds": 0.01}, name="another")) == (256, None)
 
 
+def test_engines_that_share_a_gpu_take_no_tuning_and_cannot_be_tuned(tune_config, fake_config):
+    work = open_work(tune_config())
+    trials = [Trial(settings=on_fake(7), status="measured", accepted_tokens_per_device_second=10.0)]
+    (tuning,) = make_tunings(work, "fake", trials, 0.02)
+    write_tuning(work.config.root, tuning)
+    shared = fake_config({"latency_seconds": 0.02}, placement={"gpus_per_engine": 0.5})
+    assert _tuned(shared) == (256, None)
+    with pytest.raises(ValueError, match="a trial has its GPU to itself"):
+        tune_config(placement={"gpus_per_engine": 0.5})
+
+
+def test_an_engine_on_a_server_has_no_gpu_here_and_no_settings_to_tune(fake_config):
+    http = {"kind": "http", "model": "m", "endpoint": "http://node:8000/v1"}
+    with pytest.raises(ValueError, match="kind 'http' computes on its server, and would keep GPUs idle"):
+        fake_config(engine=http, placement={"gpus_per_engine": 1})
+    with pytest.raises(ValueError, match="a server has its own"):
+        TuneEngineConfig.model_validate(fake_config(engine=http).model_dump())
+
+
 def test_an_engine_tuned_to_more_sequences_is_handed_more_parts_whatever_device_it_lies_on(tune_config):
     """A device tuned to 1,024 sequences and given the parts that fill 256 would stand three quarters idle."""
     work = open_work(tune_config())

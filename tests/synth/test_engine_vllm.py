@@ -75,6 +75,11 @@ def test_engines_that_share_a_gpu_have_room_for_each_other(tiny_tokenizer, gpus,
     assert engine_for(tiny_tokenizer, placement).arguments().get("gpu_memory_utilization") == of_the_gpu
 
 
+def test_an_engine_on_a_gpu_spawns_its_processes_which_then_cannot_keep_the_guard_waiting(tiny_tokenizer):
+    engine = engine_for(tiny_tokenizer, RephrasePlacement(gpus_per_engine=1))
+    assert engine.environment()["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
 @pytest.mark.parametrize(("gpus", "most_at_once"), [(0.5, 1), (1, 3), (0, 3)])
 def test_engines_that_share_a_gpu_start_one_after_the_other(monkeypatch, tmp_path, gpus, most_at_once):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -162,6 +167,10 @@ def test_an_engine_across_nodes_has_vllms_ray_workers_and_one_on_a_node_has_its_
             "= 1 needs gpus_per_engine = 1, not 4: an engine uses so many GPUs, and is paid for",
         ),
         ({"tensor_parallel": 2, "gpus_per_engine": 0.5}, "needs gpus_per_engine = 2, not 0.5"),
+        (
+            {"gpus_per_engine": 0.6},
+            "0.6 leaves the rest of a GPU unused, where no second engine fits: give 1, or 0.5",
+        ),
     ],
 )
 def test_a_placement_that_does_not_fit_together_is_refused(fields, sentence):

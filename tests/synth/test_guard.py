@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from synth.engines import guard
+
 REPOSITORY = Path(__file__).parents[2]
 PARENT = """
 import subprocess, sys, time
@@ -47,3 +49,17 @@ def test_what_a_killed_process_had_started_goes_with_it(moment):
 
 def test_what_was_released_lives_on():
     assert len(children_after_a_kill("released")) == 2
+
+
+@pytest.mark.parametrize(("began", "lives"), [(guard.began_at, False), (lambda _: "1", True)])
+def test_a_process_that_has_the_number_of_one_that_ended_is_let_be(monkeypatch, began, lives):
+    monkeypatch.setattr(guard, "began_at", began)
+    watch = guard.Guard()
+    with watch.watching():
+        child = subprocess.Popen(["sleep", "600"])
+    watch.kill()
+    try:
+        assert (child.poll() is None) == lives if lives else child.wait(3) == -9
+    finally:
+        child.kill()
+        child.wait()

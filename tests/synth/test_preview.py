@@ -106,5 +106,17 @@ def test_a_mix_must_name_its_recipes(fake_config):
         list(preview_prompts(fake_config(recipe_weights={"faq": 1.0}), 1))
     with pytest.raises(ValueError, match="a weight is negative"):
         fake_config(recipe_weights={"hq": -1.0})
+    with pytest.raises(
+        UserError, match=r"recipe_weights has no weight for 'qa', which recipes names: give it one"
+    ):
+        list(preview_prompts(fake_config(recipe_weights={"hq": 1.0}), 1))
+    with pytest.raises(
+        ValueError, match=r"recipes_per_document = 2, and recipe_weights gives 0 recipes weight"
+    ):
+        fake_config(recipes_per_document=2)
+    with pytest.raises(
+        ValueError, match=r"recipes_per_document = 2, and recipe_weights gives 1 recipes weight"
+    ):
+        fake_config(recipe_weights={"hq": 1.0, "qa": 0.0}, recipes_per_document=2)
     text = "\n".join(preview_prompts(fake_config(recipe_weights={"hq": 1.0, "qa": 1.0}), 4))
     assert text.count("== document ") == 4, "one recipe each"

@@ -49,6 +49,16 @@ def test_another_score_anywhere_is_another_set(scored, tmp_path, where):
         assert quality_fingerprint(scored({22: 0.6}, directory)) != before, "one number of the last file"
 
 
+def test_a_part_without_scores_is_named_before_anything_is_claimed(scored, tmp_path):
+    config = scored()
+    sources = [UPath(source).name for source in open_work(config).sources]
+    (tmp_path / "scores" / sources[-1]).unlink()
+    with pytest.raises(UserError, match=rf"lacks 1 of {len(sources)} parts \({sources[-1]} first\)"):
+        open_work(config)
+    first = config.model_copy(update={"max_documents": 1})
+    assert len(open_work(first).sources) == 1, "what is not rephrased needs no score"
+
+
 def test_a_set_is_not_finished_with_other_scores(scored):
     open_work(scored()).claim()
     with pytest.raises(IdentityMismatch, match=r"parents\.quality_scores"):

@@ -146,6 +146,20 @@ def test_every_engine_has_work_when_one_could_take_all_parts(start, fake_config)
     assert sum(seconds > 0 for seconds in starts) == 2 < len(starts)
 
 
+@pytest.mark.slow
+def test_a_pool_grows_from_min_engines_to_engines_as_parts_wait(start, fake_config):
+    config = fake_config(
+        {"start_seconds": 0.5, "latency_seconds": 1.5},
+        placement={
+            "engines": 2, "min_engines": 1, "cpus_per_engine": 0.25, "parts_in_flight": 1, "max_num_seqs": 2
+        },
+    )  # fmt: skip
+    finished(start(config))
+    work = open_work(config)
+    starts = [entry.engine_start_seconds for entry in read_entries(work.directory, work.num_parts)]
+    assert sum(seconds > 0 for seconds in starts) == 2
+
+
 @pytest.mark.drill
 @pytest.mark.parametrize(
     ("change", "sentence"),

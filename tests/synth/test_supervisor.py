@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import example, given, settings
@@ -73,6 +74,26 @@ def test_any_set_of_killers_is_found_exactly(poisoned, max_in_flight):
     assert all(outcomes[n].reason == "killed_engine" for n in poisoned)
     assert answers_of(outcomes) == [None if n in poisoned else UNDISTURBED[n] for n in range(64)]
     assert supervisor.usage(0).deaths <= len(poisoned) * (math.log2(64) + 2)
+
+
+def test_waiting_for_others_to_start_is_no_part_of_an_engines_own_start():
+    class Patient(FakeEngine):
+        @asynccontextmanager
+        async def turn(self):
+            await asyncio.sleep(0.5)
+            yield
+
+    supervisor = Supervisor(
+        Patient(FakeBehaviour(start_seconds=0.1), 2000), 4, 100, None, start_timeout_seconds=0.4
+    )
+
+    async def one():
+        outcome = await supervisor.generate(0, request(0))
+        await supervisor.close()
+        return outcome
+
+    assert answers_of([asyncio.run(one())]) == UNDISTURBED[:1]
+    assert 0.1 <= supervisor.usage(0).start_seconds < 0.4
 
 
 def test_an_engine_that_dies_now_and_then_loses_nobody():

@@ -194,7 +194,7 @@ def test_a_cell_without_enough_losses_is_an_error_with_the_reasons_and_the_other
     search, _ = search_all(config, diverges=everything)
     assert not (cell_directory(config, "12k-4096") / BEST_FILE).exists()
     with pytest.raises(
-        RuntimeError, match=r"12k-4096: 1 of 6 trials are complete .* loss is not finite at step 7"
+        UserError, match=r"12k-4096: 1 of 6 trials are complete .* loss is not finite at step 7"
     ):
         search.check_optima()
 
@@ -326,6 +326,8 @@ def test_concurrency_and_lanes_are_no_part_of_the_search(root):
     wide = settings(root, placement={"lanes": 4, "concurrent_trials": 3})
     assert wide.identity() == settings(root).identity()
     assert any("lanes will stand idle" in warning for warning in plan_search(wide).warnings)
+    few = settings(root, placement={"lanes": 8, "concurrent_trials": 8}, trials_per_round=1)
+    assert any("trials_per_round = 1: " in warning for warning in plan_search(few).warnings)
     check_search(wide, PackedInfo.read(root, "tiny"))
 
 

@@ -12,6 +12,7 @@ import enum
 import heapq
 from dataclasses import dataclass
 
+from synth.errors import UserError
 from synth.identity import provenance
 from train.placement import TrainPlacement
 from train.record import RunRecord, TrunkUse, what_was_trained
@@ -22,7 +23,7 @@ MAX_DEATHS_AT_ONE_POINT = 2
 """Times workers may die under a run that starts from the same point each time, before the run is given up."""
 
 
-class LanesLost(RuntimeError):
+class LanesLost(UserError):
     """No lane is left to train what was submitted; says why the last one ended."""
 
 
