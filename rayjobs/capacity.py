@@ -116,6 +116,23 @@ def check_capacity(step: str, need: Need, *, may_grow: bool) -> None:
     )
 
 
+def idle_gpus(config: JobConfig) -> str | None:
+    """Return what to say when a step computes on CPUs and the cluster has GPUs; None otherwise."""
+    import ray
+
+    placement: Any = getattr(config, "placement", None)
+    if isinstance(config, RephraseConfig):
+        field, asked = "gpus_per_engine", placement.gpus_per_engine or config.engine.kind in ("http", "fake")
+    elif isinstance(placement, TrainPlacement):
+        field, asked = "gpus_per_worker", placement.gpus_per_worker
+    else:
+        return None
+    gpus = 0 if asked else ray.cluster_resources().get("GPU", 0)
+    return (
+        f"placement.{field} = 0, so it computes on CPUs, and the cluster has {gpus:g} GPUs" if gpus else None
+    )
+
+
 def _is_open(labels: Mapping[str, str], need: Need) -> bool:
     return not (need.off_the_gpu_pools and labels.get(POOL_LABEL) in GPU_POOLS)
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from rayjobs.capacity import check_capacity, need_of
+from rayjobs.capacity import check_capacity, idle_gpus, need_of
 from rayjobs.metadata import PROGRESS, STEP, STUDY, JobPage
 from synth import progress
 from synth.config import JobConfig
@@ -39,6 +39,8 @@ def connect(step: str, config: JobConfig, *, dashboard: bool = False) -> None:
     JobPage().put(**{STUDY: config.root, STEP: step, PROGRESS: "begun"})
     if need := need_of(config):
         check_capacity(step, need, may_grow=_address() is not None)
+    if sentence := idle_gpus(config):
+        print(f"[{step}] warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def _check_root(step: str, root: str) -> None:

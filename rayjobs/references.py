@@ -15,6 +15,7 @@ from train.run import RunTemplate
 from train.sizes import SIZES
 from tune.config import LawsConfig, RecommendConfig, ReportConfig, SearchConfig
 from tune.observations import mixture_label
+from tune.surface import MIN_POINTS
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Section of a study file -> name -> configuration of the step; only steps that are valid by themselves."""
@@ -171,6 +172,10 @@ def _check_pack(sections: Sections, name: str, config: PackConfig) -> list[Mista
         for source in config.tokenizer.train_on
         for each in _unknown(("pack", name, "tokenizer", "train_on"), source, config.sources, f"[pack.{name}.sources]")
     ]  # fmt: skip
+    evaluated = [sections.get("corpora", {}).get(corpus) for corpus in config.evaluate_on]
+    if all(corpus is not None and corpus.held_out_fraction == 0 for corpus in evaluated):
+        sentence = f"held_out_fraction of {', '.join(config.evaluate_on)} is 0, so there is no text to evaluate on: hold some out"
+        found.append(Mistake(("pack", name, "evaluate_on"), sentence))
     for source_name, source in config.sources.items():
         made_by = sections.get("rephrase", {}).get(source.synthetic or "")
         if made_by is None or source.recipe is None:
@@ -273,6 +278,23 @@ def _check_laws(sections: Sections, name: str, config: LawsConfig) -> list[Mista
     return found
 
 
+def _check_recommend(sections: Sections, name: str, config: RecommendConfig) -> list[Mistake]:
+    laws = sections.get("laws", {}).get(config.laws)
+    if laws is None or laws.runs is not None:
+        return []
+    plan = sections.get("pretrain", {}).get(laws.plan)
+    if plan is None or not plan.synthetic:
+        return []
+    path, found = ("pretrain", laws.plan, "shares"), []
+    if 0.0 not in plan.shares:
+        found.append(
+            Mistake(path, f"0 is not among them, and recommend.{name} compares with natural text: add 0")
+        )
+    if len({0.0, *plan.shares}) < MIN_POINTS and not config.searches:
+        found.append(Mistake(path, f"a best share, which recommend.{name} looks for, needs {MIN_POINTS} shares with 0: add one"))  # fmt: skip
+    return found
+
+
 def _shares_of_one_name(name: str, plan: PretrainConfig) -> list[Mistake]:
     """Return the complaint of `tune.observations`, which sees the plan when all of it is trained."""
     named: dict[str, float] = {}
@@ -335,6 +357,7 @@ _CHECKS: dict[str, Any] = {
     "search": _check_search,
     "report": _check_report,
     "laws": _check_laws,
+    "recommend": _check_recommend,
 }
 
 

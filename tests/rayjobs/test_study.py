@@ -24,6 +24,9 @@ def mistakes(study):
     return sentences(error.value)
 
 
+TARGET = {"laws": "fit", "target_num_params": 98_000, "target_train_tokens": 131_072}
+
+
 def test_steps_run_in_the_order_of_the_flow_under_one_root():
     steps = steps_of(StudyConfig.model_validate(STUDY))
     assert [step.title for step in steps] == [
@@ -156,6 +159,18 @@ def test_mistakes_of_all_kinds_are_told_at_once():
         (
             {"laws.fit.drop_highest_losses": 4},
             ["laws.fit.drop_highest_losses: 4 leaves none of the 4 runs of pretrain.grid: lower it."],
+        ),
+        (
+            {"pretrain.grid.shares": [0.33, 0.67, 1.0], "recommend.r": TARGET},
+            ["pretrain.grid.shares: 0 is not among them, and recommend.r compares with natural text: add 0."],
+        ),
+        (
+            {"pretrain.grid.shares": [0.0, 0.5], "recommend.r": TARGET},
+            ["pretrain.grid.shares: a best share, which recommend.r looks for, needs 3 shares with 0: add one."],
+        ),
+        (
+            {"corpora.natural.held_out_fraction": 0.0},
+            ["pack.packed.evaluate_on: held_out_fraction of natural is 0, so there is no text to evaluate on"],
         ),
         (
             {"pretrain.grid.shares": [0.331, 0.334]},
