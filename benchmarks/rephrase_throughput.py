@@ -281,7 +281,7 @@ def run_ours_two(task: dict[str, Any]) -> dict[str, Any]:
     """Return tokens and seconds of rephrase_corpus with two engines on one GPU."""
     halves = {"engines": 2, "gpus_per_engine": 0.5}
     placement = task["config"]["placement"] | halves
-    return run_ours(task | {"config": task["config"] | {"name": "ours_two", "placement": placement}})
+    return run_ours(task | {"config": task["config"] | {"placement": placement}})
 
 
 def _found(config: RephraseConfig) -> dict[str, Any]:
@@ -391,8 +391,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         sides: dict[str, list[dict[str, Any]]] = {}
         texts: dict[str, list[str]] = {}
         for name in options.order.split(","):
-            if name == "ours":  # once more means in a set of its own
-                task["config"]["name"] = f"ours{len(sides.get(name, []))}"
+            if name.startswith("ours"):  # once more means in a set of its own
+                task["config"]["name"] = f"{name}{len(sides.get(name, []))}"
             task["out"] = f"{root}/{name}{len(sides.get(name, []))}"
             found = run_side(name, task, environment)
             if "texts" in found:

@@ -116,10 +116,8 @@ def check_capacity(step: str, need: Need, *, may_grow: bool) -> None:
     )
 
 
-def idle_gpus(config: JobConfig) -> str | None:
-    """Return what to say when a step computes on CPUs and the cluster has GPUs; None otherwise."""
-    import ray
-
+def idle_gpus(config: JobConfig, gpus: float) -> str | None:
+    """Return what to say when a step computes on CPUs and its cluster has so many GPUs; None otherwise."""
     placement: Any = getattr(config, "placement", None)
     if isinstance(config, RephraseConfig):
         field, asked = "gpus_per_engine", placement.gpus_per_engine or config.engine.kind in ("http", "fake")
@@ -127,10 +125,9 @@ def idle_gpus(config: JobConfig) -> str | None:
         field, asked = "gpus_per_worker", placement.gpus_per_worker
     else:
         return None
-    gpus = 0 if asked else ray.cluster_resources().get("GPU", 0)
-    return (
-        f"placement.{field} = 0, so it computes on CPUs, and the cluster has {gpus:g} GPUs" if gpus else None
-    )
+    if asked or not gpus:
+        return None
+    return f"placement.{field} = 0, so it computes on CPUs, and the cluster has {gpus:g} GPUs"
 
 
 def _is_open(labels: Mapping[str, str], need: Need) -> bool:

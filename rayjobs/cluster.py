@@ -39,7 +39,9 @@ def connect(step: str, config: JobConfig, *, dashboard: bool = False) -> None:
     JobPage().put(**{STUDY: config.root, STEP: step, PROGRESS: "begun"})
     if need := need_of(config):
         check_capacity(step, need, may_grow=_address() is not None)
-    if sentence := idle_gpus(config):
+    import ray
+
+    if sentence := idle_gpus(config, ray.cluster_resources().get("GPU", 0)):
         print(f"[{step}] warning: {sentence}", file=sys.stderr, flush=True)
 
 

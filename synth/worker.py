@@ -207,11 +207,16 @@ class RephraseWorker:
     def _commit(
         self, drafted: DraftedPart, finished: list[Finished], began: float, usage: PartUsage
     ) -> LedgerEntry:
-        devices = self.work.config.placement.gpus_per_engine or 1.0
+        config = self.work.config
+        on_server = config.engine.kind == "http"  # whose devices, and who else they work for, nobody says
+
+        def of_devices(seconds: float) -> float | None:
+            return None if on_server else seconds * (config.placement.gpus_per_engine or 1.0)
+
         cost = PartCost(
-            device_seconds=usage.device_seconds * devices, engine_start_seconds=usage.start_seconds * devices,
+            device_seconds=of_devices(usage.device_seconds), engine_start_seconds=of_devices(usage.start_seconds),
             engine_deaths=usage.deaths + usage.shared_deaths, retries=usage.retries, wall_seconds=time.monotonic() - began,
-            lost_attempts=usage.lost_attempts, lost_device_seconds=usage.lost_device_seconds * devices,
+            lost_attempts=usage.lost_attempts, lost_device_seconds=of_devices(usage.lost_device_seconds),
         )  # fmt: skip
         generated = GeneratedBy(self._engine.version, self._engine.tokenizer.prompt_format, self.tuning)
         return self._writer.commit(drafted, finished, generated, cost)

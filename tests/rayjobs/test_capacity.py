@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rayjobs.capacity import most_that_fit, need_of
+from rayjobs.capacity import idle_gpus, most_that_fit, need_of
 from rayjobs.study import StudyConfig, steps_of
 from synth.config import CorpusConfig, RephraseConfig
 from tests.cluster.studies import whole_study
@@ -52,6 +52,15 @@ def test_a_task_needs_a_cpu_and_a_fit_nothing():
     corpus = CorpusConfig.model_validate({"sources": [{"kind": "docstrings", "packages": ["json"]}]})
     assert dict(need_of(corpus).bundle) == {"CPU": 1}
     assert need_of(LawsConfig(plan="grid")) is None
+
+
+def test_gpus_that_a_step_leaves_idle_are_told():
+    assert idle_gpus(rephrase(), 8.0) == (
+        "placement.gpus_per_engine = 0, so it computes on CPUs, and the cluster has 8 GPUs"
+    )
+    assert idle_gpus(rephrase(), 0.0) is None
+    assert idle_gpus(rephrase(gpus_per_engine=1), 8.0) is None
+    assert idle_gpus(LawsConfig(plan="grid"), 8.0) is None
 
 
 @pytest.mark.parametrize(
