@@ -41,7 +41,8 @@ from synth.ledger import LedgerEntry, Tally, entry_path, missing_parts, read_ent
 from synth.parts import part_name
 from synth.storage import study_path, write_parquet_atomic
 
-SET_PARTS = (10, 100)
+SET_PARTS = (40, 400)
+"""Both hold more parts than an engine of 256 sequences has in flight, 33 of 64 rows: below that, memory goes with the corpus."""
 
 WORDS = (
     "the",
